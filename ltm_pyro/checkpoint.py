@@ -1,0 +1,123 @@
+"""Checkpoints: the weights and everything needed to go on, written whole or not at all.
+
+`checkpoints/step-00000200/` holds `model.safetensors` (the weights), `optimizer.safetensors` (AdamW's moments) and
+`progress.json`. All randomness of training is a pure function of (seed, step), so no random state is stored.
+Nothing read from here can run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ltm_pyro.errors import InputError
+
+KEPT = 2
+
+
+@dataclass
+class Progress:
+    """Where a training run stands."""
+
+    step: int = 0
+    """Slow steps taken, the skipped ones included."""
+    tokens_seen: int = 0
+    """Predicted tokens that the slow steps have read."""
+    seconds: float = 0.0
+    """Time spent in training steps."""
+    num_skipped_steps: int = 0
+    """Slow steps left out because a value was not finite."""
+
+
+def save(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer, progress: Progress) -> Path:
+    """Write a checkpoint into the folder `checkpoints`, and remove all but the last two.
+
+    Raises:
+        FloatingPointError: if a weight is not finite; nothing is written then.
+    """
+    weights = model.state_dict()
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise FloatingPointError("a weight is not finite")
+    target = folder / f"step-{progress.step:08d}"
+    partial = folder / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(weights, partial / "model.safetensors")
+    save_file(_moments(adamw), partial / "optimizer.safetensors")
+    (partial / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)))
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    _sync(folder)
+    for old in all_checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(old)
+    return target
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in the folder `checkpoints`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Put the weights of a checkpoint into the model.
+
+    Raises:
+        InputError: if they cannot be read, or are those of another model.
+    """
+    weights = _read(checkpoint / "model.safetensors")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"the weights in {checkpoint} are not those of this model: {error}") from None
+
+
+def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
+    """Put AdamW's moments into the optimiser, and return where the run stood.
+
+    Raises:
+        InputError: if the checkpoint cannot be read.
+    """
+    moments = _read(checkpoint / "optimizer.safetensors")
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in moments.items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = value
+    adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
+    try:
+        return Progress(**json.loads((checkpoint / "progress.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{checkpoint / 'progress.json'} cannot be read: {error}") from None
+
+
+def _moments(adamw: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{key}": value
+        for index, values in adamw.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,192 @@
+"""All settings of a training run. The docstrings of the fields are the text of `--help`.
+
+A preset is a complete set of them; what is given on the command line stands above the preset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import tyro
+
+from ltm_pyro.data import PACKING
+from ltm_pyro.errors import InputError
+from ltm_pyro.inference import SCHEMES
+from ltm_pyro.inference.svi import OptimizerConfig
+from ltm_pyro.models import DecoderConfig
+
+SchemeName = Literal[tuple(SCHEMES)]  # type: ignore[valid-type]
+PackingName = Literal[tuple(PACKING)]  # type: ignore[valid-type]
+PresetName = Literal["tiny", "small", "medium", "large"]
+
+
+@dataclass(frozen=True)
+class _RunSettings:
+    inference: SchemeName = "vi"
+    """How z is inferred: map (a point), vi (a Gaussian), langevin (draws)."""
+    preset: PresetName = "tiny"
+    """Sizes and training settings to start from; other options change them one by one.
+    tiny trains on a laptop; small, medium and large are the paper's."""
+    data: str = "python-docs"
+    """python-docs (the documentation that Python itself carries),
+    a .txt, .jsonl or .parquet file or a folder of them,
+    or a Hugging Face data set as NAME or NAME:CONFIG."""
+    text_column: str = "text"
+    """Column of the corpus that holds the text (.jsonl, .parquet, Hugging Face)."""
+    tokenizer: str = "bytes"
+    """bytes, or an encoding of tiktoken, such as gpt2."""
+    packing: PackingName = "document"
+    """document: a sequence holds one document, or a piece of one.
+    stream: documents follow each other without padding; those in one sequence share its z."""
+    infer_from: Literal["whole", "prefix"] = "whole"
+    """What z is inferred from in training: the whole sequence (the paper's objective),
+    or a prefix of random length; the loss is that of the whole sequence in both cases."""
+    steps: int = 600
+    """Slow steps: updates of the weights."""
+    fast_steps: int = 4
+    """Steps of inference for each sequence in each slow step (T)."""
+    batch_size: int = 8
+    """Sequences of a slow step."""
+    micro_batch_size: int = 8
+    """Sequences that are inferred together; a divisor of batch-size.
+    Less needs less memory (gradients accumulate)."""
+    seed: int = 0
+    """Seed of weights, noise and order of the data."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is cuda where there is one."""
+    out: str | None = None
+    """Folder of the run. Default: runs/DATA-PRESET-INFERENCE, numbered if that exists."""
+    resume: bool = False
+    """Go on with the run in --out. Only --steps, --device and how often to log, validate and save may then be given."""
+    log_every: int = 10
+    """Slow steps from one line of metrics to the next."""
+    validate_every: int = 200
+    """Slow steps from one validation to the next."""
+    validation_sequences: int = 32
+    """Held-out sequences of a validation; the closing report takes twice as many."""
+    validation_samples: int = 64
+    """Draws of z for the held-out bound, which the fit of z never saw."""
+    checkpoint_every: int = 200
+    """Slow steps from one checkpoint to the next. The last two are kept."""
+    model: DecoderConfig = field(default_factory=DecoderConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+def _settings_of(scheme: type) -> type:
+    """The scheme without `num_steps` on the command line, where --fast-steps sets it."""
+    hidden = ("num_steps", tyro.conf.Suppress[int], field(default=scheme.num_steps))
+    return dataclasses.make_dataclass(scheme.__name__, [hidden], bases=(scheme,), frozen=True)
+
+
+_SCHEME_SETTINGS = {name: _settings_of(scheme) for name, scheme in SCHEMES.items()}
+
+TrainConfig = dataclasses.make_dataclass(
+    "TrainConfig",
+    [(name, settings, field(default_factory=settings)) for name, settings in _SCHEME_SETTINGS.items()],
+    bases=(_RunSettings,),
+    frozen=True,
+)
+TrainConfig.__doc__ = "Train a Latent Thought Model: infer z of each text (fast), then step on the weights (slow)."
+
+
+def _paper(num_layers: int, num_slots: int, fast_steps: int) -> dict[str, Any]:
+    """Kong et al. 2025, section 4 and appendix; docs/presets.md lists where we depart from it."""
+    return {
+        "model": DecoderConfig(
+            num_layers=num_layers, width=512, num_heads=8, hidden=1376, num_slots=num_slots, window=256, length=1024
+        ),
+        "optimizer": OptimizerConfig(
+            learning_rate=4e-4, final_learning_rate=4e-5, warmup_steps=1000, beta_1=0.9, beta_2=0.95, weight_decay=0.1
+        ),
+        "tokenizer": "gpt2",
+        "packing": "stream",
+        "steps": 60_000,
+        "fast_steps": fast_steps,
+        "batch_size": 512,
+        "micro_batch_size": 8,
+        "validate_every": 1000,
+        "checkpoint_every": 1000,
+    }
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": _paper(num_layers=3, num_slots=8, fast_steps=16),
+    "medium": _paper(num_layers=6, num_slots=4, fast_steps=16),
+    "large": _paper(num_layers=12, num_slots=8, fast_steps=64),
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """The settings of a preset.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    if name not in _PRESETS:
+        raise InputError(f"unknown preset {name!r}: choose from {', '.join(_PRESETS)}")
+    return TrainConfig(preset=name, **_PRESETS[name])
+
+
+def scheme_of(config: TrainConfig) -> Any:
+    """The posterior scheme that the config names, at its number of fast steps."""
+    return dataclasses.replace(getattr(config, config.inference), num_steps=config.fast_steps)
+
+
+def validate(config: TrainConfig) -> None:
+    """Raise InputError where a setting is out of range."""
+    for name in (
+        "steps",
+        "batch_size",
+        "micro_batch_size",
+        "log_every",
+        "validate_every",
+        "validation_sequences",
+        "validation_samples",
+        "checkpoint_every",
+    ):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
+    for name in ("fast_steps", "seed"):
+        if getattr(config, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(config, name)}")
+    if config.batch_size % config.micro_batch_size:
+        raise InputError(f"--micro-batch-size {config.micro_batch_size} must divide --batch-size {config.batch_size}")
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The settings as plain values, for `config.yaml`."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of :func:`to_dict`.
+
+    Raises:
+        InputError: if a setting is unknown, missing or of the wrong kind.
+    """
+    types = {
+        "model": DecoderConfig,
+        "optimizer": OptimizerConfig,
+        **_SCHEME_SETTINGS,
+    }
+    try:
+        nested = {name: types[name](**values[name]) for name in types if name in values}
+        return TrainConfig(**{**values, **nested})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the settings of the run cannot be read: {error}") from None
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, under dotted names: (old value, new value)."""
+    old_values, new_values = _flat(to_dict(old)), _flat(to_dict(new))
+    return {name: (old_values[name], new_values[name]) for name in new_values if old_values[name] != new_values[name]}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

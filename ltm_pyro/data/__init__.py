@@ -1,0 +1,33 @@
+"""From a name or a file to batches of tokens.
+
+Corpora, tokenizers, packing into sequences, the order of batches, and synthetic languages whose probabilities are
+known. This room knows the batch that a model reads, and nothing of inference or of the commands.
+
+To add a corpus, give :func:`load_corpus` another source of documents (`corpora.py`). To add a tokenizer, register a
+tiktoken encoding that has an end-of-text token as a tiktoken plugin: :func:`get_tokenizer` finds it by its name. To add
+a way of packing, write a function with the signature of :func:`pack_by_document` and give it a line in `PACKING`.
+"""
+
+from ltm_pyro.data.batches import batch_indices
+from ltm_pyro.data.corpora import Corpus, load_corpus
+from ltm_pyro.data.packing import PACKING, PackedSequences, pack_as_stream, pack_by_document
+from ltm_pyro.data.synthetic import TopicLanguage, UniformLanguage, token_batch
+from ltm_pyro.data.tokenizers import begin_of_text, end_of_text, fingerprint, get_tokenizer, token_num_bytes
+
+__all__ = [
+    "PACKING",
+    "Corpus",
+    "PackedSequences",
+    "TopicLanguage",
+    "UniformLanguage",
+    "batch_indices",
+    "begin_of_text",
+    "end_of_text",
+    "fingerprint",
+    "get_tokenizer",
+    "load_corpus",
+    "pack_as_stream",
+    "pack_by_document",
+    "token_batch",
+    "token_num_bytes",
+]

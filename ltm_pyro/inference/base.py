@@ -1,0 +1,215 @@
+"""The protocol of a posterior scheme, and `infer`, which runs one.
+
+The model is any Pyro program `model(batch)` with a latent site "z" under one plate named "sequences", at dim -1, and
+observed sites. The batch is any object with `len` and `sequence_ids` ([B] int64). Nothing else is known of
+either, so the schemes are tested on models whose posterior has a closed form.
+
+A scheme is a frozen dataclass of its settings. Its state is a value: a frozen dataclass of detached tensors whose
+leading dimension is the sequence. It can be indexed, stored, permuted and joined; nothing about a local posterior
+lives in Pyro's parameter store, and no randomness is hidden (see `noise.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.posterior import Posterior
+
+LATENT = "z"
+PLATE = "sequences"
+
+Model = Callable[..., Any]
+Guide = Callable[..., None]
+
+
+class Batch(Protocol):
+    """What inference asks of a batch."""
+
+    sequence_ids: Tensor
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class State:
+    """What every scheme's state holds. The leading dimension of every field is the sequence."""
+
+    sequence_ids: Tensor
+    """[B] int64: names the noise of each sequence."""
+    step: Tensor
+    """[B] int64: steps taken, skipped ones included."""
+    num_skipped: Tensor
+    """[B] int64: steps whose outcome was not finite, and which left the sequence as it was."""
+
+    def __len__(self) -> int:
+        return len(self.sequence_ids)
+
+    def __getitem__(self, index: slice | Tensor) -> Self:
+        """The state of the sequences that the index selects."""
+        return dataclasses.replace(self, **{name: value[index] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a step saw, per sequence; never a mean over the batch."""
+
+    objective: Tensor
+    """[B], nats: the estimate of what the scheme lowers, at the state the step started from."""
+
+
+class PosteriorScheme(Protocol):
+    """Posterior inference of z, one file a scheme; `SCHEMES` lists them.
+
+    Every method works on all B sequences at once, and no sequence influences another.
+    """
+
+    has_density: ClassVar[bool]
+    """Whether q is a distribution with a density over z, as an ELBO needs; false for points and draws."""
+    num_steps: int
+    """T, the steps that `infer` takes."""
+
+    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
+        """The state to start from: at the prior, or at z = `warm` ([B, *event_shape])."""
+        ...
+
+    def step(self, model: Model, state: Any, batch: Batch, rng: Noise) -> tuple[Any, StepInfo]:
+        """One step for every sequence. Reads the model's weights, and leaves their `.grad` alone."""
+        ...
+
+    def guide(self, state: Any, rng: Noise) -> Guide:
+        """The posterior as a Pyro guide with the one site "z", for a slow step; each call draws anew."""
+        ...
+
+    def posterior(self, state: Any, num_samples: int, rng: Noise) -> Posterior:
+        """Draws [chain, draw, B, *event_shape], chains times draws being `num_samples`, from noise no step has seen."""
+        ...
+
+
+def infer(scheme: PosteriorScheme, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
+    """Infer z of every sequence: `scheme.init`, then `scheme.num_steps` steps with the weights frozen.
+
+    A sequence whose step has an outcome that is not finite keeps its state, and counts it in `num_skipped`.
+
+    Args:
+        rng: `BatchNoise`, or `SequenceNoise` for a result that does not depend on batch-mates.
+        warm: where to start instead of the prior, [B, *event_shape].
+
+    Returns:
+        the scheme's state.
+    """
+    with frozen(model):
+        state = scheme.init(model, batch, rng, warm)
+        for _ in range(scheme.num_steps):
+            proposed, _ = scheme.step(model, state, batch, rng)
+            state = keep_finite(state, proposed)
+    return state
+
+
+def keep_finite(state: State, proposed: State) -> Any:
+    """The proposed state; for the sequences in which it is not finite, the old one with the skip counted."""
+    finite = torch.ones(len(state), dtype=torch.bool, device=proposed.num_skipped.device)
+    for value in vars(proposed).values():
+        if value.is_floating_point():
+            finite &= value.isfinite().flatten(1).all(1)
+    if finite.all():
+        return proposed
+    kept = {
+        name: torch.where(finite.view(-1, *[1] * (value.dim() - 1)), value, getattr(state, name))
+        for name, value in vars(proposed).items()
+        if value.is_floating_point()
+    }
+    return dataclasses.replace(proposed, **kept, num_skipped=state.num_skipped + (~finite).long())
+
+
+@contextlib.contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Within the block no gradient is computed for the weights of `model`, if it is a module.
+
+    Pyro registers only weights that require a gradient, so the global parameter store sees none of them either.
+    """
+    weights = [w for w in model.parameters() if w.requires_grad] if isinstance(model, torch.nn.Module) else []
+    was_training = isinstance(model, torch.nn.Module) and model.training
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        if was_training:
+            model.eval()  # Pyro warns of weights without gradient in a module that is training.
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+        if was_training:
+            model.train()
+
+
+def latent_prior(model: Model, batch: Batch) -> TorchDistribution:
+    """p(z) for every sequence, batch_shape [B]: what the program says at site "z", without running the rest of it.
+
+    Raises:
+        ValueError: if the program has no such site under exactly the plate "sequences", or another latent before it.
+    """
+    try:
+        poutine.escape(model, escape_fn=_is_latent)(batch)
+    except poutine.runtime.NonlocalExit as found:
+        site = found.site
+    else:
+        raise ValueError(f'the model has no latent site "{LATENT}"')
+    if site["name"] != LATENT:
+        raise ValueError(f'the only latent site must be "{LATENT}", but the model has "{site["name"]}"')
+    plates = [(plate.name, plate.dim) for plate in site["cond_indep_stack"]]
+    if plates != [(PLATE, -1)]:
+        raise ValueError(f'site "{LATENT}" must stand under one plate, "{PLATE}" at dim -1, not under {plates}')
+    return site["fn"]
+
+
+def _is_latent(site: Any) -> bool:
+    return not site["is_observed"] and not site_is_subsample(site)
+
+
+@dataclass(frozen=True)
+class LogJoint:
+    """The log joint density of texts and thoughts, in nats."""
+
+    log_likelihood: Tensor
+    """log p(x | z), [*sample_shape, B]."""
+    log_prior: Tensor
+    """log p(z), [*sample_shape, B]."""
+    prior: TorchDistribution
+    """p(z) itself, batch_shape [*sample_shape, B]."""
+
+
+def log_joint(model: Model, batch: Batch, z: Tensor, num_sample_dims: int = 0) -> LogJoint:
+    """Evaluate the program at z, [*sample_shape, B, *event_shape], where sample_shape has `num_sample_dims` dimensions.
+
+    The terms are sums over all that the program observes: a mean over tokens would give the posterior a wrong
+    temperature.
+
+    Raises:
+        ValueError: if the program has a latent site other than "z".
+    """
+    with contextlib.ExitStack() as stack:
+        for dim, size in enumerate(reversed(z.shape[:num_sample_dims])):
+            stack.enter_context(pyro.plate(f"draws_{dim}", size, dim=-2 - dim))
+        trace = poutine.trace(poutine.condition(model, data={LATENT: z})).get_trace(batch)
+    trace.compute_log_prob()
+    log_likelihood = z.new_zeros(z.shape[: num_sample_dims + 1])
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or name == LATENT or site_is_subsample(site):
+            continue
+        if not site["is_observed"]:
+            raise ValueError(f'the only latent site must be "{LATENT}", but the model has "{name}"')
+        log_likelihood = log_likelihood + site["log_prob"]
+    latent = trace.nodes[LATENT]
+    return LogJoint(log_likelihood, latent["log_prob"], latent["fn"])

@@ -1,0 +1,108 @@
+"""Valid figures for log p(x).
+
+For the texts x of a batch, all in nats and per sequence. A figure refuses position weights other than 0 and 1, which
+would make it a figure of something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ltm_pyro.inference.base import Batch, Model, PosteriorScheme, State, frozen, log_joint
+from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.vi import VI, VIState
+
+
+@dataclass(frozen=True)
+class Elbo:
+    """Monte Carlo estimate of the negative ELBO, an upper bound on -log p(x) in expectation."""
+
+    nll: Tensor
+    """[B]: -E_q log p(x | z), the distortion."""
+    kl: Tensor
+    """[B]: KL(q ‖ p), the rate; exact."""
+    variance: Tensor
+    """[B]: variance of `nll` over the draws of z, of one draw."""
+    num_samples: int
+    """Draws of z that `nll` averages."""
+
+    @property
+    def nelbo(self) -> Tensor:
+        """[B]: the bound."""
+        return self.nll + self.kl
+
+    @property
+    def monte_carlo_standard_error(self) -> Tensor:
+        """[B]: of `nelbo`, over the draws of z."""
+        return (self.variance / self.num_samples).sqrt()
+
+
+@torch.no_grad()
+def elbo(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> Elbo:
+    """-ELBO of q, at draws of its own.
+
+    It is a bound if q was made without those draws: pass a scheme's `distribution`, whose noise no step has seen.
+    Memory does not grow with `num_samples`.
+
+    Args:
+        q: batch_shape [B], with a density.
+
+    Raises:
+        ValueError: if a position of the batch weighs anything but 0 or 1.
+    """
+    _require_full_weights(batch)
+    mean = torch.zeros(len(batch), dtype=torch.float64)
+    squares = torch.zeros_like(mean)
+    with frozen(model):
+        for count in range(1, num_samples + 1):
+            joint = log_joint(model, batch, q.rsample())
+            # Welford's update: a difference of large sums would lose the variance.
+            deviation = -joint.log_likelihood.double().cpu() - mean
+            mean += deviation / count
+            squares += deviation * (-joint.log_likelihood.double().cpu() - mean)
+        kl = kl_divergence(q, joint.prior).double().cpu()
+    return Elbo(mean, kl, squares / max(1, num_samples - 1), num_samples)
+
+
+@torch.no_grad()
+def reused_noise(model: Model, batch: Batch, scheme: VI, state: VIState) -> Elbo:
+    """The figure of the reference implementation: the "ELBO" at the very noise that q was fitted to. NOT a bound.
+
+    Raises:
+        ValueError: if the scheme has drawn fresh noise, so that there is none to reuse.
+    """
+    _require_full_weights(batch)
+    if scheme.noise != "reused":
+        raise ValueError('only a scheme with noise="reused" has noise to reuse')
+    with frozen(model):
+        joint = log_joint(model, batch, state.mean + state.log_scale.exp() * state.noise)
+    kl = kl_divergence(scheme.distribution(state, rng=None), joint.prior).double().cpu()
+    return Elbo(-joint.log_likelihood.double().cpu(), kl, torch.full_like(kl, torch.nan), 1)
+
+
+def gaussian_around(
+    scheme: PosteriorScheme, state: State, model: Model, batch: Batch, rng: Noise, fit: VI
+) -> tuple[VI, VIState]:
+    """A Gaussian around the points or draws of a scheme that has no density, so that it has an ELBO.
+
+    The centre is the mean of the scheme's draws and is held; the scales are fitted by `fit` with noise of their own.
+    """
+    centre = scheme.posterior(state, getattr(scheme, "num_chains", 1), rng).mean
+    fitted = fit.init(model, batch, rng, warm=centre)
+    with frozen(model):
+        for _ in range(fit.num_steps):
+            moved, _ = fit.step(model, fitted, batch, rng)
+            fitted = dataclasses.replace(moved, mean=centre)
+    return fit, fitted
+
+
+def _require_full_weights(batch: Batch) -> None:
+    weights = getattr(batch, "weights", None)
+    if weights is not None and not ((weights == 0) | (weights == 1)).all():
+        raise ValueError("a figure needs position weights of 0 and 1")

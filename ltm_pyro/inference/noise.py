@@ -1,0 +1,107 @@
+"""Where inference takes its randomness from: one small object in two forms, passed in explicitly.
+
+`BatchNoise` draws from a `torch.Generator` for the whole batch at once: fast, for training.
+`SequenceNoise` draws from a stream of each sequence's own, so that what is inferred for a sequence depends neither on
+its batch-mates, nor on their number or order, nor on the number of processes: for evaluation and for tests.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Noise(Protocol):
+    """Source of random numbers for a batch of sequences.
+
+    Both methods return [*sample_shape, B, *event_shape]. `sequence_ids` and `steps` are [B] int64: who asks, and which
+    step of its inference it is at; `purpose` names what the numbers are for. A purpose never sees another's numbers.
+    """
+
+    def normal(
+        self,
+        purpose: str,
+        sequence_ids: Tensor,
+        steps: Tensor,
+        event_shape: torch.Size,
+        sample_shape: tuple[int, ...] = (),
+        *,
+        like: Tensor,
+    ) -> Tensor:
+        """Standard normal numbers, with dtype and device of `like`."""
+        ...
+
+    def uniform(self, purpose: str, sequence_ids: Tensor, steps: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """Numbers from [0, 1), float64, on the CPU; [*sample_shape, B]."""
+        ...
+
+
+class BatchNoise:
+    """Noise from one generator for the whole batch; every call draws anew, whatever its arguments."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def normal(
+        self,
+        purpose: str,
+        sequence_ids: Tensor,
+        steps: Tensor,
+        event_shape: torch.Size,
+        sample_shape: tuple[int, ...] = (),
+        *,
+        like: Tensor,
+    ) -> Tensor:
+        shape = (*sample_shape, len(sequence_ids), *event_shape)
+        return torch.randn(shape, generator=self.generator, dtype=like.dtype, device=self.generator.device).to(like)
+
+    def uniform(self, purpose: str, sequence_ids: Tensor, steps: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        shape = (*sample_shape, len(sequence_ids))
+        device = self.generator.device
+        return torch.rand(shape, generator=self.generator, dtype=torch.float64, device=device).cpu()
+
+
+class SequenceNoise:
+    """Noise that is a pure function of (seed, sequence id, purpose, step).
+
+    Each such key has a stream of NumPy's counter-based Philox generator (Salmon et al. 2011). The numbers are drawn in
+    float32 on the CPU and then converted, so that a run in float64 or on another device sees the same ones.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def normal(
+        self,
+        purpose: str,
+        sequence_ids: Tensor,
+        steps: Tensor,
+        event_shape: torch.Size,
+        sample_shape: tuple[int, ...] = (),
+        *,
+        like: Tensor,
+    ) -> Tensor:
+        shape = (*sample_shape, *event_shape)
+        draws = [
+            generator.standard_normal(math.prod(shape), dtype=np.float32).reshape(shape)
+            for generator in self._generators(purpose, sequence_ids, steps)
+        ]
+        return torch.from_numpy(np.stack(draws, axis=len(sample_shape))).to(like)
+
+    def uniform(self, purpose: str, sequence_ids: Tensor, steps: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        draws = [generator.random(sample_shape) for generator in self._generators(purpose, sequence_ids, steps)]
+        return torch.from_numpy(np.stack(draws, axis=-1))
+
+    def _generators(self, purpose: str, sequence_ids: Tensor, steps: Tensor) -> list[np.random.Generator]:
+        # Key and counter are separate in Philox: no two (seed, id, purpose, step) share a stream. The first counter
+        # word counts the numbers drawn.
+        purpose_id = zlib.crc32(purpose.encode())
+        return [
+            np.random.Generator(np.random.Philox(key=[self.seed, sequence_id], counter=[0, 0, step, purpose_id]))
+            for sequence_id, step in zip(sequence_ids.tolist(), steps.tolist(), strict=True)
+        ]

@@ -1,0 +1,113 @@
+"""The slow step: stochastic variational inference of the weights, whatever scheme inferred z.
+
+    β ← AdamW(β, ∇_β Σ_b [KL(q_b ‖ p) - E_{z ~ q_b} log p_β(x_b | z)] / number of predicted tokens)
+
+The estimate and its gradient are Pyro's (`pyro.infer.TraceMeanField_ELBO`), with the scheme's guide; without clipping,
+accumulation and normalisation a step is `pyro.infer.SVI.step`, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO
+from torch import nn
+from torch.distributions import kl_divergence
+
+from ltm_pyro.inference.base import LATENT, Batch, Guide, Model
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW on the weights: warm-up, then a cosine to the final rate."""
+
+    learning_rate: float = 2e-3
+    """Highest learning rate."""
+    final_learning_rate: float = 2e-4
+    """Learning rate of the last step."""
+    warmup_steps: int = 50
+    """Slow steps in which the learning rate rises from 0 to its highest."""
+    beta_1: float = 0.9
+    """Decay of AdamW's first moment."""
+    beta_2: float = 0.95
+    """Decay of AdamW's second moment."""
+    weight_decay: float = 0.1
+    """Decay of the weights (not of norms)."""
+    max_gradient_norm: float = 1.0
+    """The gradient of all weights together is scaled down to this norm."""
+
+
+@dataclass(frozen=True)
+class SlowLoss:
+    """The estimate of a slow step, in nats, summed over the sequences."""
+
+    nelbo: float
+    """Negative ELBO. Where q has no density (a point, a draw): the negative log joint at it."""
+    rate: float
+    """KL(q ‖ p). Where q has no density: -log p(z)."""
+
+    @property
+    def nll(self) -> float:
+        """-E_q log p(x | z)."""
+        return self.nelbo - self.rate
+
+
+def elbo_backward(model: Model, guide: Guide, batch: Batch, num_tokens: float) -> SlowLoss:
+    """Add the gradient of the negative ELBO per token to the weights' `.grad`.
+
+    Args:
+        num_tokens: what the summed loss is divided by: the predicted tokens of all batches that share one update.
+    """
+    # In a store of its own: the global one would hold on to these weights, and confuse them with another model's.
+    with pyro.get_param_store().scope():
+        traced_model, traced_guide = poutine.trace(model), poutine.trace(guide)
+        nelbo = TraceMeanField_ELBO().differentiable_loss(traced_model, traced_guide, batch)
+    (nelbo / num_tokens).backward()
+    q, prior = (handler.trace.nodes[LATENT]["fn"] for handler in (traced_guide, traced_model))
+    return SlowLoss(nelbo.item(), kl_divergence(q, prior).sum().item())
+
+
+class WeightOptimizer:
+    """AdamW with one global gradient clip and a schedule that is a pure function of the step."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, num_steps: int) -> None:
+        self.config = config
+        self.num_steps = num_steps
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        groups = [
+            # Norms are the weights with one dimension.
+            {"params": [w for w in self.weights if w.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [w for w in self.weights if w.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta_1, config.beta_2))
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of the slow step with this number, counted from 0."""
+        config = self.config
+        if step < config.warmup_steps:
+            return config.learning_rate * (step + 1) / config.warmup_steps
+        progress = min(1.0, (step - config.warmup_steps + 1) / max(1, self.num_steps - config.warmup_steps))
+        cosine = (1 + math.cos(math.pi * progress)) / 2
+        return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+
+    def update(self, step: int, is_usable: bool = True) -> bool:
+        """Apply the gradients that have been accumulated, and clear them.
+
+        Args:
+            is_usable: false leaves them out.
+
+        Returns:
+            whether they were applied: usable, and finite. If not, weights and moments are left as they were.
+        """
+        norm = nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm)
+        is_usable = is_usable and bool(norm.isfinite())
+        if is_usable:
+            for group in self.adamw.param_groups:
+                group["lr"] = self.learning_rate(step)
+            self.adamw.step()
+        self.adamw.zero_grad()
+        return is_usable

@@ -1,0 +1,11 @@
+"""The generative model: p(z) and p(x | z), as Pyro programs. Knows nothing of inference, data or files.
+
+To add a prior, write it in `ltm.py` at site "z"; to change the network, `decoder.py`.
+"""
+
+from ltm_pyro.models.batch import TokenBatch
+from ltm_pyro.models.decoder import Decoder, DecoderConfig
+from ltm_pyro.models.ltm import LatentThoughtModel
+from ltm_pyro.models.tokens import TokenSequence
+
+__all__ = ["Decoder", "DecoderConfig", "LatentThoughtModel", "TokenBatch", "TokenSequence"]

@@ -1,0 +1,59 @@
+"""A batch of token sequences, as the generative model reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """B sequences of T predicted tokens.
+
+    The begin-of-text token that starts every sequence is not among the tokens: it is never predicted, and
+    :class:`~ltm_pyro.models.tokens.TokenSequence` puts it in front of them by itself.
+    """
+
+    tokens: Tensor
+    """[B, T] int64; what follows a sequence's end is padding, of any valid id."""
+
+    weights: Tensor
+    """[B, T] float: what each position counts in the log-likelihood. 0 for padding and for positions that z is not
+    inferred from, 1 elsewhere (1/rate where positions are subsampled in a fast step)."""
+
+    sequence_ids: Tensor
+    """[B] int64, on the CPU: names the noise of each sequence, so that a result does not depend on its batch-mates."""
+
+    num_bytes: Tensor
+    """[B] int64, on the CPU: bytes of the text that each sequence encodes (special tokens have none)."""
+
+    def __post_init__(self) -> None:
+        if self.tokens.dim() != 2 or self.weights.shape != self.tokens.shape:
+            shapes = f"tokens {tuple(self.tokens.shape)} and weights {tuple(self.weights.shape)}"
+            raise ValueError(f"{shapes} must both be [B, T]")
+        batch_size = (len(self.tokens),)
+        if self.sequence_ids.shape != batch_size or self.num_bytes.shape != batch_size:
+            raise ValueError("sequence_ids and num_bytes must be [B]")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: slice | Tensor) -> TokenBatch:
+        """The sequences that the index selects, as a batch."""
+        return TokenBatch(self.tokens[index], self.weights[index], self.sequence_ids[index], self.num_bytes[index])
+
+    def with_weights(self, weights: Tensor) -> TokenBatch:
+        """The same texts, their positions weighted otherwise."""
+        return dataclasses.replace(self, weights=weights)
+
+    def prefix(self, num_tokens: Tensor) -> TokenBatch:
+        """The same texts, weighted on their first `num_tokens` ([B]) positions only."""
+        positions = torch.arange(self.tokens.shape[1], device=self.weights.device)
+        return self.with_weights(self.weights * (positions < num_tokens.to(self.weights.device)[:, None]))
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The batch with what the decoder reads on `device`."""
+        return dataclasses.replace(self, tokens=self.tokens.to(device), weights=self.weights.to(device))

@@ -1,0 +1,129 @@
+"""The transformer that writes a text given its thought vectors: plain PyTorch, no Pyro.
+
+Kong et al. 2025 (arXiv 2502.01567, section 2): a causal decoder with a short window, whose layer l cross-attends to
+z_l. Block: windowed self-attention with rotary positions, cross-attention, SwiGLU; RMSNorm before each of
+the three and once at the end, none on z; no biases; the output layer shares the weights of the embedding.
+
+Shapes: B sequences, T tokens, L layers, S slots, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltm_pyro.models.attention import CrossAttention, SelfAttention
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of the decoder and of its latent variable."""
+
+    num_layers: int = 3
+    """Number of decoder layers; each has thought vectors of its own."""
+    width: int = 128
+    """Numbers in a token's hidden state and in a thought vector; a multiple of 2 x num-heads."""
+    num_heads: int = 4
+    """Attention heads of a layer."""
+    hidden: int = 344
+    """Width of the SwiGLU network of a layer."""
+    num_slots: int = 4
+    """Thought vectors (slots) of a layer; z has num-layers x num-slots x width numbers."""
+    window: int = 64
+    """Positions that self-attention sees, the current one included [tokens]."""
+    length: int = 256
+    """Predicted tokens of a sequence [tokens]."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.width % (2 * self.num_heads):
+            raise ValueError(f"width {self.width} must be a multiple of 2 x num_heads = {2 * self.num_heads}")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[L, S, D], the shape of z of one sequence."""
+        return self.num_layers, self.num_slots, self.width
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.output = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
+        return self.output(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One layer: self-attention, cross-attention to z_l, SwiGLU, each added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.self_attention_norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.self_attention = SelfAttention(config.width, config.num_heads, config.window)
+        self.cross_attention_norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.cross_attention = CrossAttention(config.width, config.num_heads)
+        self.feed_forward_norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.feed_forward = SwiGLU(config.width, config.hidden)
+
+    def forward(self, x_BTD: Tensor, z_BSD: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.self_attention(self.self_attention_norm(x_BTD))
+        x_BTD = x_BTD + self.cross_attention(self.cross_attention_norm(x_BTD), z_BSD)
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+
+
+class Decoder(nn.Module):
+    """p(x_n | z, x_<n): logits of the next token at every position.
+
+    The vocabulary's last token is begin-of-text. It is only ever read, so it has an embedding and no logit, and no
+    probability is spent on it.
+    """
+
+    def __init__(self, config: DecoderConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.embedding = nn.Embedding(vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, from torch's global generator.
+
+        Normal of scale 0.02, as GPT-2; the projections that end in the residual stream are divided by the square root
+        of their number (three a layer), so that the stream does not grow with depth (Radford et al. 2019, section 2.3).
+        """
+        residual_scale = 0.02 / math.sqrt(3 * self.config.num_layers)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=residual_scale if name.endswith(".output") else 0.02)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.RMSNorm):
+                nn.init.ones_(module.weight)
+
+    @property
+    def begin_of_text(self) -> int:
+        """The id of the token that starts every input."""
+        return self.vocab_size - 1
+
+    def forward(self, inputs_BT: Tensor, z_BLSD: Tensor) -> Tensor:
+        """Hidden states [B, T, D] that predict the token after each input."""
+        x_BTD = self.embedding(inputs_BT)
+        for block, z_BSD in zip(self.blocks, z_BLSD.to(x_BTD.dtype).unbind(1), strict=True):
+            x_BTD = block(x_BTD, z_BSD)
+        return self.final_norm(x_BTD)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] to [..., V − 1]: every token but begin-of-text."""
+        return F.linear(hidden, self.embedding.weight[:-1])

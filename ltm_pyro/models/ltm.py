@@ -1,0 +1,61 @@
+"""The Latent Thought Model as a Pyro program (Kong et al. 2025, arXiv 2502.01567, eq. 1-4).
+
+    z_b ~ N(0, I)                    site "z",      [B] × [L, S, D]
+    x_b ~ p_β(x | z_b)               site "tokens", [B] × [T]
+
+both under the plate "sequences".
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from ltm_pyro.models.batch import TokenBatch
+from ltm_pyro.models.decoder import Decoder, DecoderConfig
+from ltm_pyro.models.tokens import TokenSequence
+
+
+class LatentThoughtModel(PyroModule):
+    """p(z) p_β(x | z).
+
+    The weights β are Pyro parameters: `pyro.infer.SVI` finds them. Two models in one process share the names of
+    their parameters; a program that trains both with `pyro.infer.SVI` sets
+    `pyro.settings.set(module_local_params=True)`, or clears the parameter store in between.
+
+    Args:
+        config: shape of the decoder and of z.
+        vocab_size: V, of which the last id is begin-of-text.
+        end_of_text: id of the token that ends a text.
+    """
+
+    def __init__(self, config: DecoderConfig, vocab_size: int, end_of_text: int) -> None:
+        super().__init__()
+        self.config = config
+        self.end_of_text = end_of_text
+        self.decoder = Decoder(config, vocab_size)
+
+    def forward(self, batch: TokenBatch | None = None, num_sequences: int = 1) -> Tensor:
+        """Run the program: on the texts of a batch, or without one to generate texts.
+
+        Args:
+            batch: texts to observe, their positions weighted by `batch.weights`. With None, `num_sequences` texts of
+                at most `config.length` tokens are drawn.
+
+        Returns:
+            tokens, [B, T] int64 (more dimensions on the left under outer plates).
+        """
+        decoder = self.decoder
+        weight = decoder.embedding.weight
+        # z stays at least in float32 whatever the decoder computes in.
+        zero = torch.zeros((), dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
+        with pyro.plate("sequences", num_sequences if batch is None else len(batch), dim=-1):
+            z = pyro.sample("z", dist.Normal(zero, zero + 1).expand(self.config.latent_shape).to_event(3))
+            if batch is None:
+                likelihood = TokenSequence(decoder, z, self.end_of_text, self.config.length)
+                return pyro.sample("tokens", likelihood)
+            likelihood = TokenSequence(decoder, z, self.end_of_text, batch.tokens.shape[-1], batch.weights)
+            return pyro.sample("tokens", likelihood, obs=batch.tokens)

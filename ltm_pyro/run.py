@@ -1,0 +1,208 @@
+"""A run: the folder that training writes, and the trained model that is loaded from it.
+
+config.yaml       all settings, resolved, and what they were resolved against (corpus, tokenizer, versions)
+metrics.jsonl     one JSON object per logged step
+checkpoints/      see `checkpoint.py`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import tiktoken
+import torch
+import yaml
+
+from ltm_pyro import checkpoint
+from ltm_pyro.config import TrainConfig, from_dict, to_dict
+from ltm_pyro.data import begin_of_text, end_of_text, fingerprint, get_tokenizer, token_num_bytes
+from ltm_pyro.errors import InputError
+from ltm_pyro.models import LatentThoughtModel, TokenBatch
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run."""
+
+    path: Path
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def read_config(self) -> tuple[TrainConfig, dict[str, str]]:
+        """The settings, and what they were resolved against.
+
+        Raises:
+            InputError: if the folder holds no run, or its config cannot be read.
+        """
+        try:
+            values = yaml.safe_load(self.config_path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{self.path} holds no run: it has no config.yaml") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{self.config_path} cannot be read: {error}") from None
+        if not isinstance(values, dict) or not isinstance(values.get("resolved"), dict):
+            raise InputError(f"{self.config_path} is not the config of a run")
+        resolved = values.pop("resolved")
+        return from_dict(values), resolved
+
+    def write_config(self, config: TrainConfig, resolved: dict[str, str]) -> None:
+        text = yaml.safe_dump({**to_dict(config), "resolved": resolved}, sort_keys=False, allow_unicode=True)
+        partial = self.config_path.with_suffix(".partial")
+        partial.write_text(text)
+        os.replace(partial, self.config_path)
+
+    def newest_checkpoint(self) -> Path:
+        """The checkpoint to go on from.
+
+        Raises:
+            InputError: if there is none.
+        """
+        checkpoints = checkpoint.all_checkpoints(self.checkpoints)
+        if not checkpoints:
+            raise InputError(f"{self.path} holds no checkpoint")
+        return checkpoints[-1]
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add a line to `metrics.jsonl`."""
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run takes again."""
+        if not self.metrics_path.exists():
+            return
+        kept = [line for line in self.metrics_path.read_text().splitlines() if _step_of(line) <= step]
+        partial = self.metrics_path.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        os.replace(partial, self.metrics_path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut short by a crash
+
+
+def create_run(out: str | None, default_name: str) -> Run:
+    """Make the folder of a new run: `out`, or the first free one of runs/NAME, runs/NAME-2, …
+
+    Raises:
+        InputError: if `out` holds anything already, or cannot be made.
+    """
+    if out is not None:
+        path = Path(out)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                hint = "add --resume to go on with it, or " if (path / "config.yaml").exists() else ""
+                held = "a run" if hint else "files"
+                raise InputError(f"--out {out} holds {held} already: {hint}give another folder")
+        except OSError as error:
+            raise InputError(f"--out {out} cannot be used: {error}") from None
+        return Run(path)
+    number = 1
+    while True:
+        path = Path("runs") / (default_name if number == 1 else f"{default_name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise InputError(f"the folder {path} cannot be made: {error}; choose one with --out") from None
+        else:
+            return Run(path)
+
+
+def resolved_against(corpus_sha256: str, encoding: tiktoken.Encoding) -> dict[str, str]:
+    """What the settings of a run mean on this machine: the corpus, the tokenizer and the versions they stood for."""
+    return {
+        "corpus_sha256": corpus_sha256,
+        "tokenizer_sha256": fingerprint(encoding),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "pyro": pyro.__version__,
+    }
+
+
+def build_model(config: TrainConfig, encoding: tiktoken.Encoding) -> LatentThoughtModel:
+    """The model of a config, its weights drawn from torch's global generator."""
+    return LatentThoughtModel(config.model, encoding.n_vocab, end_of_text(encoding))
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with its tokenizer and the settings it was trained with."""
+
+    model: LatentThoughtModel
+    tokenizer: tiktoken.Encoding
+    config: TrainConfig
+
+    def batch(self, texts: Sequence[str]) -> TokenBatch:
+        """The texts as a batch the model can be run on, each with its end-of-text: [B, T], padded to the longest.
+
+        Sequence ids count the texts from 0.
+
+        Raises:
+            ValueError: if there is no text, or one that is longer than the model's sequences.
+        """
+        if not texts:
+            raise ValueError("there is no text")
+        end = end_of_text(self.tokenizer)
+        rows = [[*self.tokenizer.encode_ordinary(text), end] for text in texts]
+        longest = max(map(len, rows))
+        if longest > self.config.model.length:
+            raise ValueError(
+                f"a text has {longest} tokens with its end-of-text, the model's sequences {self.config.model.length}"
+            )
+        num_bytes = token_num_bytes(self.tokenizer)
+        batch = TokenBatch(
+            torch.tensor([row + [end] * (longest - len(row)) for row in rows]),
+            torch.tensor([[1.0] * len(row) + [0.0] * (longest - len(row)) for row in rows]),
+            torch.arange(len(rows)),
+            torch.tensor([int(num_bytes[row].sum()) for row in rows]),
+        )
+        return batch.to(self.model.decoder.embedding.weight.device)
+
+    def decode(self, tokens: torch.Tensor) -> list[str]:
+        """The texts of [B, T] tokens, each up to its end-of-text."""
+        end, begin = end_of_text(self.tokenizer), begin_of_text(self.tokenizer)
+        texts = []
+        for row in tokens.tolist():
+            row = row[: row.index(end)] if end in row else row
+            texts.append(self.tokenizer.decode([token for token in row if token != begin]))
+        return texts
+
+
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> TrainedModel:
+    """The model of a run, at its newest checkpoint.
+
+    Raises:
+        InputError: if the folder holds no run, or one that cannot be read.
+    """
+    run = Run(Path(path))
+    config, resolved = run.read_config()
+    encoding = get_tokenizer(config.tokenizer)
+    if fingerprint(encoding) != resolved.get("tokenizer_sha256"):
+        raise InputError(f"the tokenizer {config.tokenizer} is not the one that {path} was trained with")
+    with torch.random.fork_rng():
+        model = build_model(config, encoding)
+    checkpoint.load_weights(run.newest_checkpoint(), model)
+    return TrainedModel(model.to(device), encoding, config)

@@ -1,0 +1,117 @@
+"""Packing: no token is lost or doubled, bytes add up, and padding counts nothing."""
+
+import itertools
+
+import pytest
+import tiktoken
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ltm_pyro.data.packing import PACKING, pack_as_stream, pack_by_document
+from ltm_pyro.data.tokenizers import get_tokenizer
+from ltm_pyro.errors import InputError
+
+BYTES = get_tokenizer("bytes")
+MERGING = tiktoken.Encoding(
+    "merging",
+    pat_str=r"\w+|\W+",
+    mergeable_ranks={bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257},
+    special_tokens={"<|endoftext|>": 258, "<|beginoftext|>": 259},
+)
+
+# Texts of few letters, so that merges and characters of several bytes are common.
+TEXTS = st.lists(st.text(alphabet="the é\U0001f642", max_size=30), min_size=1, max_size=8)
+ENCODINGS = st.sampled_from([BYTES, MERGING])
+LENGTHS = st.integers(1, 12)
+
+
+def predicted(packed):
+    """The tokens that weigh 1 in each sequence, and a check that those of weight 0 come behind them."""
+    batch = packed.batch(range(len(packed)))
+    counts = batch.weights.sum(dim=1).long()
+    assert (batch.weights == (torch.arange(batch.tokens.shape[1]) < counts[:, None])).all()
+    return [tokens[:count].tolist() for tokens, count in zip(batch.tokens, counts, strict=True)]
+
+
+def joined(pieces):
+    return list(itertools.chain.from_iterable(pieces))
+
+
+def expected(documents, encoding):
+    return [[*encoding.encode_ordinary(document), encoding.eot_token] for document in documents]
+
+
+@given(TEXTS, ENCODINGS, LENGTHS)
+def test_by_document_each_document_comes_back_from_its_own_sequences(documents, encoding, length):
+    wanted = expected(documents, encoding)
+    assume(len(joined(wanted)) >= length)
+    packed = pack_by_document(documents, encoding, length)
+    sequences = iter(predicted(packed))
+    for tokens in wanted:
+        pieces = [next(sequences) for _ in range(-(-len(tokens) // length))]
+        assert joined(pieces) == tokens
+        assert all(len(piece) == length for piece in pieces[:-1])
+    assert next(sequences, None) is None
+    assert packed.num_bytes.sum() == sum(len(document.encode()) for document in documents)
+
+
+@given(TEXTS, ENCODINGS, LENGTHS)
+def test_as_stream_the_documents_follow_each_other_without_padding(documents, encoding, length):
+    wanted = joined(expected(documents, encoding))
+    assume(len(wanted) >= length)
+    packed = pack_as_stream(documents, encoding, length)
+    sequences = predicted(packed)
+    assert joined(sequences) == wanted
+    assert all(len(sequence) == length for sequence in sequences[:-1])
+    assert packed.num_bytes.sum() == sum(len(document.encode()) for document in documents)
+
+
+def test_an_example_worked_by_hand():
+    by_document = pack_by_document(["abé", "c", ""], BYTES, 3)
+    assert by_document.tokens.tolist() == [[97, 98, 0xC3], [0xA9, 256, 256], [99, 256, 256], [256, 256, 256]]
+    assert by_document.num_tokens.tolist() == [3, 2, 2, 1]
+    assert by_document.num_bytes.tolist() == [3, 1, 1, 0]
+    stream = pack_as_stream(["abé", "c", ""], BYTES, 3)
+    assert stream.tokens.tolist() == [[97, 98, 0xC3], [0xA9, 256, 99], [256, 256, 256]]
+    assert stream.num_tokens.tolist() == [3, 3, 2]
+    assert stream.num_bytes.tolist() == [3, 2, 0]
+
+
+def test_bytes_of_merged_tokens():
+    packed = pack_by_document(["the they"], MERGING, 2)  # the | " " / the | y / end
+    assert packed.num_bytes.tolist() == [4, 4, 0]
+
+
+def test_special_tokens_written_in_a_text_are_text():
+    packed = pack_as_stream(["<|endoftext|>"], BYTES, 14)
+    assert packed.tokens[0].tolist() == [*b"<|endoftext|>", 256]
+    assert packed.num_bytes.tolist() == [13]
+
+
+def test_a_batch_names_its_sequences_in_the_order_asked_for():
+    packed = pack_by_document(["abcd", "e"], BYTES, 3)
+    batch = packed.batch(torch.tensor([2, 0]))
+    assert batch.tokens.tolist() == [[101, 256, 256], [97, 98, 99]]
+    assert batch.weights.tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch.sequence_ids.tolist() == [2, 0]
+    assert batch.num_bytes.tolist() == [1, 3]
+    assert (batch.tokens.dtype, batch.weights.dtype) == (torch.int64, torch.float32)
+    assert len(packed) == 3
+
+
+@pytest.mark.parametrize("pack", PACKING.values(), ids=PACKING)
+@pytest.mark.parametrize(("documents", "total"), [(["abc", "de"], 7), ([], 0)])
+def test_too_little_text_says_how_much_is_needed(pack, documents, total):
+    if total:
+        assert len(pack(documents, BYTES, total)) > 0
+    with pytest.raises(InputError, match=rf"has {total} tokens.* needs {total + 1};.*--model\.length"):
+        pack(documents, BYTES, total + 1)
+
+
+@pytest.mark.parametrize("pack", PACKING.values(), ids=PACKING)
+@pytest.mark.parametrize("encoding", [BYTES, MERGING], ids=["bytes", "merging"])
+def test_a_lone_surrogate_is_refused(pack, encoding):
+    with pytest.raises(InputError, match=r"document 1 .* character 2") as error:
+        pack(["fine", "no\ud800"], encoding, 2)
+    assert "\n" not in str(error.value)
