@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
@@ -35,9 +36,9 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
     except SystemExit as exit:
         if not exit.code:
             raise
-        # tyro draws a box of several lines; what is wrong stands above the first rule in it.
-        lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]
-        message = " ".join(line for line in lines[: next(i for i, line in enumerate(lines) if "──" in line)] if line)
+        # tyro draws a box of several lines; what is wrong stands above the first rule inside it.
+        lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:-1]]
+        message = " ".join(itertools.takewhile(lambda line: not line.startswith("──"), lines))
         raise InputError(f"{message} (--help lists the options)") from None
 
 

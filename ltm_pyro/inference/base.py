@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
@@ -97,6 +98,18 @@ class PosteriorScheme(Protocol):
         ...
 
 
+def require_positive(settings: Any, *names: str) -> None:
+    """Check the settings of a scheme.
+
+    Raises:
+        ValueError: if one of those named is not a positive number.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive, not {value}")
+
+
 def infer(scheme: PosteriorScheme, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
     """Infer z of every sequence: `scheme.init`, then `scheme.num_steps` steps with the weights frozen.
 
@@ -119,18 +132,15 @@ def infer(scheme: PosteriorScheme, model: Model, batch: Batch, rng: Noise, warm:
 
 def keep_finite(state: State, proposed: State) -> Any:
     """The proposed state; for the sequences in which it is not finite, the old one with the skip counted."""
-    finite = torch.ones(len(state), dtype=torch.bool, device=proposed.num_skipped.device)
-    for value in vars(proposed).values():
-        if value.is_floating_point():
-            finite &= value.isfinite().flatten(1).all(1)
+    floats = {name: value for name, value in vars(proposed).items() if value.is_floating_point()}
+    finite = torch.stack([value.isfinite().flatten(1).all(1) for value in floats.values()]).all(0)
     if finite.all():
         return proposed
     kept = {
         name: torch.where(finite.view(-1, *[1] * (value.dim() - 1)), value, getattr(state, name))
-        for name, value in vars(proposed).items()
-        if value.is_floating_point()
+        for name, value in floats.items()
     }
-    return dataclasses.replace(proposed, **kept, num_skipped=state.num_skipped + (~finite).long())
+    return dataclasses.replace(proposed, **kept, num_skipped=state.num_skipped + (~finite).to(state.num_skipped))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Guide, Model, State, StepInfo, latent_prior, log_joint
+from ltm_pyro.inference.base import Batch, Guide, Model, State, StepInfo, latent_prior, log_joint, require_positive
 from ltm_pyro.inference.guides import guide_of, point
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
@@ -44,14 +44,11 @@ class Langevin:
 
     has_density: ClassVar[bool] = False
 
-    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> LangevinState:
-        """Draws from a Gaussian with the prior's mean and scale (the LTM's prior itself); or all chains at `warm`.
+    def __post_init__(self) -> None:
+        require_positive(self, "step_size", "num_chains", "num_kept")
 
-        Raises:
-            ValueError: if fewer steps are taken than draws are to be kept.
-        """
-        if self.num_kept > self.num_steps:
-            raise ValueError(f"num_kept = {self.num_kept} draws cannot come from num_steps = {self.num_steps}")
+    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> LangevinState:
+        """Draws from a Gaussian with the prior's mean and scale (the LTM's prior itself); or all chains at `warm`."""
         prior = latent_prior(model, batch)
         count = torch.zeros_like(batch.sequence_ids)
         if warm is None:
@@ -86,12 +83,14 @@ class Langevin:
         """The last draws of every chain, `num_samples` in all.
 
         Raises:
-            ValueError: if that is no multiple of the chains, or more than were kept.
+            ValueError: if that is no multiple of the chains, or more draws than were taken and kept.
         """
         num_draws, remainder = divmod(num_samples, self.num_chains)
-        if remainder or not 1 <= num_draws <= self.num_kept:
+        # Before the first step a chain stands where it started: that counts as its one draw.
+        num_kept = min(self.num_kept, max(1, int(state.step.min())))
+        if remainder or not 1 <= num_draws <= num_kept:
             raise ValueError(
-                f"{num_samples} draws cannot come from {self.num_chains} chains that keep {self.num_kept} draws each: "
-                "raise num_kept, or ask for a multiple of num_chains"
+                f"{num_samples} draws cannot come from {self.num_chains} chains with {num_kept} draws each: "
+                "raise num_kept and num_steps, or ask for a multiple of num_chains"
             )
         return Posterior(state.draws[:, :, -num_draws:].movedim(0, 2), state.sequence_ids)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ltm_pyro.inference.adam import adam_step
-from ltm_pyro.inference.base import Batch, Guide, Model, State, StepInfo, latent_prior, log_joint
+from ltm_pyro.inference.base import Batch, Guide, Model, State, StepInfo, latent_prior, log_joint, require_positive
 from ltm_pyro.inference.guides import guide_of, point
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
@@ -36,8 +36,14 @@ class MAP:
     """Steps of inference for each sequence (T)."""
     learning_rate: float = 0.1
     """Step size of Adam [units of z, whose prior has scale 1]."""
+    epsilon: float = 1.0
+    """Adam's epsilon [nats per unit of z].
+    Gradients below it move z in proportion, those above by the learning rate."""
 
     has_density: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, "learning_rate", "epsilon")
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> MAPState:
         z = (latent_prior(model, batch).mean if warm is None else warm).detach().clone()
@@ -50,7 +56,9 @@ class MAP:
             joint = log_joint(model, batch, z)
             objective = -(joint.log_likelihood + joint.log_prior)
             (gradient,) = torch.autograd.grad(objective.sum(), z)
-        moved = adam_step(z.detach(), gradient, state.first_moment, state.second_moment, state.step, self.learning_rate)
+        moved = adam_step(
+            z.detach(), gradient, state.first_moment, state.second_moment, state.step, self.learning_rate, self.epsilon
+        )
         return MAPState(state.sequence_ids, state.step + 1, state.num_skipped, *moved), StepInfo(objective.detach())
 
     def guide(self, state: MAPState, rng: Noise) -> Guide:

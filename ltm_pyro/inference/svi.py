@@ -18,7 +18,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
 
-from ltm_pyro.inference.base import LATENT, Batch, Guide, Model
+from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, require_positive
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,17 @@ class OptimizerConfig:
     """Decay of the weights (not of norms)."""
     max_gradient_norm: float = 1.0
     """The gradient of all weights together is scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "learning_rate")
+        if not self.max_gradient_norm > 0:
+            raise ValueError(f"max_gradient_norm must be positive, not {self.max_gradient_norm}")
+        for name in ("final_learning_rate", "warmup_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        for name in ("beta_1", "beta_2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ltm_pyro.inference.adam import adam_step
-from ltm_pyro.inference.base import Batch, Guide, Model, State, StepInfo, latent_prior, log_joint
+from ltm_pyro.inference.base import Batch, Guide, Model, State, StepInfo, latent_prior, log_joint, require_positive
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
@@ -49,6 +49,9 @@ class VI:
     """Steps of inference for each sequence (T)."""
     learning_rate: float = 0.1
     """Step size of Adam on the mean [units of z, whose prior has scale 1] and on the log scale."""
+    epsilon: float = 1.0
+    """Adam's epsilon [nats per unit of z]. What the text says little of is moved in proportion to its gradient;
+    with Adam's usual 1e-8 it would move by the learning rate too, at random, and cost KL."""
     initial_scale: float = 1.0
     """Scale of q at the start [prior scales]."""
     noise: Literal["fresh", "reused"] = "fresh"
@@ -57,6 +60,9 @@ class VI:
     That is for reproducing it only: the loss it reports is no bound."""
 
     has_density: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_positive(self, "learning_rate", "epsilon", "initial_scale")
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> VIState:
         prior = latent_prior(model, batch)
@@ -91,6 +97,7 @@ class VI:
                 state.mean_second_moment,
                 state.step,
                 self.learning_rate,
+                self.epsilon,
             ),
             *adam_step(
                 log_scale.detach(),
@@ -99,6 +106,7 @@ class VI:
                 state.log_scale_second_moment,
                 state.step,
                 self.learning_rate,
+                self.epsilon,
             ),
             state.noise,
         )

@@ -1,0 +1,90 @@
+"""A batch: what belongs to a sequence stays together, and a prefix weighs its first positions only."""
+
+import pytest
+import torch
+
+from ltm_pyro.models import TokenBatch
+
+TOKENS = torch.arange(12).view(3, 4)
+WEIGHTS = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.5, 0.0], [2.0, 1.0, 0.0, 0.0]])
+SEQUENCE_IDS = torch.tensor([70, 80, 90])
+NUM_BYTES = torch.tensor([40, 30, 20])
+
+
+@pytest.fixture
+def batch():
+    return TokenBatch(TOKENS.clone(), WEIGHTS.clone(), SEQUENCE_IDS.clone(), NUM_BYTES.clone())
+
+
+def assert_holds(batch, tokens, weights, sequence_ids, num_bytes):
+    assert torch.equal(batch.tokens, tokens)
+    assert torch.equal(batch.weights, weights)
+    assert torch.equal(batch.sequence_ids, sequence_ids)
+    assert torch.equal(batch.num_bytes, num_bytes)
+
+
+def test_length_is_the_number_of_sequences(batch):
+    assert len(batch) == 3
+
+
+@pytest.mark.parametrize(
+    "index",
+    [slice(1, 3), slice(0, 0), slice(None, None, 2), torch.tensor([2, 0, 2]), torch.tensor([True, False, True])],
+)
+def test_an_index_selects_whole_sequences(batch, index):
+    assert_holds(batch[index], TOKENS[index], WEIGHTS[index], SEQUENCE_IDS[index], NUM_BYTES[index])
+
+
+def test_with_weights_replaces_the_weights_and_nothing_else(batch):
+    weights = torch.rand(3, 4)
+    assert_holds(batch.with_weights(weights), TOKENS, weights, SEQUENCE_IDS, NUM_BYTES)
+    assert_holds(batch, TOKENS, WEIGHTS, SEQUENCE_IDS, NUM_BYTES)
+
+
+def test_a_prefix_keeps_the_weights_of_its_first_tokens_and_zeroes_the_rest(batch):
+    prefix = batch.prefix(torch.tensor([0, 3, 1]))
+    weights = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.5, 0.0], [2.0, 0.0, 0.0, 0.0]])
+    assert_holds(prefix, TOKENS, weights, SEQUENCE_IDS, NUM_BYTES)
+    assert prefix.weights.dtype == WEIGHTS.dtype
+    assert_holds(batch, TOKENS, WEIGHTS, SEQUENCE_IDS, NUM_BYTES)
+
+
+@pytest.mark.parametrize(("num_tokens", "weights"), [(0, torch.zeros(3, 4)), (4, WEIGHTS), (9, WEIGHTS)])
+def test_the_empty_prefix_weighs_nothing_and_the_full_one_all(batch, num_tokens, weights):
+    assert torch.equal(batch.prefix(torch.full((3,), num_tokens)).weights, weights)
+
+
+def test_to_moves_what_the_decoder_reads_and_leaves_the_rest_on_the_cpu(batch):
+    moved = batch.to("meta")
+    assert (moved.tokens.device.type, moved.weights.device.type) == ("meta", "meta")
+    assert torch.equal(moved.sequence_ids, SEQUENCE_IDS)
+    assert torch.equal(moved.num_bytes, NUM_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "weights"),
+    [
+        (TOKENS[0], WEIGHTS[0]),
+        (TOKENS[None], WEIGHTS[None]),
+        (TOKENS, WEIGHTS[:, :3]),
+        (TOKENS, WEIGHTS[:2]),
+        (TOKENS, WEIGHTS[0]),
+    ],
+)
+def test_tokens_and_weights_of_unequal_or_wrong_shape_are_refused(tokens, weights):
+    with pytest.raises(ValueError, match=r"tokens .* and weights .* \[B, T\]"):
+        TokenBatch(tokens, weights, SEQUENCE_IDS, NUM_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("sequence_ids", "num_bytes"),
+    [(SEQUENCE_IDS[:2], NUM_BYTES), (SEQUENCE_IDS, NUM_BYTES[:2]), (SEQUENCE_IDS[:, None], NUM_BYTES)],
+)
+def test_ids_and_bytes_of_another_number_than_the_sequences_are_refused(sequence_ids, num_bytes):
+    with pytest.raises(ValueError, match="sequence_ids and num_bytes"):
+        TokenBatch(TOKENS, WEIGHTS, sequence_ids, num_bytes)
+
+
+def test_one_sequence_alone_is_no_batch(batch):
+    with pytest.raises(ValueError, match=r"\[B, T\]"):
+        batch[0]

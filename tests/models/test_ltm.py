@@ -1,0 +1,237 @@
+"""The model is a Pyro program: its trace, its conditioning and its predictive distributions are Pyro's."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+
+from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
+
+VOCAB_SIZE, END, BEGIN = 6, 4, 5
+CONFIG = DecoderConfig(num_layers=2, width=8, num_heads=2, hidden=12, num_slots=3, window=3, length=5)
+
+
+def sharp_model(dtype=torch.float64):
+    """A model with weights so large that z decides what it writes."""
+    model = LatentThoughtModel(CONFIG, VOCAB_SIZE, END)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.6)
+    return model.to(dtype)
+
+
+def random_z(*batch_shape):
+    return torch.randn(*batch_shape, *CONFIG.latent_shape, dtype=torch.float64)
+
+
+def random_batch(batch_size=3, dtype=torch.float64):
+    return TokenBatch(
+        tokens=torch.randint(VOCAB_SIZE - 1, (batch_size, CONFIG.length)),
+        weights=torch.rand(batch_size, CONFIG.length, dtype=dtype),
+        sequence_ids=torch.arange(batch_size),
+        num_bytes=torch.full((batch_size,), CONFIG.length),
+    )
+
+
+def naive_log_likelihood(model, z, tokens, weights):
+    """Σ_n weight_n · log p(x_n | z, x_<n), position by position."""
+    inputs = torch.cat([torch.full((len(tokens), 1), BEGIN), tokens], dim=1)
+    total = torch.zeros(len(tokens), dtype=torch.float64)
+    for n in range(tokens.shape[1]):
+        exponentials = model.decoder.logits(model.decoder(inputs[:, : n + 1], z)[:, -1]).exp()
+        probabilities = exponentials / exponentials.sum(-1, keepdim=True)
+        total = total + weights[:, n] * probabilities[torch.arange(len(tokens)), tokens[:, n]].log()
+    return total
+
+
+def naive_log_prior(z):
+    return -0.5 * (z**2).flatten(1).sum(1) - 0.5 * math.prod(CONFIG.latent_shape) * math.log(2 * math.pi)
+
+
+def first_token_probabilities(model, z):
+    exponentials = model.decoder.logits(model.decoder(torch.full((len(z), 1), BEGIN), z)[:, -1]).exp()
+    return exponentials / exponentials.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("observed", [True, False])
+def test_the_sites_are_z_and_tokens_under_one_plate_of_sequences(observed):
+    model = sharp_model()
+    batch = random_batch() if observed else None
+    trace = poutine.trace(model).get_trace(batch, num_sequences=3)
+    assert set(trace.stochastic_nodes) | set(trace.observation_nodes) == {"sequences", "z", "tokens"}
+    assert ("tokens" in trace.observation_nodes) == observed
+    for name, event_shape in (("z", CONFIG.latent_shape), ("tokens", (CONFIG.length,))):
+        site = trace.nodes[name]
+        assert site["fn"].batch_shape == (3,)
+        assert site["fn"].event_shape == event_shape
+        assert site["value"].shape == (3, *event_shape)
+        (frame,) = site["cond_indep_stack"]
+        assert (frame.name, frame.size, frame.dim) == ("sequences", 3, -1)
+        assert site["scale"] == 1
+    assert trace.nodes["tokens"]["value"].dtype == torch.int64
+
+
+def test_log_prob_of_a_trace_is_the_normal_density_of_z_plus_the_log_likelihood_of_the_tokens():
+    model = sharp_model()
+    batch = random_batch()
+    trace = poutine.trace(model).get_trace(batch)
+    z = trace.nodes["z"]["value"]
+    expected = naive_log_prior(z) + naive_log_likelihood(model, z, batch.tokens, batch.weights)
+    torch.testing.assert_close(trace.log_prob_sum(), expected.sum(), rtol=1e-11, atol=1e-11)
+    trace.compute_log_prob()
+    by_sequence = trace.nodes["z"]["log_prob"] + trace.nodes["tokens"]["log_prob"]
+    torch.testing.assert_close(by_sequence, expected, rtol=1e-11, atol=1e-11)
+    assert torch.equal(trace.nodes["tokens"]["value"], batch.tokens)
+
+
+def test_z_is_drawn_from_the_standard_normal():
+    batch = random_batch(batch_size=2_000)
+    trace = poutine.trace(sharp_model()).get_trace(batch)
+    z = trace.nodes["z"]["value"]
+    n = z.numel()
+    assert abs(z.mean().item()) < 5 / math.sqrt(n)
+    # Fourth moment of the normal is 3, so the variance of z² is 2.
+    assert abs(z.square().mean().item() - 1) < 5 * math.sqrt(2 / n)
+
+
+def test_conditioning_on_tokens_is_observing_them_until_end_of_text():
+    model = sharp_model()
+    tokens = torch.tensor([[0, 1, END, END, END], [3, 2, 1, 0, 2], [END] * 5])
+    weights = torch.tensor([[1.0, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], dtype=torch.float64)
+    conditioned = pyro.condition(model, data={"tokens": tokens})
+    trace = poutine.trace(conditioned).get_trace(num_sequences=3)
+    site, z = trace.nodes["tokens"], trace.nodes["z"]["value"]
+    assert site["is_observed"]
+    assert torch.equal(site["value"], tokens)
+    expected = naive_log_prior(z) + naive_log_likelihood(model, z, tokens, weights)
+    torch.testing.assert_close(trace.log_prob_sum(), expected.sum(), rtol=1e-11, atol=1e-11)
+
+
+def test_the_program_returns_the_tokens():
+    model = sharp_model()
+    batch = random_batch()
+    assert torch.equal(model(batch), batch.tokens)
+    assert model(num_sequences=4).shape == (4, CONFIG.length)
+    assert model().shape == (1, CONFIG.length)
+
+
+def test_the_program_draws_z_and_then_tokens_one_by_one():
+    model = sharp_model()
+    pyro.set_rng_seed(11)
+    trace = poutine.trace(model).get_trace(num_sequences=20)
+
+    pyro.set_rng_seed(11)
+    z = random_z(20)
+    texts = torch.full((20, 1), BEGIN)
+    ended = torch.zeros(20, dtype=torch.bool)
+    for _ in range(CONFIG.length):
+        logits = model.decoder.logits(model.decoder(texts, z)[:, -1])
+        drawn = torch.multinomial(logits.softmax(-1).float(), 1)[:, 0]
+        drawn[ended] = END
+        ended |= drawn == END
+        texts = torch.cat([texts, drawn[:, None]], dim=1)
+    assert torch.equal(trace.nodes["z"]["value"], z)
+    assert torch.equal(trace.nodes["tokens"]["value"], texts[:, 1:])
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_prior_predictive_is_unconditional_generation(parallel):
+    model = sharp_model()
+    num_samples = 40
+    drawn = Predictive(model, num_samples=num_samples, parallel=parallel)(num_sequences=3)
+    assert drawn["z"].shape == (num_samples, 3, *CONFIG.latent_shape)
+    tokens = drawn["tokens"]
+    assert tokens.shape == (num_samples, 3, CONFIG.length)
+    assert (tokens.min(), tokens.max()) == (0, VOCAB_SIZE - 2)
+    after_end = (tokens == END).long().cumsum(-1) - (tokens == END).long() > 0
+    assert (tokens[after_end] == END).all()
+    # Neither the samples nor the sequences of one sample share their z.
+    assert len(drawn["z"].flatten(0, 1).flatten(1).unique(dim=0)) == num_samples * 3
+
+
+@pytest.mark.parametrize(("parallel", "num_samples"), [(True, 5_000), (False, 200)])
+def test_posterior_predictive_draws_tokens_from_the_given_z(parallel, num_samples):
+    model = sharp_model()
+    z = random_z(30)
+    probabilities = first_token_probabilities(model, z).detach()
+    # The two z whose texts differ the most: drawing from the wrong z, or from the prior, shows.
+    distances = torch.cdist(probabilities, probabilities)
+    apart = list(divmod(distances.argmax().item(), 30))
+    assert distances[*apart] > 0.1
+    z, probabilities = z[apart], probabilities[apart]
+    posterior_samples = {"z": z.expand(num_samples, *z.shape)}
+    drawn = Predictive(model, posterior_samples, parallel=parallel)(num_sequences=2)["tokens"]
+    assert drawn.shape == (num_samples, 2, CONFIG.length)
+    for b in range(2):
+        for token in range(VOCAB_SIZE - 1):
+            probability = probabilities[b, token].item()
+            frequency = (drawn[:, b, 0] == token).double().mean().item()
+            standard_error = math.sqrt(probability * (1 - probability) / num_samples)
+            assert abs(frequency - probability) < 5 * standard_error + 1 / num_samples
+
+
+@pytest.mark.parametrize(
+    ("of_decoder", "of_z"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_z_is_at_least_float32_whatever_the_decoder_computes_in(of_decoder, of_z):
+    model = sharp_model(of_decoder)
+    for batch in (None, random_batch(dtype=torch.float32)):
+        trace = poutine.trace(model).get_trace(batch, num_sequences=3)
+        assert trace.nodes["z"]["value"].dtype == of_z
+        assert trace.nodes["tokens"]["value"].dtype == torch.int64
+        trace.compute_log_prob()
+        assert trace.nodes["z"]["log_prob"].dtype == of_z
+        assert trace.nodes["tokens"]["log_prob"].dtype == of_z
+
+
+def test_outer_plates_draw_one_z_for_each_particle_and_sequence():
+    model = sharp_model()
+    batch = random_batch()
+    with pyro.plate("particles", 4, dim=-2):
+        trace = poutine.trace(model).get_trace(batch)
+    trace.compute_log_prob()
+    z = trace.nodes["z"]["value"]
+    assert z.shape == (4, 3, *CONFIG.latent_shape)
+    looped = torch.stack([naive_log_likelihood(model, one, batch.tokens, batch.weights) for one in z])
+    torch.testing.assert_close(trace.nodes["tokens"]["log_prob"], looped, rtol=1e-11, atol=1e-11)
+
+
+def test_a_step_of_svi_moves_the_weights_along_the_gradient_of_the_log_likelihood():
+    model = sharp_model()
+    batch = random_batch()
+    z = random_z(3)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    log_likelihood = naive_log_likelihood(model, z, batch.tokens, batch.weights).sum()
+    gradients = dict(zip(before, torch.autograd.grad(log_likelihood, list(model.parameters())), strict=True))
+
+    def point_guide(batch):
+        with pyro.plate("sequences", len(batch), dim=-1):
+            pyro.sample("z", dist.Delta(z, event_dim=3))
+
+    step_size = 0.01
+    svi = SVI(model, point_guide, pyro.optim.SGD({"lr": step_size}), Trace_ELBO())
+    loss = svi.step(batch)
+    assert loss == pytest.approx(-(naive_log_prior(z).sum() + log_likelihood).item(), abs=1e-10)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    for name, weight in before.items():
+        assert gradients[name].abs().max() > 0, name
+        torch.testing.assert_close(after[name].detach(), weight + step_size * gradients[name], rtol=1e-10, atol=1e-12)
+
+
+def test_an_automatic_guide_of_pyro_fits_the_model():
+    model = sharp_model()
+    batch = random_batch()
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.03}), Trace_ELBO())
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    losses = [svi.step(batch) for _ in range(60)]
+    for name, weight in model.named_parameters():
+        assert not torch.equal(weight, before[name]), name
+    assert guide.median(batch)["z"].shape == (3, *CONFIG.latent_shape)
+    assert sum(losses[-10:]) < sum(losses[:10])

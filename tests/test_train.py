@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ltm_pyro
+from ltm_pyro import cli, config, train
+from ltm_pyro.inference import svi
+
+SMALL = shlex.split(
+    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
+    "--model.length 32 --batch-size 4 --micro-batch-size 2 --fast-steps 2 --log-every 1 --validation-sequences 4 "
+    "--validation-samples 4 --device cpu"
+)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(200)))
+    return path
+
+
+@pytest.fixture
+def command(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process and in an empty folder: (exit status, standard output, standard error)."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*args: str, data: str | None = str(text)) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit:
+            cli.run(train.main, [*SMALL, *(["--data", data] if data else []), *args])
+        return exit.value.code, *capsys.readouterr()
+
+    return run
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((run / "checkpoints").glob("step-*"))[-1] / "model.safetensors")
+
+
+@pytest.mark.parametrize("scheme", ["vi", "map", "langevin"])
+def test_each_scheme_trains_on_the_embedded_corpus_and_writes_a_run(scheme, command):
+    status, out, _ = command(f"--inference={scheme}", "--steps", "20", "--validate-every", "10", data=None)
+    assert status == 0
+    run = Path("runs") / f"python-docs-tiny-{scheme}"
+    assert (run / "config.yaml").is_file()
+    steps = [record for record in records(run) if record["split"] == "train"]
+    assert [record["step"] for record in steps] == list(range(1, 21))
+    nullable = {"nelbo_nats_per_token", "kl_nats_per_token", "bits_per_byte", "perplexity"}
+    for record in steps:
+        assert record["tokens_seen"] > 0
+        assert math.isfinite(record["nll_nats_per_token"])
+        assert {"learning_rate", "fast_steps", "tokens_per_second", "seconds"} <= record.keys()
+        assert all((record[key] is None) == (scheme != "vi") for key in nullable)
+        assert record["valid_bound"] == (scheme == "vi")
+        assert ("neg_log_joint_nats_per_token" in record) == (scheme != "vi")
+    held_out = [record for record in records(run) if record["split"] == "validation"]
+    own = "vi" if scheme == "vi" else f"gaussian around {scheme}"
+    names = [record["posterior"] for record in held_out]
+    assert names == [own, "vi", "the prior"] if scheme == "vi" else [own, own, "vi", "the prior"]
+    for record in held_out:
+        assert record["valid_bound"]
+        assert record["estimator"] == "elbo"
+        parts = record["nll_nats_per_token"] + record["kl_nats_per_token"]
+        assert record["nelbo_nats_per_token"] == pytest.approx(parts)
+        assert record["perplexity"] == pytest.approx(math.exp(record["nelbo_nats_per_token"]))
+    assert held_out[-1]["kl_nats_per_token"] == 0
+    assert "the prior" in out
+    assert ltm_pyro.load(run).config.inference == scheme
+
+
+def test_the_same_command_twice_numbers_its_folders_and_gives_the_same_weights(command):
+    for _ in range(2):
+        assert command("--steps", "2")[0] == 0
+    first, second = Path("runs/text-tiny-vi"), Path("runs/text-tiny-vi-2")
+    other = final_weights(second)
+    assert all(torch.equal(weight, other[name]) for name, weight in final_weights(first).items())
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends this process a SIGTERM during the slow step with this number."""
+    slow_step = train.slow_step
+
+    def interrupted(training: train.Training) -> train.StepResult:
+        if training.progress.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return slow_step(training)
+
+    monkeypatch.setattr(train, "slow_step", interrupted)
+
+
+@pytest.mark.parametrize("scheme", ["vi", "map", "langevin"])
+def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_one_that_was_not(scheme, command, monkeypatch):
+    args = ("--inference", scheme, "--steps", "7", "--infer-from", "prefix", "--validate-every", "3")
+    assert command(*args, "--out", "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        stop_after(4, patch)
+        status, out, _ = command(*args, "--out", "parts")
+    assert status == 128 + signal.SIGTERM
+    assert "parts/checkpoints/step-00000004" in out
+    assert "--out parts --resume" in out
+    # What a crash leaves behind: lines of steps that will be taken again, one of them cut short.
+    with open("parts/metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "split": "train"}\n{"step": 6, "spl')
+    assert command("--out", "parts", "--resume")[0] == 0
+
+    whole, parts = final_weights(Path("whole")), final_weights(Path("parts"))
+    assert all(torch.equal(weight, parts[name]) for name, weight in whole.items())
+    timing = {"seconds", "tokens_per_second"}
+    without_timing = [
+        [{k: v for k, v in r.items() if k not in timing} for r in records(Path(p))] for p in ("whole", "parts")
+    ]
+    assert without_timing[0] == without_timing[1]
+
+
+def test_resume_may_take_more_steps_and_goes_on_from_the_last(command):
+    assert command("--steps", "2", "--out", "run")[0] == 0
+    assert command("--steps", "4", "--out", "run", "--resume")[0] == 0
+    assert [r["step"] for r in records(Path("run")) if r["split"] == "train"] == [1, 2, 3, 4]
+
+
+def test_gradients_accumulate_to_those_of_the_whole_batch(text, tmp_path, monkeypatch):
+    """Without noise (MAP), micro-batches of 1, 2 and 4 sequences end at the same weights but for rounding."""
+    weights = []
+    for size in ("1", "2", "4"):
+        run = tmp_path / size
+        args = [*SMALL, "--data", str(text), "--inference", "map", "--steps", "1", "--micro-batch-size", size]
+        assert train.main([*args, "--out", str(run), "--optimizer.warmup-steps", "1"]) == 0
+        weights.append(final_weights(run))
+    for name, weight in weights[0].items():
+        # One step of AdamW moves a weight by at most the learning rate, 2e-3; by rounding it should not move at all.
+        for other in weights[1:]:
+            assert (weight - other[name]).abs().max() < 2e-5
+
+
+BAD_INPUT = {
+    "unknown scheme": (["--inference", "nuts"], "nuts"),
+    "unknown preset": (["--preset", "huge"], "huge"),
+    "unknown option": (["--widht", "3"], "--widht"),
+    "unknown tokenizer": (["--tokenizer", "gpt17"], "gpt17"),
+    "missing file": (["--data", "missing.txt"], "missing.txt"),
+    "empty file": (["--data", "empty.txt"], "empty.txt"),
+    "not text": (["--data", "binary.txt"], "binary.txt"),
+    "too short": (["--data", "short.txt"], "tokens"),
+    "zero steps": (["--steps", "0"], "--steps"),
+    "negative steps": (["--steps", "-3"], "--steps"),
+    "no number": (["--steps", "many"], "--steps"),
+    "negative fast steps": (["--fast-steps", "-1"], "--fast-steps"),
+    "zero batch": (["--batch-size", "0"], "--batch-size"),
+    "zero width": (["--model.width", "0"], "width"),
+    "negative slots": (["--model.num-slots", "-1"], "num_slots"),
+    "width and heads": (["--model.num-heads", "3"], "width"),
+    "zero window": (["--model.window", "0"], "window"),
+    "no divisor": (["--micro-batch-size", "3"], "--micro-batch-size"),
+    "negative learning rate": (["--optimizer.learning-rate", "-1"], "learning_rate"),
+    "not a learning rate": (["--vi.learning-rate", "nan"], "learning_rate"),
+    "zero chains": (["--langevin.num-chains", "0"], "num_chains"),
+    "negative seed": (["--seed", "-1"], "--seed"),
+    "resume without folder": (["--resume"], "--out"),
+    "resume of nothing": (["--resume", "--out", "nothing"], "nothing"),
+    "folder in use": (["--out", "used"], "used"),
+    "out is a file": (["--out", "empty.txt"], "empty.txt"),
+}
+
+
+@pytest.mark.parametrize(("args", "mentioned"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_ends_in_one_line_with_status_2_and_leaves_nothing_behind(args, mentioned, command):
+    Path("empty.txt").write_text("")
+    Path("binary.txt").write_bytes(bytes(range(256)) * 20)
+    Path("short.txt").write_text("A word.")
+    Path("used").mkdir()
+    Path("used/notes").write_text("mine")
+    before = sorted(Path(".").rglob("*"))
+    status, _, err = command(*args)
+    assert status == 2
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert mentioned in err
+    assert sorted(Path(".").rglob("*")) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_where_there_is_none_is_bad_input(command):
+    status, _, err = command("--device", "cuda")
+    assert (status, len(err.splitlines())) == (2, 1)
+
+
+def test_a_folder_that_holds_a_run_is_not_written_to_without_resume(command):
+    assert command("--steps", "1", "--out", "run")[0] == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    status, _, err = command("--steps", "1", "--out", "run")
+    assert status == 2
+    assert "--resume" in err
+    assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("args", "mentioned"),
+    [
+        (["--model.width", "32"], "--model.width"),
+        (["--inference", "map"], "--inference"),
+        (["--preset", "small"], "--preset"),
+        (["--seed", "3"], "--seed"),
+    ],
+)
+def test_resume_under_other_settings_is_bad_input(args, mentioned, command):
+    assert command("--steps", "1", "--out", "run")[0] == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    status, _, err = command("--out", "run", "--resume", *args)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert mentioned in err
+    assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+
+def test_resume_without_a_checkpoint_or_on_another_text_is_bad_input(command, text):
+    assert command("--steps", "1", "--out", "run")[0] == 0
+    text.write_text(text.read_text() + "One sentence more.\n")
+    status, _, err = command("--out", "run", "--resume")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "corpus" in err
+    checkpoint = Path("run/checkpoints/step-00000001")
+    checkpoint.rename("elsewhere")
+    status, _, err = command("--out", "run", "--resume")
+    assert status == 2
+    assert "no checkpoint" in err
+
+
+def poison(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the gradient of the slow steps with these numbers not a number."""
+    backward, update, calls = svi.elbo_backward, svi.WeightOptimizer.update, {"step": 0}
+
+    def poisoned_update(self: svi.WeightOptimizer, step: int, is_usable: bool = True) -> bool:
+        calls["step"] += 1
+        if calls["step"] in steps:
+            self.weights[0].grad[0, 0] = math.nan
+        return update(self, step, is_usable)
+
+    assert backward is train.elbo_backward
+    monkeypatch.setattr(svi.WeightOptimizer, "update", poisoned_update)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(command, monkeypatch):
+    poison({2, 3}, monkeypatch)
+    assert command("--steps", "5", "--out", "run")[0] == 0
+    counts = [record["num_skipped_steps"] for record in records(Path("run")) if record["split"] == "train"]
+    assert counts == [0, 1, 2, 2, 2]
+    assert all(weight.isfinite().all() for weight in final_weights(Path("run")).values())
+
+
+def test_several_such_steps_in_a_row_stop_the_run_at_the_last_good_checkpoint(command, monkeypatch):
+    poison(set(range(4, 100)), monkeypatch)
+    status, _, err = command("--steps", "50", "--checkpoint-every", "2", "--out", "run")
+    assert status == 1
+    assert len(err.splitlines()) == 1
+    assert "not finite" in err
+    named = Path(err.split("last good checkpoint is ")[1].strip())
+    assert all(weight.isfinite().all() for weight in load_file(named / "model.safetensors").values())
+    assert ltm_pyro.load("run").config.steps == 50
+
+
+def test_inference_that_is_never_finite_stops_the_run_too(command):
+    status, _, err = command("--inference", "langevin", "--langevin.step-size", "1e38", "--steps", "50", "--out", "run")
+    assert status == 1
+    assert "not finite" in err
+
+
+def test_help_explains_every_option(command, capsys):
+    status, out, _ = command("--help")
+    assert status == 0
+    shown = "".join(out.split())
+    for name in config._flat(config.to_dict(config.preset("tiny"))):
+        if not name.endswith("num_steps"):
+            assert f"--{name.replace('_', '-')}" in shown
+    assert "num-steps" not in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_a_checkpoint_and_says_where(number, text, tmp_path):
+    args = [sys.executable, "-u", "-m", "ltm_pyro.train", *SMALL, "--data", str(text), "--steps", "100000"]
+    process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert err == ""
+    saved = out.split("saved ")[1].split(";")[0]
+    assert ltm_pyro.load(tmp_path / "runs/text-tiny-vi").config.steps == 100_000
+    assert (tmp_path / saved / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_first_command_learns_to_three_quarters_of_the_entropy_of_single_bytes(tmp_path):
+    args = [sys.executable, "-m", "ltm_pyro.train", "--inference=vi"]
+    result = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=True)
+    run = tmp_path / "runs/python-docs-tiny-vi"
+    entropy = float(result.stdout.split("single bytes: ")[1].split()[0])
+    bound = next(r for r in reversed(records(run)) if r.get("posterior") == "vi")
+    assert bound["valid_bound"]
+    assert bound["bits_per_byte"] <= 0.75 * entropy
