@@ -19,9 +19,10 @@ def rotary(x_BHTK: Tensor) -> Tensor:
     Scores of rotated queries and keys depend on the difference of their positions only.
     """
     num_positions, head_dim = x_BHTK.shape[-2:]
-    exponents = torch.arange(0, head_dim, 2, device=x_BHTK.device, dtype=torch.float32) / head_dim
-    positions = torch.arange(num_positions, device=x_BHTK.device, dtype=torch.float32)
-    # Angles in float32 whatever x is: bfloat16 cannot tell position 256 from 257.
+    # Angles at least in float32: bfloat16 cannot tell position 256 from 257.
+    dtype = torch.promote_types(x_BHTK.dtype, torch.float32)
+    exponents = torch.arange(0, head_dim, 2, device=x_BHTK.device, dtype=dtype) / head_dim
+    positions = torch.arange(num_positions, device=x_BHTK.device, dtype=dtype)
     angles = torch.outer(positions, ROTARY_BASE**-exponents)
     cos, sin = angles.cos().to(x_BHTK.dtype), angles.sin().to(x_BHTK.dtype)
     real, imaginary = x_BHTK.chunk(2, dim=-1)
@@ -52,7 +53,8 @@ def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: i
     exists = (key >= window) | (torch.arange(num_blocks, device=q.device)[:, None, None] > 0)
     mask = (in_band & exists).expand(num_heads, -1, -1, -1).flatten(0, 1)
     out = F.scaled_dot_product_attention(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), attn_mask=mask)
-    return out.view(batch_size, num_heads, num_blocks * window, head_dim)[:, :, :length]
+    # Not `view`: CUDA kernels return their own layout.
+    return out.reshape(batch_size, num_heads, num_blocks * window, head_dim)[:, :, :length]
 
 
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:

@@ -30,10 +30,15 @@ class LatentThoughtModel(PyroModule):
         config: shape of the decoder and of z.
         vocab_size: V, of which the last id is begin-of-text.
         end_of_text: id of the token that ends a text.
+
+    Raises:
+        ValueError: if end_of_text is no token that can be predicted.
     """
 
     def __init__(self, config: DecoderConfig, vocab_size: int, end_of_text: int) -> None:
         super().__init__()
+        if not 0 <= end_of_text < vocab_size - 1:
+            raise ValueError(f"end_of_text {end_of_text} must be a token below begin-of-text, {vocab_size - 1}")
         self.config = config
         self.end_of_text = end_of_text
         self.decoder = Decoder(config, vocab_size)

@@ -63,8 +63,9 @@ class TokenSequence(TorchDistribution):
         logits_BTV = self.decoder.logits(self.decoder(inputs_BT, z_BLSD))
         # At least float32: a sum of a thousand log-probabilities in bfloat16 would lose nats.
         logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
-        log_probs = -F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten(), reduction="none")
-        return log_probs.view(*shape, -1)
+        # Not `cross_entropy`, which ignores the id -100.
+        log_probs_BT = logits_BTV.log_softmax(-1).gather(-1, tokens_BT[..., None]).squeeze(-1)
+        return log_probs_BT.view(*shape, -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x | z) = Σ_n weight_n · log p(x_n | z, x_<n) in nats, [*batch_shape], for [..., T] tokens."""

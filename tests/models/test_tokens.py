@@ -230,9 +230,12 @@ def test_generation_is_reproducible_from_pyros_seed(decoder):
 
 def test_generation_records_no_gradient(decoder):
     decoder.requires_grad_(True)
+    recorded = []
+    decoder.register_forward_hook(lambda module, inputs, hidden: recorded.append(hidden.requires_grad))
     texts = TokenSequence(decoder, random_z(2).requires_grad_(), END, LENGTH)
-    assert not texts.has_rsample
-    assert not texts.sample().requires_grad
+    texts.sample()
+    assert recorded
+    assert not any(recorded)
 
 
 def test_support_is_every_token_but_begin_of_text(decoder):
@@ -253,6 +256,15 @@ def test_tokens_of_another_type_than_int64_are_refused(decoder, dtype):
     texts = TokenSequence(decoder, random_z(), END, LENGTH)
     with pytest.raises(ValueError, match="tokens must be int64"):
         texts.log_prob(torch.zeros(LENGTH, dtype=dtype))
+
+
+@pytest.mark.parametrize("outside", [BEGIN, VOCAB_SIZE, -1, -100])
+@pytest.mark.parametrize("position", [0, LENGTH - 1])
+def test_an_id_that_cannot_be_predicted_gets_no_log_prob(decoder, outside, position):
+    tokens = torch.zeros(LENGTH, dtype=torch.int64)
+    tokens[position] = outside
+    with pytest.raises((IndexError, RuntimeError, ValueError), match=r"out of (bounds|range)"):
+        TokenSequence(decoder, random_z(), END, LENGTH).log_prob(tokens)
 
 
 def test_uniform_logits_cost_the_logarithm_of_the_vocabulary_without_begin_of_text(decoder):

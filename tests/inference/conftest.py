@@ -1,0 +1,227 @@
+"""Worlds whose answers are known: the linear-Gaussian model in closed form, and a small Latent Thought Model.
+
+Here rather than in a module to import, since pytest's import mode `importlib` puts no folder of tests on the path.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from ltm_pyro.inference import SequenceNoise
+from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
+
+
+@dataclass(frozen=True)
+class Observations:
+    """A batch of vectors x, [B, n]."""
+
+    x: Tensor
+    sequence_ids: Tensor
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return Observations(self.x[index], self.sequence_ids[index])
+
+
+@dataclass(frozen=True)
+class LinearGaussian:
+    """z ~ N(0, I_d), x | z ~ N(W z, s² I_n), as a Pyro program and, beside it, in closed form.
+
+    None of the formulas uses Pyro or the package under test.
+    """
+
+    loadings: Tensor
+    """[n, d] float64: W."""
+    noise_scale: float
+    """s."""
+
+    @classmethod
+    def random(cls, num_observed, num_latent, noise_scale, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        loadings = torch.randn(num_observed, num_latent, generator=generator, dtype=torch.float64)
+        return cls(loadings / math.sqrt(num_latent), noise_scale)
+
+    @classmethod
+    def with_posterior_variances(cls, variances, noise_scale=0.5, seed=0):
+        """One whose posterior has these variances along the columns of a random rotation; returns both."""
+        variances = torch.tensor(variances, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed)
+        square = torch.randn(len(variances), len(variances), generator=generator, dtype=torch.float64)
+        rotation = torch.linalg.qr(square).Q
+        return cls(noise_scale * (1 / variances - 1).sqrt().diag() @ rotation.T, noise_scale), rotation
+
+    def __call__(self, batch):
+        num_latent = self.loadings.shape[1]
+        with pyro.plate("sequences", len(batch), dim=-1):
+            z = pyro.sample("z", dist.Normal(self.loadings.new_zeros(num_latent), 1).to_event(1))
+            pyro.sample("x", dist.Normal(z @ self.loadings.T, self.noise_scale).to_event(1), obs=batch.x)
+
+    def sample(self, num_sequences, seed=1):
+        """A batch drawn from the model, its ids 0, 1, …"""
+        generator = torch.Generator().manual_seed(seed)
+        num_observed, num_latent = self.loadings.shape
+        z = torch.randn(num_sequences, num_latent, generator=generator, dtype=torch.float64)
+        noise = torch.randn(num_sequences, num_observed, generator=generator, dtype=torch.float64)
+        return Observations(z @ self.loadings.T + self.noise_scale * noise, torch.arange(num_sequences))
+
+    @property
+    def precision(self):
+        """[d, d]: of the posterior, the same for every x."""
+        return torch.eye(self.loadings.shape[1]) + self.loadings.T @ self.loadings / self.noise_scale**2
+
+    def posterior_mean(self, x):
+        """[B, d]."""
+        return torch.linalg.solve(self.precision, (x @ self.loadings).T / self.noise_scale**2).T
+
+    def neg_log_evidence(self, x):
+        """[B]: -log p(x), exact."""
+        num_observed = self.loadings.shape[0]
+        covariance = self.loadings @ self.loadings.T + self.noise_scale**2 * torch.eye(num_observed)
+        quadratic = (x * torch.linalg.solve(covariance, x.T).T).sum(-1)
+        return 0.5 * (quadratic + torch.logdet(covariance) + num_observed * math.log(2 * math.pi))
+
+    def neg_log_likelihood(self, z, x):
+        """-log p(x | z) for z of [..., d] and x of [..., n]."""
+        residual = x - z @ self.loadings.T
+        log_normaliser = 0.5 * self.loadings.shape[0] * math.log(2 * math.pi * self.noise_scale**2)
+        return 0.5 * residual.square().sum(-1) / self.noise_scale**2 + log_normaliser
+
+    def neg_log_prior(self, z):
+        """-log p(z) for z of [..., d]."""
+        return 0.5 * z.square().sum(-1) + 0.5 * z.shape[-1] * math.log(2 * math.pi)
+
+    def expected_nll(self, mean, scale, x):
+        """[B]: -E_q log p(x | z) for q = N(mean, scale²)."""
+        trace = scale.square() @ self.loadings.square().sum(0)
+        return self.neg_log_likelihood(mean, x) + 0.5 * trace / self.noise_scale**2
+
+    def nll_variance(self, mean, scale, x):
+        """[B]: Var_q log p(x | z): of a + bᵀε + ½ εᵀAε with ε ~ N(0, I), it is |b|² + ½ tr A²."""
+        b = scale * ((x - mean @ self.loadings.T) @ self.loadings) / self.noise_scale**2
+        gram = self.loadings.T @ self.loadings / self.noise_scale**2
+        a = scale[:, :, None] * gram * scale[:, None, :]
+        return b.square().sum(-1) + 0.5 * a.square().sum((-1, -2))
+
+    @staticmethod
+    def kl(mean, scale):
+        """[B]: KL(N(mean, scale²) ‖ N(0, I))."""
+        return 0.5 * (mean.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
+
+
+@dataclass
+class Failing:
+    """A linear-Gaussian model whose likelihood has a gradient that is not finite for some sequences.
+
+    Its value stays finite, and the gradient of the other sequences as it was.
+    """
+
+    world: LinearGaussian
+    gradient: str
+    """nan or inf."""
+    bad_ids: tuple[int, ...]
+    bad_evaluations: tuple[int, ...] | range
+    """At which evaluations of the likelihood, counted from 0."""
+    num_evaluations: int = 0
+
+    def __call__(self, batch):
+        num_latent = self.world.loadings.shape[1]
+        with pyro.plate("sequences", len(batch), dim=-1):
+            z = pyro.sample("z", dist.Normal(self.world.loadings.new_zeros(num_latent), 1).to_event(1))
+            likelihood = dist.Normal(z @ self.world.loadings.T, self.world.noise_scale).to_event(1)
+            pyro.sample("x", likelihood, obs=batch.x)
+            is_bad = torch.isin(batch.sequence_ids, torch.tensor(self.bad_ids))
+            if self.num_evaluations in self.bad_evaluations:
+                # The slope of a root is infinite at 0; times 0 it is not a number.
+                zero = (z - z.detach()).sum(-1) * (0 if self.gradient == "nan" else 1)
+                pyro.factor("failure", torch.where(is_bad, zero, 1.0).sqrt())
+        self.num_evaluations += 1
+
+
+class RecordingNoise:
+    """Noise that remembers what it was asked for."""
+
+    def __init__(self, noise):
+        self.noise = noise
+        self.normals = []
+        """(purpose, numbers) of every call of `normal`."""
+
+    def normal(self, purpose, *args, **kwargs):
+        numbers = self.noise.normal(purpose, *args, **kwargs)
+        self.normals.append((purpose, numbers))
+        return numbers
+
+    def uniform(self, *args, **kwargs):
+        return self.noise.uniform(*args, **kwargs)
+
+
+@pytest.fixture
+def linear_gaussian():
+    """The class, to build one of any size."""
+    return LinearGaussian
+
+
+@pytest.fixture
+def observations():
+    """The class of its batches."""
+    return Observations
+
+
+@pytest.fixture
+def failing():
+    """A model that fails for some sequences: `failing(world, gradient, bad_ids, bad_evaluations)`."""
+
+    def build(world, gradient, bad_ids, bad_evaluations=range(10_000)):
+        return Failing(world, gradient, bad_ids, bad_evaluations)
+
+    return build
+
+
+@pytest.fixture
+def recording():
+    """Noise keyed by sequence, recorded; made from a seed."""
+    return lambda seed=0: RecordingNoise(SequenceNoise(seed))
+
+
+def small_ltm(dtype):
+    model = LatentThoughtModel(
+        DecoderConfig(num_layers=2, width=8, num_heads=2, hidden=12, num_slots=2, window=4, length=12),
+        vocab_size=11,
+        end_of_text=9,
+    )
+    # At their initial scale the weights make the text next to independent of z, and its posterior the prior.
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.copy_(0.5 * torch.randn(weight.shape, generator=generator))
+    return model.to(dtype)
+
+
+@pytest.fixture
+def ltm():
+    """A Latent Thought Model in float64 whose texts depend on z."""
+    return small_ltm(torch.float64)
+
+
+@pytest.fixture
+def ltm_float32():
+    """The same in float32."""
+    return small_ltm(torch.float32)
+
+
+@pytest.fixture
+def texts():
+    """Five texts of different lengths, in 12 columns."""
+    lengths = torch.tensor([12, 7, 1, 9, 12])
+    tokens = torch.randint(10, (5, 12), generator=torch.Generator().manual_seed(3))
+    weights = (torch.arange(12) < lengths[:, None]).float()
+    return TokenBatch(tokens, weights, torch.tensor([31, 4, 159, 26, 5]), lengths)

@@ -1,0 +1,69 @@
+"""Draws and their export to ArviZ."""
+
+import arviz
+import numpy as np
+import pytest
+import torch
+
+from ltm_pyro.inference import Posterior, SequenceNoise, infer
+from ltm_pyro.inference.langevin import Langevin
+
+IDS = torch.tensor([31, 4, 159])
+
+
+def posterior_of(*event_shape, num_chains=2, num_draws=50):
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(num_chains, num_draws, len(IDS), *event_shape, generator=generator, dtype=torch.float64)
+    return Posterior(samples, IDS)
+
+
+def test_the_mean_is_over_chains_and_draws():
+    posterior = Posterior(torch.arange(24.0).view(2, 3, 1, 4), torch.tensor([0]))
+    # Of draw k, the number i is 4 k + i; the mean of k is 2.5.
+    assert posterior.mean.tolist() == [[10, 11, 12, 13]]
+
+
+def test_thoughts_are_exported_by_layer_slot_and_dim():
+    posterior = posterior_of(3, 2, 4)
+    z = posterior.to_arviz()["posterior"]["z"]
+    assert z.dims == ("chain", "draw", "sequence", "layer", "slot", "dim")
+    assert np.array_equal(z.values, posterior.samples.numpy())
+    assert z.coords["sequence"].values.tolist() == [31, 4, 159]
+    chosen = z.sel(chain=1, draw=7, sequence=159, layer=2, slot=1, dim=3).item()
+    assert chosen == posterior.samples[1, 7, 2, 2, 1, 3].item()
+
+
+@pytest.mark.parametrize("event_shape", [(), (4,), (4, 2)])
+def test_a_z_of_other_than_three_dimensions_is_exported_too(event_shape):
+    posterior = posterior_of(*event_shape)
+    z = posterior.to_arviz()["posterior"]["z"]
+    assert z.dims == ("chain", "draw", "sequence", *[f"z_dim_{i}" for i in range(len(event_shape))])
+    assert np.array_equal(z.values, posterior.samples.numpy())
+
+
+def test_arviz_summarises_every_number_of_every_sequence():
+    posterior = posterior_of(2, 1, 2)
+    summary = arviz.summary(posterior.to_arviz(), round_to="none")
+    assert len(summary) == 3 * 2 * 1 * 2
+    assert np.allclose(np.asarray(summary["mean"], dtype=float), posterior.mean.flatten().numpy(), atol=1e-12)
+    assert "z[159, 1, 0, 1]" in summary.index
+
+
+def test_chains_that_mix_have_an_r_hat_of_one_and_chains_apart_do_not(linear_gaussian):
+    world = linear_gaussian.random(num_observed=4, num_latent=2, noise_scale=1.0)
+    batch = world.sample(3)
+    scheme = Langevin(num_steps=1500, step_size=0.3, num_chains=4, num_kept=1000)
+    posterior = scheme.posterior(infer(scheme, world, batch, SequenceNoise(0)), 4000, SequenceNoise(0))
+    assert posterior.samples.shape == (4, 1000, 3, 2)
+    r_hat = arviz.rhat(posterior.to_arviz())["z"].values
+    # The bound of Vehtari et al. 2021 (arXiv 1903.08008).
+    assert (r_hat < 1.01).all()
+    # Now one prior standard deviation apart.
+    moved = posterior.samples + torch.arange(4).view(4, 1, 1, 1)
+    assert (arviz.rhat(Posterior(moved, posterior.sequence_ids).to_arviz())["z"].values > 1.1).all()
+
+
+def test_draws_that_are_one_point_repeated_and_carry_a_gradient_can_be_exported():
+    point = torch.arange(6.0).view(3, 2).requires_grad_()
+    z = Posterior((2 * point).expand(1, 4, 3, 2), IDS).to_arviz()["posterior"]["z"]
+    assert z.values.tolist() == [4 * [[[0, 2], [4, 6], [8, 10]]]]
