@@ -157,8 +157,11 @@ def validate(config: TrainConfig) -> None:
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The settings as plain values, for `config.yaml`."""
-    return dataclasses.asdict(config)
+    """The settings as plain values, for `config.yaml`. The number of fast steps stands there once, as `fast_steps`."""
+    values = dataclasses.asdict(config)
+    for name in SCHEMES:
+        del values[name]["num_steps"]
+    return values
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:

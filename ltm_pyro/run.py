@@ -131,11 +131,12 @@ def create_run(out: str | None, default_name: str) -> Run:
             return Run(path)
 
 
-def resolved_against(corpus_sha256: str, encoding: tiktoken.Encoding) -> dict[str, str]:
-    """What the settings of a run mean on this machine: the corpus, the tokenizer and the versions they stood for."""
+def resolved_against(corpus_sha256: str, encoding: tiktoken.Encoding, device: torch.device) -> dict[str, str]:
+    """What the settings of a run mean on this machine: corpus, tokenizer, device and versions that they stood for."""
     return {
         "corpus_sha256": corpus_sha256,
         "tokenizer_sha256": fingerprint(encoding),
+        "device": str(device),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "pyro": pyro.__version__,

@@ -290,7 +290,7 @@ def report(training: Training, run: Run, corpus: Corpus, trained: TrainedModel, 
     vi = dataclasses.replace(config.vi, num_steps=config.fast_steps, noise="fresh")
     posteriors = [(training.scheme, scheme_name(config))] if training.scheme != vi else []
     order_zero = figures.order_zero_bits_per_byte(corpus.validation)
-    print(f"\nheld-out text of {corpus.name} (entropy of its single bytes: {order_zero:.3f} bits/byte):")
+    print(f"\nheld-out text of {corpus.name} (entropy of its single bytes: {order_zero:.3f} bits/byte):", flush=True)
     for scheme, name in [*posteriors, (vi, "vi"), (prior, "the prior")]:
         figure = held_out(training, num_sequences, scheme, name, stop)
         if stop.received:
@@ -298,7 +298,7 @@ def report(training: Training, run: Run, corpus: Corpus, trained: TrainedModel, 
         run.append_metrics(
             {"step": training.progress.step, "tokens_seen": training.progress.tokens_seen, **figure.record()}
         )
-        print(f"  {sentence(figure)}")
+        print(f"  {sentence(figure)}", flush=True)
     print("\ntwo texts from the model (z from the prior):")
     with pyro.get_param_store().scope(), torch.no_grad():
         tokens = training.model(num_sequences=2)
@@ -355,13 +355,14 @@ def prepare(config: TrainConfig) -> tuple[Training, Run, Corpus, TrainedModel]:
     pack = PACKING[config.packing]
     packed = pack(corpus.train, encoding, config.model.length)
     validation = pack(corpus.validation, encoding, config.model.length)
-    resolved = resolved_against(corpus.sha256, encoding)
+    resolved = resolved_against(corpus.sha256, encoding, device)
     pyro.set_rng_seed(config.seed)
     model = build_model(config, encoding).to(device)
     optimizer = WeightOptimizer(model, config.optimizer, config.steps)
     progress = Progress()
     if run is None:
         run = create_run(config.out, f"{corpus.name}-{config.preset}-{config.inference}")
+        config = dataclasses.replace(config, out=str(run.path))
         run.write_config(config, resolved)
     else:
         _, before = run.read_config()

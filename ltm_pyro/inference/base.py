@@ -62,6 +62,11 @@ class State:
         return dataclasses.replace(self, **{name: value[index] for name, value in vars(self).items()})
 
 
+def first_fields(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The fields of `State` before the first step."""
+    return batch.sequence_ids, torch.zeros_like(batch.sequence_ids), torch.zeros_like(batch.sequence_ids)
+
+
 @dataclass(frozen=True)
 class StepInfo:
     """What a step saw, per sequence; never a mean over the batch."""
@@ -145,23 +150,27 @@ def keep_finite(state: State, proposed: State) -> Any:
 
 @contextlib.contextmanager
 def frozen(model: Model) -> Iterator[None]:
-    """Within the block no gradient is computed for the weights of `model`, if it is a module.
+    """Within the block a module's weights get no gradient, and Pyro's global parameter store sees none of them.
 
-    Pyro registers only weights that require a gradient, so the global parameter store sees none of them either.
+    A model that is a plain function reads its parameters from that store, as always.
     """
-    weights = [w for w in model.parameters() if w.requires_grad] if isinstance(model, torch.nn.Module) else []
-    was_training = isinstance(model, torch.nn.Module) and model.training
+    if not isinstance(model, torch.nn.Module):
+        yield
+        return
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    training = [module for module in model.modules() if module.training]
     try:
         for weight in weights:
             weight.requires_grad_(False)
-        if was_training:
-            model.eval()  # Pyro warns of weights without gradient in a module that is training.
-        yield
+        for module in training:
+            module.training = False  # Pyro warns of weights without gradient in a module that is training.
+        with pyro.get_param_store().scope():
+            yield
     finally:
         for weight in weights:
             weight.requires_grad_(True)
-        if was_training:
-            model.train()
+        for module in training:
+            module.training = True
 
 
 def latent_prior(model: Model, batch: Batch) -> TorchDistribution:
@@ -181,6 +190,8 @@ def latent_prior(model: Model, batch: Batch) -> TorchDistribution:
     plates = [(plate.name, plate.dim) for plate in site["cond_indep_stack"]]
     if plates != [(PLATE, -1)]:
         raise ValueError(f'site "{LATENT}" must stand under one plate, "{PLATE}" at dim -1, not under {plates}')
+    if site["cond_indep_stack"][0].full_size != len(batch):
+        raise ValueError(f'the plate "{PLATE}" must not subsample: it would scale the density of a local variable')
     return site["fn"]
 
 
@@ -214,12 +225,15 @@ def log_joint(model: Model, batch: Batch, z: Tensor, num_sample_dims: int = 0) -
             stack.enter_context(pyro.plate(f"draws_{dim}", size, dim=-2 - dim))
         trace = poutine.trace(poutine.condition(model, data={LATENT: z})).get_trace(batch)
     trace.compute_log_prob()
-    log_likelihood = z.new_zeros(z.shape[: num_sample_dims + 1])
+    latent = trace.nodes[LATENT]
+    log_likelihood = torch.zeros_like(latent["log_prob"])
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or name == LATENT or site_is_subsample(site):
             continue
         if not site["is_observed"]:
             raise ValueError(f'the only latent site must be "{LATENT}", but the model has "{name}"')
+        if site["log_prob"].shape != log_likelihood.shape:
+            shapes = f"{list(site['log_prob'].shape)}, not {list(log_likelihood.shape)}"
+            raise ValueError(f'observed site "{name}" must have one density a sequence, but has {shapes}')
         log_likelihood = log_likelihood + site["log_prob"]
-    latent = trace.nodes[LATENT]
     return LogJoint(log_likelihood, latent["log_prob"], latent["fn"])

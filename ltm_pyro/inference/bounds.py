@@ -14,7 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ltm_pyro.inference.base import Batch, Model, PosteriorScheme, State, frozen, log_joint
+from ltm_pyro.inference.base import Batch, Model, PosteriorScheme, State, frozen, keep_finite, log_joint
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.vi import VI, VIState
 
@@ -28,7 +28,7 @@ class Elbo:
     kl: Tensor
     """[B]: KL(q ‖ p), the rate; exact."""
     variance: Tensor
-    """[B]: variance of `nll` over the draws of z, of one draw."""
+    """[B]: variance of the distortion of one draw of z; nan where there was only one."""
     num_samples: int
     """Draws of z that `nll` averages."""
 
@@ -67,7 +67,8 @@ def elbo(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> 
             mean += deviation / count
             squares += deviation * (-joint.log_likelihood.double().cpu() - mean)
         kl = kl_divergence(q, joint.prior).double().cpu()
-    return Elbo(mean, kl, squares / max(1, num_samples - 1), num_samples)
+    variance = squares / (num_samples - 1) if num_samples > 1 else torch.full_like(squares, torch.nan)
+    return Elbo(mean, kl, variance, num_samples)
 
 
 @torch.no_grad()
@@ -94,11 +95,11 @@ def gaussian_around(
     The centre is the mean of the scheme's draws and is held; the scales are fitted by `fit` with noise of their own.
     """
     centre = scheme.posterior(state, getattr(scheme, "num_chains", 1), rng).mean
-    fitted = fit.init(model, batch, rng, warm=centre)
     with frozen(model):
+        fitted = fit.init(model, batch, rng, warm=centre)
         for _ in range(fit.num_steps):
             moved, _ = fit.step(model, fitted, batch, rng)
-            fitted = dataclasses.replace(moved, mean=centre)
+            fitted = dataclasses.replace(keep_finite(fitted, moved), mean=centre)
     return fit, fitted
 
 

@@ -14,7 +14,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Guide, Model, State, StepInfo, latent_prior, log_joint, require_positive
+from ltm_pyro.inference.base import (
+    Batch,
+    Guide,
+    Model,
+    State,
+    StepInfo,
+    first_fields,
+    latent_prior,
+    log_joint,
+    require_positive,
+)
 from ltm_pyro.inference.guides import guide_of, point
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
@@ -50,19 +60,23 @@ class Langevin:
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> LangevinState:
         """Draws from a Gaussian with the prior's mean and scale (the LTM's prior itself); or all chains at `warm`."""
         prior = latent_prior(model, batch)
-        count = torch.zeros_like(batch.sequence_ids)
         if warm is None:
             noise = rng.normal(
-                "init", batch.sequence_ids, count, prior.event_shape, (self.num_chains,), like=prior.mean
+                "init",
+                batch.sequence_ids,
+                torch.zeros_like(batch.sequence_ids),
+                prior.event_shape,
+                (self.num_chains,),
+                like=prior.mean,
             )
             z = (prior.mean + prior.stddev * noise).transpose(0, 1).detach().contiguous()
         else:
             z = warm.detach().unsqueeze(1).repeat_interleave(self.num_chains, 1)
-        return LangevinState(batch.sequence_ids, count, count, z, z.unsqueeze(2).repeat_interleave(self.num_kept, 2))
+        return LangevinState(*first_fields(batch), z, z.unsqueeze(2).repeat_interleave(self.num_kept, 2))
 
     def step(self, model: Model, state: LangevinState, batch: Batch, rng: Noise) -> tuple[LangevinState, StepInfo]:
         event_shape = state.z.shape[2:]
-        noise = rng.normal("step", state.sequence_ids, state.step, event_shape, (self.num_chains,), like=state.z)
+        noise = rng.normal("langevin", state.sequence_ids, state.step, event_shape, (self.num_chains,), like=state.z)
         with torch.enable_grad():
             z = state.z.transpose(0, 1).detach().requires_grad_()
             joint = log_joint(model, batch, z, num_sample_dims=1)

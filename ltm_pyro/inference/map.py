@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from ltm_pyro.inference.adam import adam_step
-from ltm_pyro.inference.base import Batch, Guide, Model, State, StepInfo, latent_prior, log_joint, require_positive
+from ltm_pyro.inference.base import (
+    Batch,
+    Guide,
+    Model,
+    State,
+    StepInfo,
+    first_fields,
+    latent_prior,
+    log_joint,
+    require_positive,
+)
 from ltm_pyro.inference.guides import guide_of, point
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
@@ -47,8 +57,7 @@ class MAP:
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> MAPState:
         z = (latent_prior(model, batch).mean if warm is None else warm).detach().clone()
-        count = torch.zeros_like(batch.sequence_ids)
-        return MAPState(batch.sequence_ids, count, count, z, torch.zeros_like(z), torch.zeros_like(z))
+        return MAPState(*first_fields(batch), z, torch.zeros_like(z), torch.zeros_like(z))
 
     def step(self, model: Model, state: MAPState, batch: Batch, rng: Noise) -> tuple[MAPState, StepInfo]:
         with torch.enable_grad():

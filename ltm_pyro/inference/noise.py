@@ -102,6 +102,11 @@ class SequenceNoise:
         # word counts the numbers drawn.
         purpose_id = zlib.crc32(purpose.encode())
         return [
-            np.random.Generator(np.random.Philox(key=[self.seed, sequence_id], counter=[0, 0, step, purpose_id]))
+            np.random.Generator(
+                np.random.Philox(
+                    key=np.array([self.seed, sequence_id], dtype=np.uint64),
+                    counter=np.array([0, 0, step, purpose_id], dtype=np.uint64),
+                )
+            )
             for sequence_id, step in zip(sequence_ids.tolist(), steps.tolist(), strict=True)
         ]

@@ -17,7 +17,17 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ltm_pyro.inference.adam import adam_step
-from ltm_pyro.inference.base import Batch, Guide, Model, State, StepInfo, latent_prior, log_joint, require_positive
+from ltm_pyro.inference.base import (
+    Batch,
+    Guide,
+    Model,
+    State,
+    StepInfo,
+    first_fields,
+    latent_prior,
+    log_joint,
+    require_positive,
+)
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
@@ -49,7 +59,7 @@ class VI:
     """Steps of inference for each sequence (T)."""
     learning_rate: float = 0.1
     """Step size of Adam on the mean [units of z, whose prior has scale 1] and on the log scale."""
-    epsilon: float = 1.0
+    epsilon: float = 0.2
     """Adam's epsilon [nats per unit of z]. What the text says little of is moved in proportion to its gradient;
     with Adam's usual 1e-8 it would move by the learning rate too, at random, and cost KL."""
     initial_scale: float = 1.0
@@ -68,17 +78,18 @@ class VI:
         prior = latent_prior(model, batch)
         mean = (prior.mean if warm is None else warm).detach().clone()
         log_scale = (self.initial_scale * prior.stddev.detach()).log().expand_as(mean).clone()
-        zero = torch.zeros_like(mean)
-        count = torch.zeros_like(batch.sequence_ids)
         noise = mean.new_zeros(len(mean), 0)
         if self.noise == "reused":
-            noise = rng.normal("step", batch.sequence_ids, count, mean.shape[1:], like=mean)
-        return VIState(batch.sequence_ids, count, count, mean, zero, zero, log_scale, zero, zero, noise)
+            noise = rng.normal(
+                "vi", batch.sequence_ids, torch.zeros_like(batch.sequence_ids), mean.shape[1:], like=mean
+            )
+        moments = [torch.zeros_like(mean) for _ in range(4)]
+        return VIState(*first_fields(batch), mean, *moments[:2], log_scale, *moments[2:], noise)
 
     def step(self, model: Model, state: VIState, batch: Batch, rng: Noise) -> tuple[VIState, StepInfo]:
         noise = state.noise
         if self.noise == "fresh":
-            noise = rng.normal("step", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
+            noise = rng.normal("vi", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
         with torch.enable_grad():
             mean = state.mean.detach().requires_grad_()
             log_scale = state.log_scale.detach().requires_grad_()

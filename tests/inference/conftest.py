@@ -12,7 +12,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from pyro.nn import PyroModule
+from torch import Tensor, nn
 
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
@@ -117,6 +118,22 @@ class LinearGaussian:
         return 0.5 * (mean.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
 
 
+class LinearGaussianModule(PyroModule):
+    """The linear-Gaussian model with weights to learn, which the module holds itself."""
+
+    def __init__(self, world):
+        super().__init__()
+        self.loadings = nn.Parameter(world.loadings.clone())
+        self.offset = nn.Parameter(torch.zeros(world.loadings.shape[0], dtype=torch.float64))
+        self.noise_scale = world.noise_scale
+
+    def forward(self, batch):
+        with pyro.plate("sequences", len(batch), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.loadings.shape[1]).double(), 1).to_event(1))
+            mean = z @ self.loadings.T + self.offset
+            pyro.sample("x", dist.Normal(mean, self.noise_scale).to_event(1), obs=batch.x)
+
+
 @dataclass
 class Failing:
     """A linear-Gaussian model whose likelihood has a gradient that is not finite for some sequences.
@@ -173,6 +190,12 @@ def linear_gaussian():
 def observations():
     """The class of its batches."""
     return Observations
+
+
+@pytest.fixture
+def learnable():
+    """A linear-Gaussian model as a module with weights, made from one as a function."""
+    return LinearGaussianModule
 
 
 @pytest.fixture

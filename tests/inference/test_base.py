@@ -221,25 +221,36 @@ def test_a_plain_function_has_no_weights_to_freeze(world):
         pass
 
 
+def test_inference_reads_the_weights_of_the_model_it_is_given(linear_gaussian, learnable):
+    """Two modules whose weights have the same names: in Pyro's global store the second would find the first one's."""
+    batch = linear_gaussian.random(num_observed=6, num_latent=3, noise_scale=0.7).sample(5)
+    for seed in (1, 2):
+        world = linear_gaussian.random(num_observed=6, num_latent=3, noise_scale=0.7, seed=seed)
+        module = learnable(world)
+        state = infer(MAP(1000, learning_rate=0.5), module, batch, SequenceNoise(0))
+        assert torch.allclose(state.z, world.posterior_mean(batch.x), atol=1e-6)
+        assert len(pyro.get_param_store()) == 0
+        assert all(weight.requires_grad for weight in module.parameters())
+
+
 # --- the finite guard
 
 
 @pytest.mark.parametrize("gradient", ["nan", "inf"])
-def test_a_sequence_keeps_its_last_finite_state_while_its_steps_fail(failing, world, gradient):
-    """Its steps 3, 4 and 5 of 8 fail: noise and moments go on from step 2, with three skips counted."""
-    scheme, batch, rng = Langevin(num_steps=8, step_size=0.01), world.sample(4), SequenceNoise(0)
+def test_a_sequence_keeps_its_last_finite_state_while_its_steps_fail(failing, recording, world, gradient):
+    """Its steps 3, 4 and 5 of 8 fail: steps 6 and 7 go on from step 2, with noise of their own."""
+    scheme, batch, rng = Langevin(num_steps=8, step_size=0.01), world.sample(4), recording()
     model = failing(world, gradient, bad_ids=(1, 3), bad_evaluations=(3, 4, 5))
-    healthy = infer(scheme, world, batch, rng)
     state = infer(scheme, model, batch, rng)
     assert state.num_skipped.tolist() == [0, 3, 0, 3]
     assert state.step.tolist() == [8] * 4
+    healthy = infer(scheme, world, batch, SequenceNoise(0))
     assert state.z[[0, 2]].equal(healthy.z[[0, 2]])
-    # By hand: three steps, none, and then the last two with the noise of their own numbers.
-    z = infer(dataclasses.replace(scheme, num_steps=3), world, batch, rng).z
-    for step in (6, 7):
-        noise = rng.normal("step", batch.sequence_ids, torch.full((4,), step), torch.Size([3]), (1,), like=z)
-        drift = -(z[:, 0] - world.posterior_mean(batch.x)) @ world.precision
-        z = z + 0.01 * drift[:, None] + math.sqrt(0.02) * noise.transpose(0, 1)
+    first, *noises = [numbers.transpose(0, 1) for _, numbers in rng.normals]
+    z = first
+    for step in (0, 1, 2, 6, 7):
+        drift = -(z - world.posterior_mean(batch.x)[:, None]) @ world.precision
+        z = z + 0.01 * drift + math.sqrt(0.02) * noises[step]
     assert torch.allclose(state.z[[1, 3]], z[[1, 3]], rtol=1e-12)
 
 
