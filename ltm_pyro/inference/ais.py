@@ -1,0 +1,234 @@
+"""Annealed importance sampling of log p(x), forwards and backwards (Neal 2001; Grosse, Ancha & Roy 2016).
+
+From q(z) to p(x, z) along log f_β = (1 - β) log q(z) + β log p(x, z), in M temperatures 0 = β_0 < … < β_M = 1:
+
+    forwards    z_0 ~ q,         log w = Σ_m (β_m - β_{m-1}) U(z_{m-1}),   z_m ~ T_{β_m}(· | z_{m-1}),   E[w] = p(x)
+    backwards   z ~ p(z | x),    the same sum along the path run the other way,                          E[1/w] = 1/p(x)
+
+with U(z) = log p(x, z) - log q(z) and T_β a Hamiltonian Monte Carlo step that leaves f_β invariant. So -log of the mean
+of w is, in expectation, at least -log p(x); and the log of the mean of 1/w at most. The backward side needs an exact
+draw of the posterior: on data simulated from the model, that is the z that made x.
+
+Temperatures and step sizes are fitted to each sequence by a pilot run with randomness of its own, and then frozen:
+tuned on the very chains that are scored, E[w] = p(x) would no longer hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from ltm_pyro.inference.base import Batch, Model, frozen, log_joint
+from ltm_pyro.inference.noise import Noise
+
+TARGET_ACCEPTANCE = 0.8
+"""Of a step of several leapfrogs (Beskos et al. 2013 find 0.65 best in the limit of many dimensions)."""
+ADAPTATION_RATE = 0.5
+"""Change of the log step size for each unit of missed acceptance."""
+
+
+@dataclass(frozen=True)
+class AnnealingPlan:
+    """Temperatures and step sizes, fixed before the chains that are scored."""
+
+    betas: Tensor
+    """[M + 1, B]: from 0 to 1."""
+    step_sizes: Tensor
+    """[M + 1, B]: of a leapfrog, in scales of q."""
+    num_leapfrogs: int
+    """Leapfrogs of a transition."""
+    num_chains: int
+    """Chains of each sequence, run side by side."""
+
+
+@dataclass(frozen=True)
+class AnnealedWeights:
+    """What a run of annealed chains gives."""
+
+    log_weights: Tensor
+    """[C, B] float64: log w of every chain, in nats."""
+    acceptance: Tensor
+    """[B]: mean acceptance of the transitions; nan where M = 1, which has none."""
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Where the chains stand, [C, B, *event_shape], and what is known there, [C, B]."""
+
+    z: Tensor
+    log_joint: Tensor
+    log_q: Tensor
+    gradient_joint: Tensor
+    gradient_q: Tensor
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """U(z)."""
+        return self.log_joint - self.log_q
+
+    def log_density(self, beta: Tensor) -> Tensor:
+        return (1 - beta) * self.log_q + beta * self.log_joint
+
+    def gradient(self, beta: Tensor) -> Tensor:
+        beta = _like_events(beta, self.z)
+        return (1 - beta) * self.gradient_q + beta * self.gradient_joint
+
+
+def pilot(
+    model: Model,
+    batch: Batch,
+    q: TorchDistribution,
+    rng: Noise,
+    num_temperatures: int = 100,
+    num_leapfrogs: int = 5,
+    num_chains: int = 8,
+) -> AnnealingPlan:
+    """Fit temperatures and step sizes to every sequence.
+
+    A first run along a sigmoid schedule measures the spread of U at every temperature; the temperatures are then placed
+    so that each adds the same part of it. A second run fits the step sizes to them.
+
+    Args:
+        q: where the chains start, batch_shape [B]: a diagonal Gaussian, whose scales are also those of the steps.
+        rng: of another seed than the run that is scored.
+        num_temperatures: M.
+        num_chains: C, of the run that is scored too.
+    """
+    ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=q.mean.dtype, device=q.mean.device).sigmoid()
+    betas = ((ramp - ramp[0]) / (ramp[-1] - ramp[0]))[:, None].expand(-1, len(batch))
+    start = 0.5 * q.event_shape.numel() ** -0.25
+    step_sizes = torch.full_like(betas, start)
+    for number in range(2):
+        plan = AnnealingPlan(betas, step_sizes, num_leapfrogs, num_chains)
+        point = _start(model, batch, q, num_chains, rng, f"ais-pilot-start-{number}")
+        step_size, fitted, spreads = step_sizes[1], [step_sizes[1]], []
+        for m in range(1, num_temperatures + 1):
+            spreads.append(point.log_ratio.std(0))
+            point, acceptance = _transition(model, batch, q, plan, point, m, rng, f"ais-pilot-{number}", step_size)
+            step_size = step_size * ((acceptance.mean(0) - TARGET_ACCEPTANCE) * ADAPTATION_RATE).exp()
+            fitted.append(step_size)
+        step_sizes = torch.stack(fitted)
+        if number == 0:
+            spreads.append(spreads[-1])
+            new_betas = _equal_shares(betas, torch.stack(spreads))
+            step_sizes = _interpolate(betas, step_sizes, new_betas)
+            betas = new_betas
+    return AnnealingPlan(betas, step_sizes, num_leapfrogs, num_chains)
+
+
+def forward_ais(model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan, rng: Noise) -> AnnealedWeights:
+    """Chains from q to the posterior: E[w] = p(x)."""
+    point = _start(model, batch, q, plan.num_chains, rng, "ais-forward-start")
+    log_weights = torch.zeros_like(point.log_joint, dtype=torch.float64)
+    acceptance_sum = torch.zeros_like(log_weights[0])
+    last = len(plan.betas) - 1
+    for m in range(1, last + 1):
+        log_weights += (plan.betas[m] - plan.betas[m - 1]) * point.log_ratio
+        if m < last:
+            point, acceptance = _transition(model, batch, q, plan, point, m, rng, "ais-forward", plan.step_sizes[m])
+            acceptance_sum += acceptance.mean(0)
+    return AnnealedWeights(log_weights.cpu(), (acceptance_sum / (last - 1)).cpu())
+
+
+def reverse_ais(
+    model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan, z: Tensor, rng: Noise
+) -> AnnealedWeights:
+    """Chains from exact draws of the posterior back to q: E[1/w] = 1/p(x).
+
+    Args:
+        z: one draw of p(z | x) for each sequence, [B, *event_shape], of which q and the plan know nothing.
+    """
+    point = _evaluate(model, batch, q, z.expand(plan.num_chains, *z.shape))
+    log_weights = torch.zeros_like(point.log_joint, dtype=torch.float64)
+    acceptance_sum = torch.zeros_like(log_weights[0])
+    last = len(plan.betas) - 1
+    for m in range(last, 0, -1):
+        if m < last:
+            point, acceptance = _transition(model, batch, q, plan, point, m, rng, "ais-reverse", plan.step_sizes[m])
+            acceptance_sum += acceptance.mean(0)
+        log_weights += (plan.betas[m] - plan.betas[m - 1]) * point.log_ratio
+    return AnnealedWeights(log_weights.cpu(), (acceptance_sum / (last - 1)).cpu())
+
+
+def _start(model: Model, batch: Batch, q: TorchDistribution, num_chains: int, rng: Noise, purpose: str) -> _Point:
+    """Draws from q, [C, B, *event_shape]."""
+    steps = torch.zeros_like(batch.sequence_ids)
+    noise = rng.normal(purpose, batch.sequence_ids, steps, q.event_shape, (num_chains,), like=q.mean)
+    return _evaluate(model, batch, q, q.mean + q.stddev * noise)
+
+
+def _evaluate(model: Model, batch: Batch, q: TorchDistribution, z: Tensor) -> _Point:
+    with frozen(model), torch.enable_grad():
+        z = z.detach().requires_grad_()
+        joint = log_joint(model, batch, z, num_sample_dims=1)
+        log_p, log_q = joint.log_likelihood + joint.log_prior, q.log_prob(z)
+        (gradient_joint,) = torch.autograd.grad(log_p.sum(), z)
+        (gradient_q,) = torch.autograd.grad(log_q.sum(), z)
+    return _Point(z.detach(), log_p.detach(), log_q.detach(), gradient_joint, gradient_q)
+
+
+def _transition(
+    model: Model,
+    batch: Batch,
+    q: TorchDistribution,
+    plan: AnnealingPlan,
+    point: _Point,
+    m: int,
+    rng: Noise,
+    purpose: str,
+    step_size: Tensor,
+) -> tuple[_Point, Tensor]:
+    """A Hamiltonian Monte Carlo step at temperature m (Neal 2011, section 5.3.2), and its acceptance, [C, B]."""
+    steps = torch.full_like(batch.sequence_ids, m)
+    beta = plan.betas[m]
+    scale = q.stddev
+    momentum = rng.normal(purpose, batch.sequence_ids, steps, q.event_shape, (plan.num_chains,), like=point.z)
+    stride = _like_events(step_size, point.z)
+    start = point.log_density(beta) - _kinetic(momentum)
+    proposal = point
+    for _ in range(plan.num_leapfrogs):
+        momentum = momentum + 0.5 * stride * scale * proposal.gradient(beta)
+        proposal = _evaluate(model, batch, q, proposal.z + stride * scale * momentum)
+        momentum = momentum + 0.5 * stride * scale * proposal.gradient(beta)
+    log_ratio = proposal.log_density(beta) - _kinetic(momentum) - start
+    # A path that has run out of the finite is refused.
+    acceptance = log_ratio.nan_to_num(nan=-torch.inf, posinf=-torch.inf).clamp(max=0).exp()
+    uniform = rng.uniform(f"{purpose}-accept", batch.sequence_ids, steps, (plan.num_chains,)).to(acceptance)
+    accepted = uniform < acceptance
+    kept = {
+        name: torch.where(_like_events(accepted, value) if value.dim() > 2 else accepted, value, getattr(point, name))
+        for name, value in vars(proposal).items()
+    }
+    return _Point(**kept), acceptance
+
+
+def _kinetic(momentum: Tensor) -> Tensor:
+    return 0.5 * momentum.square().flatten(2).sum(-1)
+
+
+def _like_events(values: Tensor, z: Tensor) -> Tensor:
+    """[B] or [C, B] to the number of dimensions of z, [C, B, *event_shape]."""
+    return values.view(*values.shape, *[1] * (z.dim() - 2))
+
+
+def _equal_shares(betas: Tensor, spreads: Tensor) -> Tensor:
+    """Temperatures between which the integral of the spread over β is the same, [M + 1, B]."""
+    # A tenth of the mean everywhere, so that no stretch is left without temperatures.
+    spreads = spreads + 0.1 * spreads.mean(0)
+    areas = (betas[1:] - betas[:-1]) * (spreads[1:] + spreads[:-1]) / 2
+    cumulative = torch.cat([torch.zeros_like(areas[:1]), areas.cumsum(0)])
+    shares = torch.linspace(0, 1, len(betas), dtype=betas.dtype, device=betas.device)[:, None]
+    new = _interpolate(cumulative / cumulative[-1], betas, shares.expand_as(betas))
+    new[0], new[-1] = 0.0, 1.0
+    return new
+
+
+def _interpolate(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
+    """Piecewise linear in the columns of [N, B] tensors; x rises along them."""
+    right = torch.searchsorted(x.T.contiguous(), at.T.contiguous()).T.clamp(1, len(x) - 1)
+    x0, x1 = x.gather(0, right - 1), x.gather(0, right)
+    y0, y1 = y.gather(0, right - 1), y.gather(0, right)
+    return y0 + (y1 - y0) * ((at - x0) / (x1 - x0).clamp(min=1e-12)).clamp(0, 1)
