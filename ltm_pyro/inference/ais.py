@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ltm_pyro.inference.base import Batch, Model, frozen, log_joint
 from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.weights import ImportanceWeights
 
 TARGET_ACCEPTANCE = 0.8
 """Of a step of several leapfrogs (Beskos et al. 2013 find 0.65 best in the limit of many dimensions)."""
@@ -45,11 +46,9 @@ class AnnealingPlan:
 
 
 @dataclass(frozen=True)
-class AnnealedWeights:
-    """What a run of annealed chains gives."""
+class AnnealedWeights(ImportanceWeights):
+    """The weights of C chains that were run forwards."""
 
-    log_weights: Tensor
-    """[C, B] float64: log w of every chain, in nats."""
     acceptance: Tensor
     """[B]: mean acceptance of the transitions; nan where M = 1, which has none."""
 
@@ -133,9 +132,24 @@ def forward_ais(model: Model, batch: Batch, q: TorchDistribution, plan: Annealin
     return AnnealedWeights(log_weights.cpu(), (acceptance_sum / (last - 1)).cpu())
 
 
+@dataclass(frozen=True)
+class ReverseWeights:
+    """The weights of C chains that were run backwards."""
+
+    log_weights: Tensor
+    """[C, B] float64: log w, with E[1/w] = 1/p(x)."""
+    acceptance: Tensor
+    """[B]: as of :class:`AnnealedWeights`."""
+
+    @property
+    def nats(self) -> Tensor:
+        """[B]: log of the mean of 1/w, in expectation a lower bound on -log p(x)."""
+        return -ImportanceWeights(-self.log_weights).nats
+
+
 def reverse_ais(
     model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan, z: Tensor, rng: Noise
-) -> AnnealedWeights:
+) -> ReverseWeights:
     """Chains from exact draws of the posterior back to q: E[1/w] = 1/p(x).
 
     Args:
@@ -150,7 +164,7 @@ def reverse_ais(
             point, acceptance = _transition(model, batch, q, plan, point, m, rng, "ais-reverse", plan.step_sizes[m])
             acceptance_sum += acceptance.mean(0)
         log_weights += (plan.betas[m] - plan.betas[m - 1]) * point.log_ratio
-    return AnnealedWeights(log_weights.cpu(), (acceptance_sum / (last - 1)).cpu())
+    return ReverseWeights(log_weights.cpu(), (acceptance_sum / (last - 1)).cpu())
 
 
 def _start(model: Model, batch: Batch, q: TorchDistribution, num_chains: int, rng: Noise, purpose: str) -> _Point:

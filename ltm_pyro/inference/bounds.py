@@ -1,4 +1,4 @@
-"""Valid figures for log p(x).
+"""Figures for log p(x).
 
 For the texts x of a batch, all in nats and per sequence. A figure refuses position weights other than 0 and 1, which
 would make it a figure of something else.
@@ -17,6 +17,7 @@ from torch.distributions import kl_divergence
 from ltm_pyro.inference.base import Batch, Model, PosteriorScheme, State, frozen, keep_finite, log_joint
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.vi import VI, VIState
+from ltm_pyro.inference.weights import ImportanceWeights
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,30 @@ def elbo(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> 
         kl = kl_divergence(q, joint.prior).double().cpu()
     variance = squares / (num_samples - 1) if num_samples > 1 else torch.full_like(squares, torch.nan)
     return Elbo(mean, kl, variance, num_samples)
+
+
+@torch.no_grad()
+def iwae(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> ImportanceWeights:
+    """Importance-weighted bound with draws from q (Burda, Grosse & Salakhutdinov 2016, eq. 8).
+
+    In expectation an upper bound on -log p(x), tighter with more draws. Of little use where KL(posterior ‖ q) is far
+    above log K, which the effective sample size shows.
+
+    Args:
+        q: batch_shape [B], with a density.
+        num_samples: K.
+
+    Raises:
+        ValueError: if a position of the batch weighs anything but 0 or 1.
+    """
+    _require_full_weights(batch)
+    log_weights = []
+    with frozen(model):
+        for _ in range(num_samples):
+            z = q.rsample()
+            joint = log_joint(model, batch, z)
+            log_weights.append((joint.log_likelihood + joint.log_prior - q.log_prob(z)).double().cpu())
+    return ImportanceWeights(torch.stack(log_weights))
 
 
 @torch.no_grad()

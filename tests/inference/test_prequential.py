@@ -1,0 +1,124 @@
+"""The prequential code: it is a code, and no shorter on average than the entropy of what it encodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ltm_pyro.data.synthetic import token_batch
+from ltm_pyro.inference import SCHEMES, SequenceNoise
+from ltm_pyro.inference.langevin import Langevin
+from ltm_pyro.inference.map import MAP
+from ltm_pyro.inference.prequential import prequential
+from ltm_pyro.inference.vi import VI
+from ltm_pyro.models import DecoderConfig, LatentThoughtModel
+
+NUM_SAMPLES = 4
+SETTINGS = {
+    "map": MAP(num_steps=3),
+    "vi": VI(num_steps=3),
+    "langevin": Langevin(num_steps=3, num_chains=NUM_SAMPLES),
+}
+
+
+def test_every_scheme_is_tested_here():
+    assert SETTINGS.keys() == SCHEMES.keys()
+
+
+@pytest.fixture
+def ltm():
+    """A model of a language of three symbols whose z has a say in what follows."""
+    config = DecoderConfig(num_layers=2, width=8, num_heads=2, hidden=8, num_slots=2, window=2, length=4)
+    model = LatentThoughtModel(config, vocab_size=4, end_of_text=2).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=0.7)
+    return model
+
+
+@pytest.mark.parametrize("scheme", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_the_probabilities_of_all_texts_sum_to_one(ltm, scheme, block_size):
+    texts = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    batch = dataclasses.replace(token_batch(texts), sequence_ids=torch.zeros(len(texts), dtype=torch.int64))
+    batch = batch.with_weights(batch.weights.double())
+    code = prequential(ltm, batch, scheme, block_size, NUM_SAMPLES, SequenceNoise(0))
+    assert code.block_nats.shape == (math.ceil(4 / block_size), 81)
+    assert abs((-code.nats).exp().sum() - 1) < 1e-9
+    assert code.nats.std() > 0.1  # the texts differ in probability
+
+
+@pytest.mark.parametrize("scheme", SETTINGS.values(), ids=SETTINGS)
+def test_no_score_changes_with_later_tokens(ltm, scheme):
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randint(3, (5, 4), generator=generator)
+    others = texts.clone()
+    others[:, 3] = (texts[:, 3] + 1) % 3
+    codes = [
+        prequential(ltm, token_batch(tokens), scheme, 1, NUM_SAMPLES, SequenceNoise(0)) for tokens in (texts, others)
+    ]
+    assert codes[0].block_nats[:3].equal(codes[1].block_nats[:3])
+    assert not codes[0].block_nats[3].equal(codes[1].block_nats[3])
+
+
+def test_what_is_inferred_from_earlier_tokens_reaches_a_score(ltm):
+    """The window is two tokens and there are two layers: the first token reaches the fourth through z alone, or not."""
+    texts = torch.tensor([[0, 1, 1, 1, 1, 1], [2, 1, 1, 1, 1, 1]])
+    batch = dataclasses.replace(token_batch(texts), sequence_ids=torch.zeros(2, dtype=torch.int64))
+    blind = prequential(ltm, batch, VI(num_steps=0), 1, NUM_SAMPLES, SequenceNoise(0))
+    thinking = prequential(ltm, batch, VI(num_steps=3), 1, NUM_SAMPLES, SequenceNoise(0))
+    assert torch.allclose(blind.block_nats[5, 0], blind.block_nats[5, 1], rtol=1e-9)
+    assert abs(thinking.block_nats[5, 0] - thinking.block_nats[5, 1]) > 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedObservations:
+    x: torch.Tensor
+    weights: torch.Tensor
+    sequence_ids: torch.Tensor
+
+    def __len__(self):
+        return len(self.x)
+
+    def with_weights(self, weights):
+        return dataclasses.replace(self, weights=weights)
+
+
+def test_on_texts_of_the_model_it_is_no_shorter_than_the_exact_value_and_thinking_shortens_it(linear_gaussian):
+    world = linear_gaussian.random(num_observed=8, num_latent=3, noise_scale=0.5)
+
+    def model(batch):
+        with pyro.plate("sequences", len(batch), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=torch.float64), 1.0).to_event(1))
+            log_probs = dist.Normal(z @ world.loadings.T, world.noise_scale).log_prob(batch.x)
+            pyro.factor("x", (log_probs * batch.weights).sum(-1))
+
+    generator = torch.Generator().manual_seed(0)
+    num_texts = 300
+    z = torch.randn(num_texts, 3, generator=generator, dtype=torch.float64)
+    x = z @ world.loadings.T + world.noise_scale * torch.randn(num_texts, 8, generator=generator, dtype=torch.float64)
+    batch = WeightedObservations(x, torch.ones_like(x), torch.arange(num_texts))
+    codes = [
+        prequential(model, batch, VI(num_steps, learning_rate=0.1), 2, 32, SequenceNoise(1)).nats
+        for num_steps in (0, 60)
+    ]
+    for code in codes:
+        excess = code - world.neg_log_evidence(x)
+        assert excess.mean() > -3 * excess.std() / math.sqrt(num_texts)
+    gain = codes[0] - codes[1]
+    assert gain.mean() > 5 * gain.std() / math.sqrt(num_texts)
+
+
+def test_bad_blocks_and_weights_are_refused(ltm):
+    batch = token_batch(torch.zeros(2, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="block"):
+        prequential(ltm, batch, VI(num_steps=1), 0, NUM_SAMPLES, SequenceNoise(0))
+    with pytest.raises(ValueError, match="weights"):
+        prequential(ltm, batch.with_weights(batch.weights / 2), VI(num_steps=1), 2, NUM_SAMPLES, SequenceNoise(0))
