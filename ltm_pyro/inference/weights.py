@@ -25,7 +25,7 @@ class ImportanceWeights:
 
     @property
     def effective_sample_size(self) -> Tensor:
-        """[B]: (Σ w)² / Σ w², from 1 (one draw bears it all) to K (Kong 1992). Near 1, `nats` is far above -log p(x)."""
+        """[B]: (Σ w)² / Σ w², from 1 (one draw bears it all, and `nats` is far above -log p(x)) to K."""
         return self.log_weights.softmax(0).square().sum(0).reciprocal()
 
     @property
