@@ -43,7 +43,7 @@ class _RunSettings:
     infer_from: Literal["whole", "prefix"] = "whole"
     """What z is inferred from in training: the whole sequence (the paper's objective),
     or a prefix of random length; the loss is that of the whole sequence in both cases."""
-    steps: int = 600
+    steps: int = 450
     """Slow steps: updates of the weights."""
     fast_steps: int = 4
     """Steps of inference for each sequence in each slow step (T)."""
@@ -62,13 +62,13 @@ class _RunSettings:
     """Go on with the run in --out. Only --steps, --device and how often to log, validate and save may then be given."""
     log_every: int = 10
     """Slow steps from one line of metrics to the next."""
-    validate_every: int = 200
+    validate_every: int = 150
     """Slow steps from one validation to the next."""
-    validation_sequences: int = 32
-    """Held-out sequences of a validation; the closing report takes twice as many."""
+    validation_sequences: int = 16
+    """Held-out sequences of a validation; the closing report takes four times as many."""
     validation_samples: int = 64
     """Draws of z for the held-out bound, which the fit of z never saw."""
-    checkpoint_every: int = 200
+    checkpoint_every: int = 150
     """Slow steps from one checkpoint to the next. The last two are kept."""
     model: DecoderConfig = field(default_factory=DecoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

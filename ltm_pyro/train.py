@@ -285,7 +285,7 @@ def sentence(figure: figures.HeldOut) -> str:
 def report(training: Training, run: Run, corpus: Corpus, trained: TrainedModel, stop: StopSignal) -> None:
     """Close with held-out figures, also of z drawn from the prior, and two texts."""
     config = training.config
-    num_sequences = 2 * config.validation_sequences
+    num_sequences = 4 * config.validation_sequences
     prior = dataclasses.replace(config.vi, num_steps=0, initial_scale=1.0, noise="fresh")
     vi = dataclasses.replace(config.vi, num_steps=config.fast_steps, noise="fresh")
     posteriors = [(training.scheme, scheme_name(config))] if training.scheme != vi else []
