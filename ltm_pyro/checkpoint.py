@@ -36,10 +36,12 @@ class Progress:
     """Time spent in training steps."""
     num_skipped_steps: int = 0
     """Slow steps left out because a value was not finite."""
+    skips_in_a_row: int = 0
+    """How many of them were the last ones."""
 
 
 def save(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer, progress: Progress) -> Path:
-    """Write a checkpoint into the folder `checkpoints`, and remove all but the last two.
+    """Write a checkpoint into the folder `checkpoints`, unless there is one of this step; all but the last two go.
 
     Raises:
         FloatingPointError: if a weight is not finite; nothing is written then.
@@ -48,15 +50,17 @@ def save(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer, progress:
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise FloatingPointError("a weight is not finite")
     target = folder / f"step-{progress.step:08d}"
+    if target.exists():
+        return target
+    for left_behind in folder.glob(".step-*.partial"):
+        shutil.rmtree(left_behind)
     partial = folder / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(weights, partial / "model.safetensors")
     save_file(_moments(adamw), partial / "optimizer.safetensors")
     (partial / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)))
     for path in (*partial.iterdir(), partial):
         _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     _sync(folder)
     for old in all_checkpoints(folder)[:-KEPT]:
@@ -88,16 +92,23 @@ def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
     Raises:
         InputError: if the checkpoint cannot be read.
     """
-    moments = _read(checkpoint / "optimizer.safetensors")
+    weights = [weight for group in adamw.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in moments.items():
-        index, key = name.split(".")
+    for name, value in _read(checkpoint / "optimizer.safetensors").items():
+        index, _, key = name.partition(".")
+        if not index.isdecimal() or int(index) >= len(weights) or value.shape not in ((), weights[int(index)].shape):
+            raise InputError(f"the moments in {checkpoint} are not those of this model: {name}")
         state.setdefault(int(index), {})[key] = value
     adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
+    path = checkpoint / "progress.json"
     try:
-        return Progress(**json.loads((checkpoint / "progress.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{checkpoint / 'progress.json'} cannot be read: {error}") from None
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    fields = {field.name: type(field.default) for field in dataclasses.fields(Progress)}
+    if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != fields:
+        raise InputError(f"{path} does not say where the run stood: it needs {', '.join(fields)}")
+    return Progress(**values)
 
 
 def _moments(adamw: torch.optim.Optimizer) -> dict[str, Tensor]:

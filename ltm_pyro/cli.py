@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
@@ -36,14 +38,23 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
     except SystemExit as exit:
         if not exit.code:
             raise
-        # tyro draws a box of several lines; what is wrong stands above the first rule inside it.
-        lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:-1]]
-        message = " ".join(itertools.takewhile(lambda line: not line.startswith("──"), lines))
+        # tyro prints a title, what is wrong, a rule, and hints; boxed where the terminal can, else with a rule more.
+        lines = [line.strip("│ ") for line in errors.getvalue().splitlines() if line.strip()][1:]
+        lines = lines[1:] if _is_rule(lines[0]) else lines
+        message = " ".join(itertools.takewhile(lambda line: not _is_rule(line), lines))
         raise InputError(f"{message} (--help lists the options)") from None
 
 
+def _is_rule(line: str) -> bool:
+    return re.match("[─-]{3}", line) is not None
+
+
 def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
-    """Run a command and exit with its status: what it returns, 2 after an :class:`InputError`, 130 after Ctrl-C."""
+    """Run a command and exit with its status: what it returns, 2 after an :class:`InputError`, 130 after Ctrl-C,
+    1 where something could not be written."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a generated character that a terminal lacks is no error
     try:
         status = main(args)
     except InputError as error:
@@ -52,4 +63,10 @@ def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
     sys.exit(status)

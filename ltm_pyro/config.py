@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -50,8 +50,7 @@ class _RunSettings:
     batch_size: int = 8
     """Sequences of a slow step."""
     micro_batch_size: int = 8
-    """Sequences that are inferred together; a divisor of batch-size.
-    Less needs less memory (gradients accumulate)."""
+    """Sequences that are inferred together, at most. Less needs less memory; gradients accumulate."""
     seed: int = 0
     """Seed of weights, noise and order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -59,7 +58,8 @@ class _RunSettings:
     out: str | None = None
     """Folder of the run. Default: runs/DATA-PRESET-INFERENCE, numbered if that exists."""
     resume: bool = False
-    """Go on with the run in --out. Only --steps, --device and how often to log, validate and save may then be given."""
+    """Go on with the run in --out. Only --steps (which moves the end of the learning rate's schedule), --device,
+    and how often to log, validate and save may then be given."""
     log_every: int = 10
     """Slow steps from one line of metrics to the next."""
     validate_every: int = 150
@@ -77,16 +77,20 @@ class _RunSettings:
 def _settings_of(scheme: type) -> type:
     """The scheme without `num_steps` on the command line, where --fast-steps sets it."""
     hidden = ("num_steps", tyro.conf.Suppress[int], field(default=scheme.num_steps))
-    return dataclasses.make_dataclass(scheme.__name__, [hidden], bases=(scheme,), frozen=True)
+    name = f"{scheme.__name__}Settings"
+    return dataclasses.make_dataclass(name, [hidden], bases=(scheme,), frozen=True, namespace={"__module__": __name__})
 
 
 _SCHEME_SETTINGS = {name: _settings_of(scheme) for name, scheme in SCHEMES.items()}
+# By their names, so that settings can be pickled.
+globals().update({settings.__name__: settings for settings in _SCHEME_SETTINGS.values()})
 
 TrainConfig = dataclasses.make_dataclass(
     "TrainConfig",
     [(name, settings, field(default_factory=settings)) for name, settings in _SCHEME_SETTINGS.items()],
     bases=(_RunSettings,),
     frozen=True,
+    namespace={"__module__": __name__},
 )
 TrainConfig.__doc__ = "Train a Latent Thought Model: infer z of each text (fast), then step on the weights (slow)."
 
@@ -152,8 +156,15 @@ def validate(config: TrainConfig) -> None:
     for name in ("fast_steps", "seed"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(config, name)}")
-    if config.batch_size % config.micro_batch_size:
-        raise InputError(f"--micro-batch-size {config.micro_batch_size} must divide --batch-size {config.batch_size}")
+    # What NumPy's and torch's generators both take.
+    if config.seed >= 2**32:
+        raise InputError(f"--seed must be below 2^32, not {config.seed}")
+
+
+def micro_batch_size(config: TrainConfig) -> int:
+    """The largest divisor of the batch that is allowed."""
+    sizes = range(1, min(config.batch_size, config.micro_batch_size) + 1)
+    return max(size for size in sizes if config.batch_size % size == 0)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -168,18 +179,36 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     """The inverse of :func:`to_dict`.
 
     Raises:
-        InputError: if a setting is unknown, missing or of the wrong kind.
+        InputError: if a setting is unknown, missing, of the wrong kind or out of range.
     """
-    types = {
-        "model": DecoderConfig,
-        "optimizer": OptimizerConfig,
-        **_SCHEME_SETTINGS,
-    }
+    nested = {"model": DecoderConfig, "optimizer": OptimizerConfig, **_SCHEME_SETTINGS}
+    expected, given = _flat(to_dict(preset("tiny"))).keys(), _flat(values).keys()
+    if expected != given:
+        missing, unknown = ", ".join(sorted(expected - given)), ", ".join(sorted(given - expected))
+        raise InputError(f"the settings of the run cannot be read: missing [{missing}], unknown [{unknown}]")
     try:
-        nested = {name: types[name](**values[name]) for name in types if name in values}
-        return TrainConfig(**{**values, **nested})
-    except (TypeError, ValueError) as error:
+        _check_types(TrainConfig, {name: value for name, value in values.items() if name not in nested})
+        for name, settings in nested.items():
+            _check_types(settings, values[name])
+        config = TrainConfig(**{**values, **{name: nested[name](**values[name]) for name in nested}})
+    except ValueError as error:
         raise InputError(f"the settings of the run cannot be read: {error}") from None
+    validate(config)
+    return config
+
+
+def _check_types(settings: type, values: dict[str, Any]) -> None:
+    hints = get_type_hints(settings)
+    for name, value in values.items():
+        hint = hints[name]
+        if get_origin(hint) is Literal:
+            fits = value in get_args(hint)
+        elif hint is float:
+            fits = type(value) in (int, float)
+        else:
+            fits = type(value) in (get_args(hint) or (hint,))
+        if not fits:
+            raise ValueError(f"{name} is {value!r}")
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:

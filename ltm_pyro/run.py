@@ -7,7 +7,9 @@ checkpoints/      see `checkpoint.py`
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ import yaml
 
 from ltm_pyro import checkpoint
 from ltm_pyro.config import TrainConfig, from_dict, to_dict
-from ltm_pyro.data import begin_of_text, end_of_text, fingerprint, get_tokenizer, token_num_bytes
+from ltm_pyro.data import end_of_text, fingerprint, get_tokenizer, token_num_bytes
 from ltm_pyro.errors import InputError
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 
@@ -80,55 +82,78 @@ class Run:
         return checkpoints[-1]
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add a line to `metrics.jsonl`."""
+        """Add a line to `metrics.jsonl`; numbers that are not finite, which JSON does not have, become null."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with self.metrics_path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, but for one that a crash has cut short."""
+        if not self.metrics_path.exists():
+            return []
+        lines = self.metrics_path.read_text(errors="replace").splitlines()
+        return [record for record in map(_record, lines) if record is not None]
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run takes again."""
-        if not self.metrics_path.exists():
-            return
-        kept = [line for line in self.metrics_path.read_text().splitlines() if _step_of(line) <= step]
+        """Drop the lines of steps that a resumed run takes again, and the report that it will write again."""
+        kept = [json.dumps(r) for r in self.read_metrics() if r["step"] <= step and r.get("split") != "report"]
         partial = self.metrics_path.with_suffix(".partial")
         partial.write_text("".join(line + "\n" for line in kept))
         os.replace(partial, self.metrics_path)
 
 
-def _step_of(line: str) -> float:
+def _record(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut short by a crash
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
+def check_is_free(out: str) -> None:
+    """Check that a new run may be written to this folder.
+
+    Raises:
+        InputError: if it holds anything already.
+    """
+    path = Path(out)
+    try:
+        if path.exists() and any(path.iterdir()):
+            held, hint = "files", ""
+            if (path / "config.yaml").exists():
+                held, hint = "a run", "add --resume to go on with it, or "
+            raise InputError(f"--out {out} holds {held} already: {hint}give another folder")
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be used: {error}") from None
 
 
 def create_run(out: str | None, default_name: str) -> Run:
     """Make the folder of a new run: `out`, or the first free one of runs/NAME, runs/NAME-2, …
 
     Raises:
-        InputError: if `out` holds anything already, or cannot be made.
+        InputError: if `out` holds anything already, or the folder cannot be made or written to.
     """
     if out is not None:
-        path = Path(out)
+        check_is_free(out)
+    try:
+        path = Path(out) if out is not None else _numbered(Path("runs"), default_name)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "checkpoints").mkdir()
+    except OSError as error:
+        raise InputError(f"the folder of the run cannot be made: {error}; choose another with --out") from None
+    return Run(path)
+
+
+def _numbered(parent: Path, name: str) -> Path:
+    parent.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        path = parent / (name if number == 1 else f"{name}-{number}")
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                hint = "add --resume to go on with it, or " if (path / "config.yaml").exists() else ""
-                held = "a run" if hint else "files"
-                raise InputError(f"--out {out} holds {held} already: {hint}give another folder")
-        except OSError as error:
-            raise InputError(f"--out {out} cannot be used: {error}") from None
-        return Run(path)
-    number = 1
-    while True:
-        path = Path("runs") / (default_name if number == 1 else f"{default_name}-{number}")
-        try:
-            path.mkdir(parents=True)
+            path.mkdir()
         except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise InputError(f"the folder {path} cannot be made: {error}; choose one with --out") from None
-        else:
-            return Run(path)
+            continue
+        return path
+    raise AssertionError("there is always a next number")
 
 
 def resolved_against(corpus_sha256: str, encoding: tiktoken.Encoding, device: torch.device) -> dict[str, str]:
@@ -144,8 +169,15 @@ def resolved_against(corpus_sha256: str, encoding: tiktoken.Encoding, device: to
 
 
 def build_model(config: TrainConfig, encoding: tiktoken.Encoding) -> LatentThoughtModel:
-    """The model of a config, its weights drawn from torch's global generator."""
-    return LatentThoughtModel(config.model, encoding.n_vocab, end_of_text(encoding))
+    """The model of a config, its weights drawn from torch's global generator.
+
+    Raises:
+        InputError: if there is not the memory for it.
+    """
+    try:
+        return LatentThoughtModel(config.model, encoding.n_vocab, end_of_text(encoding))
+    except RuntimeError as error:
+        raise InputError(f"a model of these sizes cannot be made: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -183,12 +215,12 @@ class TrainedModel:
         return batch.to(self.model.decoder.embedding.weight.device)
 
     def decode(self, tokens: torch.Tensor) -> list[str]:
-        """The texts of [B, T] tokens, each up to its end-of-text."""
-        end, begin = end_of_text(self.tokenizer), begin_of_text(self.tokenizer)
+        """The texts of [B, T] tokens, each up to its end-of-text; ids that stand for no text are left out."""
+        end, num_bytes = end_of_text(self.tokenizer), token_num_bytes(self.tokenizer)
         texts = []
         for row in tokens.tolist():
             row = row[: row.index(end)] if end in row else row
-            texts.append(self.tokenizer.decode([token for token in row if token != begin]))
+            texts.append(self.tokenizer.decode([token for token in row if num_bytes[token]]))
         return texts
 
 
@@ -203,7 +235,7 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Tr
     encoding = get_tokenizer(config.tokenizer)
     if fingerprint(encoding) != resolved.get("tokenizer_sha256"):
         raise InputError(f"the tokenizer {config.tokenizer} is not the one that {path} was trained with")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         model = build_model(config, encoding)
     checkpoint.load_weights(run.newest_checkpoint(), model)
     return TrainedModel(model.to(device), encoding, config)

@@ -3,37 +3,39 @@
 Two rates (Kong et al. 2025, algorithm 1). Fast: T steps of posterior inference of each sequence's own z, weights
 frozen. Slow: one step of stochastic variational inference on the weights, with the posteriors just inferred.
 
-All randomness of a step is a pure function of the seed and the step, so a run that stops and goes on ends with the
-same weights as one that never stopped.
+All randomness of a step is a pure function of the seed and the step. So a run that stops and goes on ends, on a CPU and
+with as many threads, bit for bit where one that never stopped does.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from tqdm import tqdm
 
 from ltm_pyro import checkpoint, cli, figures
 from ltm_pyro.checkpoint import Progress
-from ltm_pyro.config import TrainConfig, differences, preset, scheme_of, validate
+from ltm_pyro.config import TrainConfig, differences, micro_batch_size, preset, scheme_of, validate
+from ltm_pyro.console import Console, time_text
 from ltm_pyro.data import PACKING, Corpus, PackedSequences, batch_indices, get_tokenizer, load_corpus
 from ltm_pyro.errors import InputError
 from ltm_pyro.inference import BatchNoise, Noise, SequenceNoise, infer
 from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer, elbo_backward
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
-from ltm_pyro.run import Run, TrainedModel, build_model, create_run, resolved_against
+from ltm_pyro.run import Run, TrainedModel, build_model, check_is_free, create_run, resolved_against
+from ltm_pyro.stop import StopSignal
 
 MAX_SKIPS_IN_A_ROW = 5
 CHANGEABLE = {
@@ -54,27 +56,6 @@ class Diverged(Exception):
     """Several steps in a row had values that are not finite."""
 
 
-class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self.__exit__()
-
-
 @dataclass
 class Training:
     """All that a slow step needs."""
@@ -87,7 +68,6 @@ class Training:
     validation: PackedSequences
     device: torch.device
     progress: Progress
-    skips_in_a_row: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,19 +81,25 @@ class StepResult:
     """Fast steps of single sequences that were left out because a value was not finite."""
 
 
-def slow_step(training: Training) -> StepResult:
+def slow_step(training: Training, stop: StopSignal) -> StepResult | None:
     """Infer z of every sequence of the batch, then take one step on the weights.
+
+    Returns:
+        None where a signal asked to stop on the way; the step has not been taken then.
 
     Raises:
         Diverged: after several steps in a row that were not finite, and have been skipped.
     """
     config, progress = training.config, training.progress
     indices = batch_indices(config.seed, progress.step, config.batch_size, len(training.train))
-    micro_batches = [training.train.batch(part) for part in indices.reshape(-1, config.micro_batch_size)]
+    micro_batches = [training.train.batch(part) for part in indices.reshape(-1, micro_batch_size(config))]
     num_tokens = int(sum(batch.weights.sum() for batch in micro_batches))
     nelbo = rate = 0.0
     num_skipped_fast_steps, is_usable = 0, True
     for number, batch in enumerate(micro_batches):
+        if stop.received:
+            training.optimizer.discard()
+            return None
         batch = batch.to(training.device)
         rng = BatchNoise(generator_of(config.seed, progress.step, number, training.device))
         observed = batch if config.infer_from == "whole" else random_prefix(batch, rng)
@@ -121,16 +107,16 @@ def slow_step(training: Training) -> StepResult:
         loss = elbo_backward(training.model, training.scheme.guide(state, rng), batch, num_tokens)
         nelbo, rate = nelbo + loss.nelbo, rate + loss.rate
         num_skipped_fast_steps += int(state.num_skipped.sum())
-        # Where no sequence could take a step, the posteriors are no better than their start.
-        is_usable &= not bool((state.num_skipped > 0).all())
+        # Where no sequence could take any step, the posteriors are no better than their start.
+        is_usable &= config.fast_steps == 0 or bool((state.num_skipped < state.step).any())
     if training.optimizer.update(progress.step, is_usable=is_usable and np.isfinite(nelbo)):
-        training.skips_in_a_row = 0
+        progress.skips_in_a_row = 0
     else:
-        training.skips_in_a_row += 1
+        progress.skips_in_a_row += 1
         progress.num_skipped_steps += 1
     progress.step += 1
     progress.tokens_seen += num_tokens
-    if training.skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
+    if progress.skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
         raise Diverged(f"{MAX_SKIPS_IN_A_ROW} steps in a row had values that are not finite")
     num_bytes = sum(int(batch.num_bytes.sum()) for batch in micro_batches)
     return StepResult(SlowLoss(nelbo, rate), num_tokens, num_bytes, num_skipped_fast_steps)
@@ -151,23 +137,21 @@ def random_prefix(batch: TokenBatch, rng: Noise) -> TokenBatch:
 
 def train_record(training: Training, result: StepResult, tokens_per_second: float) -> dict[str, Any]:
     """The line of a training step in `metrics.jsonl`: the estimate of its own loss, from one draw of z."""
-    config, progress, loss = training.config, training.progress, result.loss
-    has_density = training.scheme.has_density
-    is_bound = has_density and getattr(training.scheme, "noise", "fresh") == "fresh"
+    progress, scheme, loss = training.progress, training.scheme, result.loss
     values = figures.per_token(loss.nll, loss.rate, result.num_tokens, result.num_bytes)
-    if not has_density:
+    if not scheme.has_density:
         values |= dict.fromkeys(("nelbo_nats_per_token", "kl_nats_per_token", "bits_per_byte", "perplexity"))
         values["neg_log_joint_nats_per_token"] = loss.nelbo / result.num_tokens
     return {
         "split": "train",
         "step": progress.step,
         "tokens_seen": progress.tokens_seen,
-        "estimator": "elbo" if is_bound else "reused-noise" if has_density else "neg-log-joint",
+        "estimator": "elbo" if scheme.loss_is_bound else "reused-noise" if scheme.has_density else "neg-log-joint",
         "num_samples": 1,
-        "valid_bound": is_bound,
+        "valid_bound": scheme.loss_is_bound and bool(np.isfinite(loss.nelbo)),
         **values,
         "learning_rate": training.optimizer.learning_rate(progress.step - 1),
-        "fast_steps": config.fast_steps,
+        "fast_steps": scheme.num_steps,
         "num_skipped_steps": progress.num_skipped_steps,
         "num_skipped_fast_steps": result.num_skipped_fast_steps,
         "tokens_per_second": tokens_per_second,
@@ -175,81 +159,72 @@ def train_record(training: Training, result: StepResult, tokens_per_second: floa
     }
 
 
-def scheme_name(config: TrainConfig) -> str:
-    """What to call the posteriors of a run's scheme."""
-    is_reused = config.inference == "vi" and config.vi.noise == "reused"
-    return "vi fitted to reused noise" if is_reused else config.inference
+def scheme_name(training: Training) -> str:
+    """What to call the posteriors of the run's scheme."""
+    is_reused = training.scheme.has_density and not training.scheme.loss_is_bound
+    return f"{training.config.inference} fitted to reused noise" if is_reused else training.config.inference
 
 
-def held_out(training: Training, num_sequences: int, scheme: Any, name: str, stop: StopSignal) -> figures.HeldOut:
-    """The bound on held-out texts; on those scored so far, if a signal asks to stop."""
-    config = training.config
-    # Always the same texts, drawn from all of them.
-    order = np.random.Generator(np.random.Philox(key=[config.seed, 0])).permutation(len(training.validation))
+def held_out(
+    training: Training, num_sequences: int, scheme: Any, name: str, stop: StopSignal
+) -> figures.HeldOut | None:
+    """The bound on held-out texts, z inferred from each as a whole; None if a signal asked to stop on the way."""
+    config, validation = training.config, training.validation
+    # Drawn from all of them, and the same for every seed, so that runs can be compared.
+    chosen = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(len(validation))[:num_sequences]
+    size = micro_batch_size(config)
 
     def batches() -> Iterator[TokenBatch]:
-        chosen = order[:num_sequences]
-        for start in range(0, len(chosen), config.micro_batch_size):
-            if start and stop.received:
+        for start in range(0, len(chosen), size):
+            if stop.received:
                 return
-            yield training.validation.batch(chosen[start : start + config.micro_batch_size]).to(training.device)
+            yield validation.batch(chosen[start : start + size]).to(training.device)
 
-    gaussian = dataclasses.replace(config.vi, num_steps=figures.GAUSSIAN_STEPS, noise="fresh")
-    return figures.held_out_elbo(
-        training.model, batches(), scheme, name, config.validation_samples, SequenceNoise(config.seed), gaussian
+    figure = figures.held_out_elbo(
+        training.model,
+        batches(),
+        validation.document_ids,
+        scheme,
+        name,
+        config.validation_samples,
+        SequenceNoise(config.seed),
+        dataclasses.replace(config.vi, num_steps=figures.GAUSSIAN_STEPS, noise="fresh"),
     )
-
-
-class Console:
-    """Progress for people: a bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, first_step: int, num_steps: int) -> None:
-        is_terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not is_terminal, leave=False)
-        self.num_steps = num_steps
-
-    def step(self, record: dict[str, Any] | None, seconds_per_step: float) -> None:
-        """Count a step; `record` is its line of metrics, if it has one."""
-        self.bar.update()
-        if record is None:
-            return
-        name = "nelbo" if record["nelbo_nats_per_token"] is not None else "neg_log_joint"
-        text = f"{name} {record[f'{name}_nats_per_token']:.3f} nats/token"
-        if self.bar.disable:
-            left = time_text((self.num_steps - record["step"]) * seconds_per_step)
-            print(
-                f"step {record['step']}/{self.num_steps}  {text}  nll {record['nll_nats_per_token']:.3f}  "
-                f"{record['tokens_per_second']:,.0f} tokens/s  {left} left",
-                flush=True,
-            )
-        else:
-            self.bar.set_postfix_str(f"{text}, {record['tokens_per_second']:,.0f} tokens/s")
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
-
-
-def time_text(seconds: float) -> str:
-    """5 s, 3 min 20 s, 2 h 05 min."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return None if stop.received else figure
 
 
 def train(training: Training, run: Run, stop: StopSignal) -> None:
     """Take slow steps until the last one, or until a signal asks to stop; a checkpoint stands at the end of both."""
+    progress = training.progress
+    try:
+        with Console(progress.step, training.config.steps) as console:
+            save(training, run)
+            take_steps(training, run, stop, console)
+    except OSError:
+        # The output has gone, or the disk is full. If it was not the checkpoint that failed, it will hold.
+        save(training, run)
+        raise
+    save(training, run)
+
+
+def take_steps(training: Training, run: Run, stop: StopSignal, console: Console) -> None:
+    """The loop of :func:`train`: validate where it is due, take a slow step, log, save."""
     config, progress = training.config, training.progress
-    console = Console(progress.step, config.steps)
+    validated = {record["step"] for record in run.read_metrics() if record.get("split") == "validation"}
     tokens_logged, seconds_logged, steps_logged = progress.tokens_seen, progress.seconds, progress.step
-    saved_at = None
     while progress.step < config.steps and not stop.received:
+        # Before the step and not after it, so that a run that was stopped in between catches up.
+        if progress.step and progress.step % config.validate_every == 0 and progress.step not in validated:
+            name = scheme_name(training)
+            figure = held_out(training, config.validation_sequences, training.scheme, name, stop)
+            if figure is None:
+                return
+            log(training, run, "validation", figure)
+            console.say(f"step {progress.step}: held-out text, {figure}")
         started = time.perf_counter()
-        result = slow_step(training)
+        result = slow_step(training, stop)
+        if result is None:
+            return
         progress.seconds += time.perf_counter() - started
         record = None
         elapsed = progress.seconds - seconds_logged
@@ -259,51 +234,41 @@ def train(training: Training, run: Run, stop: StopSignal) -> None:
             run.append_metrics(record)
             tokens_logged, seconds_logged, steps_logged = progress.tokens_seen, progress.seconds, progress.step
         console.step(record, seconds_per_step)
-        if progress.step % config.validate_every == 0 and progress.step < config.steps and not stop.received:
-            figure = held_out(training, config.validation_sequences, training.scheme, scheme_name(config), stop)
-            run.append_metrics({"step": progress.step, "tokens_seen": progress.tokens_seen, **figure.record()})
-            console.say(f"step {progress.step}: held-out {sentence(figure)}")
-        if progress.step % config.checkpoint_every == 0:
-            checkpoint.save(run.checkpoints, training.model, training.optimizer.adamw, progress)
-            saved_at = progress.step
-    console.bar.close()
-    if saved_at != progress.step:
-        checkpoint.save(run.checkpoints, training.model, training.optimizer.adamw, progress)
+        # Not after a skip: the weights may be what made the step fail.
+        if progress.step % config.checkpoint_every == 0 and not progress.skips_in_a_row:
+            save(training, run)
 
 
-def sentence(figure: figures.HeldOut) -> str:
-    """A bound in words."""
-    record = figure.record()
-    kl_bits = figure.kl / np.log(2) / figure.num_bytes
-    return (
-        f"at most {figure.bits_per_byte:.3f} bits/byte, of which KL {kl_bits:.3f} "
-        f"({record['nelbo_nats_per_token']:.3f} ± {record['monte_carlo_standard_error']:.3f} nats/token; "
-        f"ELBO, z from {figure.posterior}, {figure.num_sequences} texts, {figure.num_samples} draws)"
-    )
+def save(training: Training, run: Run) -> None:
+    """Write a checkpoint of where the run stands, if there is none."""
+    checkpoint.save(run.checkpoints, training.model, training.optimizer.adamw, training.progress)
+
+
+def log(training: Training, run: Run, split: str, figure: figures.HeldOut) -> None:
+    """Write a held-out figure to `metrics.jsonl`."""
+    progress = training.progress
+    run.append_metrics({"split": split, "step": progress.step, "tokens_seen": progress.tokens_seen, **figure.record()})
 
 
 def report(training: Training, run: Run, corpus: Corpus, trained: TrainedModel, stop: StopSignal) -> None:
     """Close with held-out figures, also of z drawn from the prior, and two texts."""
     config = training.config
-    num_sequences = 4 * config.validation_sequences
-    prior = dataclasses.replace(config.vi, num_steps=0, initial_scale=1.0, noise="fresh")
     vi = dataclasses.replace(config.vi, num_steps=config.fast_steps, noise="fresh")
-    posteriors = [(training.scheme, scheme_name(config))] if training.scheme != vi else []
+    prior = dataclasses.replace(vi, num_steps=0, initial_scale=1.0)
+    posteriors = [(training.scheme, scheme_name(training))] if training.scheme != vi else []
     order_zero = figures.order_zero_bits_per_byte(corpus.validation)
-    print(f"\nheld-out text of {corpus.name} (entropy of its single bytes: {order_zero:.3f} bits/byte):", flush=True)
+    print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
     for scheme, name in [*posteriors, (vi, "vi"), (prior, "the prior")]:
-        figure = held_out(training, num_sequences, scheme, name, stop)
-        if stop.received:
+        figure = held_out(training, 4 * config.validation_sequences, scheme, name, stop)
+        if figure is None:
             return
-        run.append_metrics(
-            {"step": training.progress.step, "tokens_seen": training.progress.tokens_seen, **figure.record()}
-        )
-        print(f"  {sentence(figure)}", flush=True)
-    print("\ntwo texts from the model (z from the prior):")
+        log(training, run, "report", figure)
+        print(f"  {figure}", flush=True)
+    print("\ntwo texts from the model, z from the prior")
     with pyro.get_param_store().scope(), torch.no_grad():
         tokens = training.model(num_sequences=2)
     for text in trained.decode(tokens):
-        print(f"--- {text!r}")
+        print(f"  {text!r}")
 
 
 def parse(args: Sequence[str]) -> TrainConfig:
@@ -319,6 +284,8 @@ def parse(args: Sequence[str]) -> TrainConfig:
     if not known.resume:
         config = cli.parse(preset(known.preset), args, "train")
         validate(config)
+        if config.out is not None:
+            check_is_free(config.out)
         return config
     if known.out is None:
         raise InputError("--resume needs --out FOLDER, the run to go on with")
@@ -352,9 +319,14 @@ def prepare(config: TrainConfig) -> tuple[Training, Run, Corpus, TrainedModel]:
     newest = run.newest_checkpoint() if run else None
     encoding = get_tokenizer(config.tokenizer)
     corpus = load_corpus(config.data, config.text_column)
-    pack = PACKING[config.packing]
-    packed = pack(corpus.train, encoding, config.model.length)
-    validation = pack(corpus.validation, encoding, config.model.length)
+    pack, length = PACKING[config.packing], config.model.length
+    packed, validation = (pack(documents, encoding, length) for documents in (corpus.train, corpus.validation))
+    num_tokens = int(packed.num_tokens.sum())
+    if num_tokens < length:
+        raise InputError(
+            f"the training text of {config.data} has {num_tokens:,} tokens, and one sequence needs {length:,}: "
+            "give more text or a smaller --model.length"
+        )
     resolved = resolved_against(corpus.sha256, encoding, device)
     pyro.set_rng_seed(config.seed)
     model = build_model(config, encoding).to(device)
@@ -387,21 +359,22 @@ def main(args: Sequence[str]) -> int:
         f"steps; {len(training.train):,} sequences to train on, {len(training.validation):,} held out",
         flush=True,
     )
-    go_on = f"python -m ltm_pyro.train --out {run.path} --resume"
-    with StopSignal() as stop, pyro.validation_enabled(False):
+    with StopSignal() as stop, pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")  # such steps are skipped and counted
         try:
             train(training, run, stop)
             if not stop.received:
                 report(training, run, corpus, trained, stop)
         except Diverged as error:
-            saved = checkpoint.all_checkpoints(run.checkpoints)
-            kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved yet"
-            print(f"error: {error} (step {training.progress.step}); {kept}", file=sys.stderr)
+            newest = run.newest_checkpoint()
+            print(
+                f"error: {error} (step {training.progress.step}); the last good checkpoint is {newest}", file=sys.stderr
+            )
             return 1
-    newest = run.newest_checkpoint()
     if stop.received:
         name = signal.Signals(stop.received).name
-        print(f"\nstopped by {name} at step {training.progress.step}: saved {newest}; go on with: {go_on}", flush=True)
+        go_on = f"python -m ltm_pyro.train --out {shlex.quote(str(run.path))} --resume"
+        print(f"\nstopped by {name}: saved {run.newest_checkpoint()}; go on with: {go_on}", flush=True)
         return 128 + stop.received
     print(f"\n{time_text(training.progress.seconds)} of training; the run is in {run.path}")
     return 0

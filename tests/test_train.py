@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 import ltm_pyro
 from ltm_pyro import cli, config, train
 from ltm_pyro.inference import svi
+from ltm_pyro.inference.vi import VI
 
 SMALL = shlex.split(
     "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
@@ -73,16 +75,19 @@ def test_each_scheme_trains_on_the_embedded_corpus_and_writes_a_run(scheme, comm
         assert all((record[key] is None) == (scheme != "vi") for key in nullable)
         assert record["valid_bound"] == (scheme == "vi")
         assert ("neg_log_joint_nats_per_token" in record) == (scheme != "vi")
-    held_out = [record for record in records(run) if record["split"] == "validation"]
-    own = "vi" if scheme == "vi" else f"gaussian around {scheme}"
-    names = [record["posterior"] for record in held_out]
-    assert names == [own, "vi", "the prior"] if scheme == "vi" else [own, own, "vi", "the prior"]
+    own = "vi" if scheme == "vi" else f"a Gaussian around {scheme}"
+    (validated,) = [record for record in records(run) if record["split"] == "validation"]
+    assert (validated["step"], validated["posterior"]) == (10, own)
+    report = [record for record in records(run) if record["split"] == "report"]
+    assert [record["posterior"] for record in report] == list(dict.fromkeys([own, "vi", "the prior"]))
+    held_out = [validated, *report]
     for record in held_out:
         assert record["valid_bound"]
         assert record["estimator"] == "elbo"
         parts = record["nll_nats_per_token"] + record["kl_nats_per_token"]
         assert record["nelbo_nats_per_token"] == pytest.approx(parts)
         assert record["perplexity"] == pytest.approx(math.exp(record["nelbo_nats_per_token"]))
+        assert record["fast_steps"] == (0 if record["posterior"] == "the prior" else 2)
     assert held_out[-1]["kl_nats_per_token"] == 0
     assert "the prior" in out
     assert ltm_pyro.load(run).config.inference == scheme
@@ -96,38 +101,54 @@ def test_the_same_command_twice_numbers_its_folders_and_gives_the_same_weights(c
     assert all(torch.equal(weight, other[name]) for name, weight in final_weights(first).items())
 
 
-def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sends this process a SIGTERM during the slow step with this number."""
-    slow_step = train.slow_step
+def signal_in(name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends this process a SIGTERM when the training command calls its function of this name for this time."""
+    function, calls = getattr(train, name), []
 
-    def interrupted(training: train.Training) -> train.StepResult:
-        if training.progress.step + 1 == step:
+    def interrupted(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == call:
             os.kill(os.getpid(), signal.SIGTERM)
-        return slow_step(training)
+        return function(*args)
 
-    monkeypatch.setattr(train, "slow_step", interrupted)
+    monkeypatch.setattr(train, name, interrupted)
 
 
-@pytest.mark.parametrize("scheme", ["vi", "map", "langevin"])
-def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_one_that_was_not(scheme, command, monkeypatch):
+@pytest.mark.parametrize(
+    ("scheme", "name", "call", "step"),
+    [
+        ("vi", "slow_step", 4, 3),  # and a validation is due at 3
+        ("map", "slow_step", 5, 4),
+        ("langevin", "random_prefix", 9, 4),  # between the two micro-batches of step 5, which is taken again
+        ("vi", "held_out", 1, 3),
+        ("vi", "held_out", 3, 7),  # in the closing report
+        ("vi", "train_record", 3, 3),
+        ("vi", "save", 1, 0),
+    ],
+)
+def test_a_run_that_was_stopped_anywhere_and_resumed_ends_bit_for_bit_as_one_that_was_not(
+    scheme, name, call, step, command, monkeypatch
+):
     args = ("--inference", scheme, "--steps", "7", "--infer-from", "prefix", "--validate-every", "3")
     assert command(*args, "--out", "whole")[0] == 0
     with monkeypatch.context() as patch:
-        stop_after(4, patch)
-        status, out, _ = command(*args, "--out", "parts")
+        signal_in(name, call, patch)
+        status, out, _ = command(*args, "--out", "the parts")
     assert status == 128 + signal.SIGTERM
-    assert "parts/checkpoints/step-00000004" in out
-    assert "--out parts --resume" in out
+    assert f"the parts/checkpoints/step-{step:08d}" in out
+    assert "--out 'the parts' --resume" in out
     # What a crash leaves behind: lines of steps that will be taken again, one of them cut short.
-    with open("parts/metrics.jsonl", "a") as file:
-        file.write('{"step": 5, "split": "train"}\n{"step": 6, "spl')
-    assert command("--out", "parts", "--resume")[0] == 0
+    with open("the parts/metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "split": "train"}\n{"step": 6, "spl')
+    assert command("--out", "the parts", "--resume")[0] == 0
+    assert command("--out", "the parts", "--resume")[0] == 0  # a finished run only writes its report again
 
-    whole, parts = final_weights(Path("whole")), final_weights(Path("parts"))
+    whole, parts = final_weights(Path("whole")), final_weights(Path("the parts"))
     assert all(torch.equal(weight, parts[name]) for name, weight in whole.items())
     timing = {"seconds", "tokens_per_second"}
     without_timing = [
-        [{k: v for k, v in r.items() if k not in timing} for r in records(Path(p))] for p in ("whole", "parts")
+        [{key: value for key, value in record.items() if key not in timing} for record in records(Path(run))]
+        for run in ("whole", "the parts")
     ]
     assert without_timing[0] == without_timing[1]
 
@@ -170,7 +191,10 @@ BAD_INPUT = {
     "negative slots": (["--model.num-slots", "-1"], "num_slots"),
     "width and heads": (["--model.num-heads", "3"], "width"),
     "zero window": (["--model.window", "0"], "window"),
-    "no divisor": (["--micro-batch-size", "3"], "--micro-batch-size"),
+    "seed too large": (["--seed", "4294967296"], "--seed"),
+    "huge learning rate": (["--optimizer.learning-rate", "1e40"], "learning_rate"),
+    "name too long": (["--data", "x" * 300], "x"),
+    "no such home": (["--data", "~nobody-of-that-name/x"], "nobody"),
     "negative learning rate": (["--optimizer.learning-rate", "-1"], "learning_rate"),
     "not a learning rate": (["--vi.learning-rate", "nan"], "learning_rate"),
     "zero chains": (["--langevin.num-chains", "0"], "num_chains"),
@@ -237,8 +261,7 @@ def test_resume_without_a_checkpoint_or_on_another_text_is_bad_input(command, te
     status, _, err = command("--out", "run", "--resume")
     assert (status, len(err.splitlines())) == (2, 1)
     assert "corpus" in err
-    checkpoint = Path("run/checkpoints/step-00000001")
-    checkpoint.rename("elsewhere")
+    Path("run/checkpoints").rename("elsewhere")
     status, _, err = command("--out", "run", "--resume")
     assert status == 2
     assert "no checkpoint" in err
@@ -246,15 +269,14 @@ def test_resume_without_a_checkpoint_or_on_another_text_is_bad_input(command, te
 
 def poison(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the gradient of the slow steps with these numbers not a number."""
-    backward, update, calls = svi.elbo_backward, svi.WeightOptimizer.update, {"step": 0}
+    update, calls = svi.WeightOptimizer.update, []
 
     def poisoned_update(self: svi.WeightOptimizer, step: int, is_usable: bool = True) -> bool:
-        calls["step"] += 1
-        if calls["step"] in steps:
+        calls.append(step)
+        if len(calls) in steps:
             self.weights[0].grad[0, 0] = math.nan
         return update(self, step, is_usable)
 
-    assert backward is train.elbo_backward
     monkeypatch.setattr(svi.WeightOptimizer, "update", poisoned_update)
 
 
@@ -272,15 +294,49 @@ def test_several_such_steps_in_a_row_stop_the_run_at_the_last_good_checkpoint(co
     assert status == 1
     assert len(err.splitlines()) == 1
     assert "not finite" in err
+    assert "step-00000002" in err  # step 4 was the first to be skipped, and is not saved
     named = Path(err.split("last good checkpoint is ")[1].strip())
     assert all(weight.isfinite().all() for weight in load_file(named / "model.safetensors").values())
     assert ltm_pyro.load("run").config.steps == 50
+
+
+def test_single_fast_steps_that_are_not_finite_do_not_cost_the_slow_step(command, monkeypatch):
+    """One fast step of every sequence fails, the others hold."""
+    step, calls = VI.step, []
+
+    def failing_step(self, model, state, batch, rng):
+        new, info = step(self, model, state, batch, rng)
+        if int(state.step[0]) == 1:
+            calls.append(1)
+            new = dataclasses.replace(new, mean=torch.full_like(new.mean, math.nan))
+        return new, info
+
+    monkeypatch.setattr(VI, "step", failing_step)
+    assert command("--steps", "3", "--fast-steps", "4", "--out", "run")[0] == 0
+    steps = [record for record in records(Path("run")) if record["split"] == "train"]
+    assert [record["num_skipped_fast_steps"] for record in steps] == [4, 4, 4]
+    assert steps[-1]["num_skipped_steps"] == 0
 
 
 def test_inference_that_is_never_finite_stops_the_run_too(command):
     status, _, err = command("--inference", "langevin", "--langevin.step-size", "1e38", "--steps", "50", "--out", "run")
     assert status == 1
     assert "not finite" in err
+
+
+def test_a_reader_that_goes_away_does_not_cost_the_run(text, tmp_path):
+    args = [sys.executable, "-u", "-m", "ltm_pyro.train", *SMALL, "--data", str(text), "--steps", "100000"]
+    process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    process.stdout.close()
+    with process:
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+    checkpoints = sorted(path.name for path in (tmp_path / "runs/text-tiny-vi/checkpoints").iterdir())
+    assert checkpoints[-1] > "step-00000002"
+    assert ltm_pyro.load(tmp_path / "runs/text-tiny-vi").config.steps == 100_000
 
 
 def test_help_explains_every_option(command, capsys):
@@ -315,6 +371,6 @@ def test_the_first_command_learns_to_three_quarters_of_the_entropy_of_single_byt
     result = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=True)
     run = tmp_path / "runs/python-docs-tiny-vi"
     entropy = float(result.stdout.split("single bytes: ")[1].split()[0])
-    bound = next(r for r in reversed(records(run)) if r.get("posterior") == "vi")
+    bound = next(record for record in records(run) if record["split"] == "report" and record["posterior"] == "vi")
     assert bound["valid_bound"]
     assert bound["bits_per_byte"] <= 0.75 * entropy

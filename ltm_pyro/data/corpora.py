@@ -81,10 +81,14 @@ def load_corpus(data: str, text_column: str = "text") -> Corpus:
     Raises:
         InputError: there is no such corpus, it cannot be read, or it holds no text.
     """
-    path = Path(data).expanduser()
+    try:
+        path = Path(data).expanduser()
+        is_local = bool(data) and path.exists()
+    except (OSError, RuntimeError) as error:  # no permission, no such home, a name that is too long
+        raise InputError(f"{data!r} cannot be read: {_reason(error)}") from error
     if data == PYTHON_DOCS:
         name, splits = PYTHON_DOCS, {"train": read_python_docs}
-    elif data and path.exists():
+    elif is_local:
         name, splits = _local_splits(path, text_column)
     elif path.name.lower().endswith(tuple(_FORMATS)) or not _HUB_NAME.fullmatch(data):
         raise InputError(f"there is no file or folder {data!r}; check the path")
@@ -112,7 +116,11 @@ def _local_splits(path: Path, text_column: str) -> tuple[str, dict[str, Callable
         extension = _extension(path)
         return path.name[: -len(extension)], {"train": functools.partial(_read_files, [path], text_column)}
     files: dict[str, list[Path]] = {}
-    for file in sorted(path.rglob("*")):
+    try:
+        inside = sorted(_walk(path))
+    except OSError as error:
+        raise InputError(f"the folder {path} cannot be read: {_reason(error)}") from error
+    for file in inside:
         parts = file.relative_to(path).parts
         if file.is_file() and not any(part.startswith(".") for part in parts):
             top = parts[0] if len(parts) > 1 else file.name[: -len(_extension(file))]
@@ -191,6 +199,14 @@ def _texts(rows: Dataset | IterableDataset, text_column: str, source: str) -> li
             raise InputError(f"the column {text_column!r} of {source} holds {kind}, not text; name another")
         texts += [text for text in table[text_column].to_pylist() if text is not None]
     return texts
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All that lies below a folder; unlike `rglob`, an error where a part of it cannot be read."""
+    for path in folder.iterdir():
+        yield path
+        if path.is_dir():
+            yield from _walk(path)
 
 
 def _extension(file: Path) -> str:

@@ -29,6 +29,10 @@ class PackedSequences:
     num_tokens: Tensor
     """[N] int64: the tokens that are predicted, text and end-of-text; what follows them is padding."""
 
+    document_ids: Tensor
+    """[N] int64: numbers what is scored as one piece of evidence: the sequences of one document; in a stream, each
+    sequence by itself."""
+
     num_bytes: Tensor
     """[N] int64: the bytes of text that the tokens stand for. A character cut by the end of a sequence counts on each
     side by the bytes that lie there."""
@@ -56,9 +60,9 @@ def pack_by_document(documents: Sequence[str], encoding: tiktoken.Encoding, leng
         length: tokens of a sequence (T).
 
     Raises:
-        InputError: all documents together have fewer than `length` tokens, or one is not valid Unicode.
+        InputError: a document is not valid Unicode.
     """
-    encoded = _encode(documents, encoding, length)
+    encoded = _encode(documents, encoding)
     sizes = np.array([len(tokens) for tokens in encoded])
     num_sequences = -(-sizes // length)
     ends = np.cumsum(num_sequences)
@@ -67,7 +71,8 @@ def pack_by_document(documents: Sequence[str], encoding: tiktoken.Encoding, leng
         tokens[start : start + len(document)] = document
     num_tokens = np.full(ends[-1], length)
     num_tokens[ends - 1] = sizes - (num_sequences - 1) * length
-    return _packed(tokens.reshape(-1, length), num_tokens, encoding)
+    document_ids = np.repeat(np.arange(len(documents)), num_sequences)
+    return _packed(tokens.reshape(-1, length), num_tokens, document_ids, encoding)
 
 
 def pack_as_stream(documents: Sequence[str], encoding: tiktoken.Encoding, length: int) -> PackedSequences:
@@ -82,23 +87,23 @@ def pack_as_stream(documents: Sequence[str], encoding: tiktoken.Encoding, length
         length: tokens of a sequence (T).
 
     Raises:
-        InputError: all documents together have fewer than `length` tokens, or one is not valid Unicode.
+        InputError: a document is not valid Unicode.
     """
-    stream = np.concatenate(_encode(documents, encoding, length))
+    stream = np.concatenate(_encode(documents, encoding))
     num_sequences = -(-len(stream) // length)
     tokens = np.full(num_sequences * length, end_of_text(encoding), dtype=np.int32)
     tokens[: len(stream)] = stream
     num_tokens = np.full(num_sequences, length)
     num_tokens[-1] = len(stream) - (num_sequences - 1) * length
-    return _packed(tokens.reshape(-1, length), num_tokens, encoding)
+    return _packed(tokens.reshape(-1, length), num_tokens, np.arange(num_sequences), encoding)
 
 
 PACKING = {"document": pack_by_document, "stream": pack_as_stream}
 """The ways of packing, by the name that settings use."""
 
 
-def _encode(documents: Sequence[str], encoding: tiktoken.Encoding, length: int) -> list[np.ndarray]:
-    """The tokens of each document and its end-of-text; together at least `length`."""
+def _encode(documents: Sequence[str], encoding: tiktoken.Encoding) -> list[np.ndarray]:
+    """The tokens of each document and its end-of-text."""
     end = np.array([end_of_text(encoding)], dtype=np.uint32)
     encoded = []
     for index, text in enumerate(documents):
@@ -110,16 +115,12 @@ def _encode(documents: Sequence[str], encoding: tiktoken.Encoding, length: int) 
                 "remove that character from the text"
             ) from error
         encoded.append(np.concatenate([tokens, end]))
-    total = sum(len(tokens) for tokens in encoded)
-    if total < length:
-        raise InputError(
-            f"the text has {total:,} tokens, and one sequence needs {length:,}; give more text or a smaller "
-            "--model.length"
-        )
     return encoded
 
 
-def _packed(tokens: np.ndarray, num_tokens: np.ndarray, encoding: tiktoken.Encoding) -> PackedSequences:
+def _packed(
+    tokens: np.ndarray, num_tokens: np.ndarray, document_ids: np.ndarray, encoding: tiktoken.Encoding
+) -> PackedSequences:
     # End-of-text stands for 0 bytes, so padding adds none.
     num_bytes = token_num_bytes(encoding)[tokens].sum(axis=1)
-    return PackedSequences(torch.from_numpy(tokens), torch.from_numpy(num_tokens), torch.from_numpy(num_bytes))
+    return PackedSequences(*map(torch.from_numpy, (tokens, num_tokens, document_ids, num_bytes)))

@@ -83,6 +83,8 @@ class PosteriorScheme(Protocol):
 
     has_density: ClassVar[bool]
     """Whether q is a distribution with a density over z, as an ELBO needs; false for points and draws."""
+    loss_is_bound: bool
+    """Whether the negative ELBO at a draw of `guide` is, in expectation, an upper bound on -log p(x)."""
     num_steps: int
     """T, the steps that `infer` takes."""
 
@@ -102,6 +104,14 @@ class PosteriorScheme(Protocol):
         """Draws [chain, draw, B, *event_shape], chains times draws being `num_samples`, from noise no step has seen."""
         ...
 
+    def mean(self, state: Any) -> Tensor:
+        """Mean of the posterior, [B, *event_shape]."""
+        ...
+
+    def distribution(self, state: Any, rng: Noise) -> TorchDistribution:
+        """q(z), batch_shape [B], whose draws use noise no step has seen. Only a scheme that has a density has it."""
+        ...
+
 
 def require_positive(settings: Any, *names: str) -> None:
     """Check the settings of a scheme.
@@ -113,6 +123,17 @@ def require_positive(settings: Any, *names: str) -> None:
         value = getattr(settings, name)
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive, not {value}")
+
+
+def require_full_weights(batch: Batch) -> None:
+    """Check that every position counts fully or not at all: otherwise a figure would be one of something else.
+
+    Raises:
+        ValueError: if a position weighs anything but 0 or 1.
+    """
+    weights = getattr(batch, "weights", None)
+    if weights is not None and not ((weights == 0) | (weights == 1)).all():
+        raise ValueError("a figure needs position weights of 0 and 1")
 
 
 def infer(scheme: PosteriorScheme, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:

@@ -14,7 +14,16 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ltm_pyro.inference.base import Batch, Model, PosteriorScheme, State, frozen, keep_finite, log_joint
+from ltm_pyro.inference.base import (
+    Batch,
+    Model,
+    PosteriorScheme,
+    State,
+    frozen,
+    keep_finite,
+    log_joint,
+    require_full_weights,
+)
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.vi import VI, VIState
 from ltm_pyro.inference.weights import ImportanceWeights
@@ -55,9 +64,11 @@ def elbo(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> 
         q: batch_shape [B], with a density.
 
     Raises:
-        ValueError: if a position of the batch weighs anything but 0 or 1.
+        ValueError: if a position of the batch weighs anything but 0 or 1, or there is to be no draw.
     """
-    _require_full_weights(batch)
+    require_full_weights(batch)
+    if num_samples < 1:
+        raise ValueError(f"an estimate needs at least one draw, not {num_samples}")
     mean = torch.zeros(len(batch), dtype=torch.float64)
     squares = torch.zeros_like(mean)
     with frozen(model):
@@ -84,15 +95,19 @@ def iwae(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> 
         num_samples: K.
 
     Raises:
-        ValueError: if a position of the batch weighs anything but 0 or 1.
+        ValueError: if a position of the batch weighs anything but 0 or 1, or there is to be no draw.
     """
-    _require_full_weights(batch)
+    require_full_weights(batch)
+    if num_samples < 1:
+        raise ValueError(f"an estimate needs at least one draw, not {num_samples}")
     log_weights = []
     with frozen(model):
         for _ in range(num_samples):
             z = q.rsample()
             joint = log_joint(model, batch, z)
-            log_weights.append((joint.log_likelihood + joint.log_prior - q.log_prob(z)).double().cpu())
+            # Each term in float64: they are thousands of nats, and their sum may be a few.
+            terms = (joint.log_likelihood, joint.log_prior, -q.log_prob(z))
+            log_weights.append(sum(term.double().cpu() for term in terms))
     return ImportanceWeights(torch.stack(log_weights))
 
 
@@ -103,7 +118,7 @@ def reused_noise(model: Model, batch: Batch, scheme: VI, state: VIState) -> Elbo
     Raises:
         ValueError: if the scheme has drawn fresh noise, so that there is none to reuse.
     """
-    _require_full_weights(batch)
+    require_full_weights(batch)
     if scheme.noise != "reused":
         raise ValueError('only a scheme with noise="reused" has noise to reuse')
     with frozen(model):
@@ -119,16 +134,10 @@ def gaussian_around(
 
     The centre is the mean of the scheme's draws and is held; the scales are fitted by `fit` with noise of their own.
     """
-    centre = scheme.posterior(state, getattr(scheme, "num_chains", 1), rng).mean
+    centre = scheme.mean(state)
     with frozen(model):
         fitted = fit.init(model, batch, rng, warm=centre)
         for _ in range(fit.num_steps):
             moved, _ = fit.step(model, fitted, batch, rng)
             fitted = dataclasses.replace(keep_finite(fitted, moved), mean=centre)
     return fit, fitted
-
-
-def _require_full_weights(batch: Batch) -> None:
-    weights = getattr(batch, "weights", None)
-    if weights is not None and not ((weights == 0) | (weights == 1)).all():
-        raise ValueError("a figure needs position weights of 0 and 1")

@@ -49,7 +49,7 @@ def normal(mean: Tensor, scale: Tensor, draw: Callable[[torch.Size], Tensor]) ->
 
 
 def fresh_noise(state: State, event: Tensor, rng: Noise, purpose: str) -> Callable[[torch.Size], Tensor]:
-    """Noise for the sequences of `state` that is new in every call.
+    """Noise for the sequences of `state` that is new in every call of the function that is returned.
 
     Args:
         event: gives the event shape ([B, *event_shape]), the dtype and the device.

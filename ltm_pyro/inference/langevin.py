@@ -53,6 +53,7 @@ class Langevin:
     """Draws that each chain keeps, the last ones; more than one serve a look at the posterior."""
 
     has_density: ClassVar[bool] = False
+    loss_is_bound: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_positive(self, "step_size", "num_chains", "num_kept")
@@ -108,3 +109,7 @@ class Langevin:
                 "raise num_kept and num_steps, or ask for a multiple of num_chains"
             )
         return Posterior(state.draws[:, :, -num_draws:].movedim(0, 2), state.sequence_ids)
+
+    def mean(self, state: LangevinState) -> Tensor:
+        """Mean over the chains, where they stand, [B, *event_shape]."""
+        return state.z.mean(1)

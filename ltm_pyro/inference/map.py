@@ -51,6 +51,7 @@ class MAP:
     Gradients below it move z in proportion, those above by the learning rate."""
 
     has_density: ClassVar[bool] = False
+    loss_is_bound: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "epsilon")
@@ -77,3 +78,7 @@ class MAP:
     def posterior(self, state: MAPState, num_samples: int, rng: Noise) -> Posterior:
         """The point, `num_samples` times: one chain."""
         return Posterior(state.z.expand(1, num_samples, *state.z.shape), state.sequence_ids)
+
+    def mean(self, state: MAPState) -> Tensor:
+        """The point, [B, *event_shape]."""
+        return state.z

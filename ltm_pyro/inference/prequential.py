@@ -16,7 +16,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Model, PosteriorScheme, frozen, infer, latent_prior, log_joint
+from ltm_pyro.inference.base import (
+    Batch,
+    Model,
+    PosteriorScheme,
+    frozen,
+    infer,
+    latent_prior,
+    log_joint,
+    require_full_weights,
+)
 from ltm_pyro.inference.noise import Noise
 
 
@@ -64,8 +73,7 @@ def prequential(
     """
     if block_size < 1:
         raise ValueError(f"a block needs at least one position, not {block_size}")
-    if not ((batch.weights == 0) | (batch.weights == 1)).all():
-        raise ValueError("a code needs position weights of 0 and 1")
+    require_full_weights(batch)
     positions = torch.arange(batch.weights.shape[1], device=batch.weights.device)
     block_nats = []
     for start in range(0, batch.weights.shape[1], block_size):

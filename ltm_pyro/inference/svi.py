@@ -42,6 +42,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate")
+        if self.learning_rate > 1:
+            raise ValueError(f"learning_rate must be at most 1, not {self.learning_rate}")
         if not self.max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm must be positive, not {self.max_gradient_norm}")
         for name in ("final_learning_rate", "warmup_steps", "weight_decay"):
@@ -120,5 +122,9 @@ class WeightOptimizer:
             for group in self.adamw.param_groups:
                 group["lr"] = self.learning_rate(step)
             self.adamw.step()
-        self.adamw.zero_grad()
+        self.discard()
         return is_usable
+
+    def discard(self) -> None:
+        """Clear the gradients that have been accumulated."""
+        self.adamw.zero_grad()

@@ -123,8 +123,17 @@ class VI:
         )
         return new, StepInfo(objective.detach())
 
+    @property
+    def loss_is_bound(self) -> bool:
+        """Not where q was fitted to the noise that the loss is taken at."""
+        return self.noise == "fresh"
+
+    def mean(self, state: VIState) -> Tensor:
+        """μ, [B, *event_shape]."""
+        return state.mean
+
     def distribution(self, state: VIState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
-        """q(z), batch_shape [B]; its draws use noise that no step has seen, new in every call."""
+        """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         return normal(state.mean, state.log_scale.exp(), fresh_noise(state, state.mean, rng, purpose))
 
     def guide(self, state: VIState, rng: Noise) -> Guide:

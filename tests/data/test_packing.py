@@ -101,12 +101,15 @@ def test_a_batch_names_its_sequences_in_the_order_asked_for():
 
 
 @pytest.mark.parametrize("pack", PACKING.values(), ids=PACKING)
-@pytest.mark.parametrize(("documents", "total"), [(["abc", "de"], 7), ([], 0)])
-def test_too_little_text_says_how_much_is_needed(pack, documents, total):
-    if total:
-        assert len(pack(documents, BYTES, total)) > 0
-    with pytest.raises(InputError, match=rf"has {total} tokens.* needs {total + 1};.*--model\.length"):
-        pack(documents, BYTES, total + 1)
+def test_text_shorter_than_a_sequence_is_one_sequence_with_padding(pack):
+    packed = pack(["abc"], BYTES, 9)
+    assert len(packed) == 1
+    assert packed.num_tokens.tolist() == [4]
+
+
+def test_sequences_of_one_document_share_its_id_and_those_of_a_stream_have_their_own():
+    assert pack_by_document(["abcde", "f"], BYTES, 3).document_ids.tolist() == [0, 0, 1]
+    assert pack_as_stream(["abcde", "f"], BYTES, 3).document_ids.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("pack", PACKING.values(), ids=PACKING)

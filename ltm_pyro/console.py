@@ -1,0 +1,57 @@
+"""Progress of training for people: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Console:
+    """What a training run prints while it goes.
+
+    Args:
+        first_step: slow steps that have been taken already.
+        num_steps: slow steps in all.
+    """
+
+    def __init__(self, first_step: int, num_steps: int) -> None:
+        is_terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not is_terminal, leave=False)
+        self.num_steps = num_steps
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+
+    def step(self, record: dict[str, Any] | None, seconds_per_step: float) -> None:
+        """Count a step; `record` is its line of metrics, if it has one."""
+        self.bar.update()
+        if record is None:
+            return
+        name = "neg_log_joint" if "neg_log_joint_nats_per_token" in record else "nelbo"
+        loss, nll = (record[f"{key}_nats_per_token"] for key in (name, "nll"))
+        text = f"{name} {loss:.3f} nats/token, nll {nll:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
+        if self.bar.disable:
+            left = time_text((self.num_steps - record["step"]) * seconds_per_step)
+            print(f"step {record['step']}/{self.num_steps}: {text}, {left} left", flush=True)
+        else:
+            self.bar.set_postfix_str(text)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def time_text(seconds: float) -> str:
+    """5 s, 3 min 20 s, 2 h 05 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
