@@ -74,11 +74,18 @@ class _RunSettings:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
+_NO_OPTIONS = ("num_steps", "num_kept")
+
+
 def _settings_of(scheme: type) -> type:
-    """The scheme without `num_steps` on the command line, where --fast-steps sets it."""
-    hidden = ("num_steps", tyro.conf.Suppress[int], field(default=scheme.num_steps))
+    """The scheme without what is no option: T, which --fast-steps sets, and the draws kept to be looked at."""
+    hidden = [
+        (setting.name, tyro.conf.Suppress[int], field(default=setting.default))
+        for setting in dataclasses.fields(scheme)
+        if setting.name in _NO_OPTIONS
+    ]
     name = f"{scheme.__name__}Settings"
-    return dataclasses.make_dataclass(name, [hidden], bases=(scheme,), frozen=True, namespace={"__module__": __name__})
+    return dataclasses.make_dataclass(name, hidden, bases=(scheme,), frozen=True, namespace={"__module__": __name__})
 
 
 _SCHEME_SETTINGS = {name: _settings_of(scheme) for name, scheme in SCHEMES.items()}
@@ -168,10 +175,10 @@ def micro_batch_size(config: TrainConfig) -> int:
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The settings as plain values, for `config.yaml`. The number of fast steps stands there once, as `fast_steps`."""
+    """The settings as plain values, for `config.yaml`; what is no option of the command is left out."""
     values = dataclasses.asdict(config)
     for name in SCHEMES:
-        del values[name]["num_steps"]
+        values[name] = {key: value for key, value in values[name].items() if key not in _NO_OPTIONS}
     return values
 
 

@@ -1,7 +1,7 @@
 """From a name or a file to batches of tokens.
 
 Corpora, tokenizers, packing into sequences, the order of batches, and synthetic languages whose probabilities are
-known. This room knows the batch that a model reads, and nothing of inference or of the commands.
+known. This room knows the batch that a model reads, and nothing of inference.
 
 To add a corpus, give :func:`load_corpus` another source of documents (`corpora.py`). To add a tokenizer, register a
 tiktoken encoding that has an end-of-text token as a tiktoken plugin: :func:`get_tokenizer` finds it by its name. To add
