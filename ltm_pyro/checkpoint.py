@@ -96,9 +96,14 @@ def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in _read(checkpoint / "optimizer.safetensors").items():
         index, _, key = name.partition(".")
-        if not index.isdecimal() or int(index) >= len(weights) or value.shape not in ((), weights[int(index)].shape):
+        if not index.isdecimal():
             raise InputError(f"the moments in {checkpoint} are not those of this model: {name}")
         state.setdefault(int(index), {})[key] = value
+    shapes = {index: {key: value.shape for key, value in values.items()} for index, values in state.items()}
+    expected = {n: {"step": (), "exp_avg": w.shape, "exp_avg_sq": w.shape} for n, w in enumerate(weights)}
+    # None at all before the first step.
+    if state and shapes != expected:
+        raise InputError(f"the moments in {checkpoint} are not those of this model")
     adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
     path = checkpoint / "progress.json"
     try:

@@ -39,7 +39,8 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
         if not exit.code:
             raise
         # tyro prints a title, what is wrong, a rule, and hints; boxed where the terminal can, else with a rule more.
-        lines = [line.strip("│ ") for line in errors.getvalue().splitlines() if line.strip()][1:]
+        text = re.sub(r"\x1b\[[0-9;]*m", "", errors.getvalue())  # the colours of a terminal
+        lines = [line.strip("│ ") for line in text.splitlines() if line.strip()][1:]
         lines = lines[1:] if _is_rule(lines[0]) else lines
         message = " ".join(itertools.takewhile(lambda line: not _is_rule(line), lines))
         raise InputError(f"{message} (--help lists the options)") from None

@@ -227,5 +227,6 @@ def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        has_parts = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{name}.") if has_parts else {f"{prefix}{name}": value}
     return flat

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,6 +146,6 @@ def order_zero_bits_per_byte(texts: Iterable[str]) -> float:
     """Entropy of the bytes of the texts, each taken alone: what a model without any context could reach."""
     counts = torch.zeros(256, dtype=torch.float64)
     for text in texts:
-        counts += torch.bincount(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8), minlength=256)
+        counts += torch.from_numpy(np.bincount(np.frombuffer(text.encode(), dtype=np.uint8), minlength=256))
     probabilities = counts[counts > 0] / counts.sum()
-    return -(probabilities * probabilities.log2()).sum().item()
+    return (probabilities * (1 / probabilities).log2()).sum().item()

@@ -57,7 +57,7 @@ class Run:
             values = yaml.safe_load(self.config_path.read_text())
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.path} holds no run: it has no config.yaml") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"{self.config_path} cannot be read: {error}") from None
         if not isinstance(values, dict) or not isinstance(values.get("resolved"), dict):
             raise InputError(f"{self.config_path} is not the config of a run")

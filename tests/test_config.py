@@ -1,0 +1,169 @@
+"""Settings: the presets are the documented ones, and what cannot be used is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ltm_pyro.config import differences, from_dict, micro_batch_size, preset, scheme_of, to_dict, validate
+from ltm_pyro.errors import InputError
+from ltm_pyro.models import LatentThoughtModel
+
+PRESETS = ("tiny", "small", "medium", "large")
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "num_weights"),
+    # The 256 bytes or the 50,256 pieces of text of GPT-2, end-of-text and begin-of-text.
+    [
+        ("tiny", 258, 823_808),
+        ("small", 50_258, 38_369_280),
+        ("medium", 50_258, 51_005_952),
+        ("large", 50_258, 76_279_296),
+    ],
+)
+def test_a_preset_has_as_many_weights_as_documented(name, vocab_size, num_weights):
+    with torch.device("meta"):
+        model = LatentThoughtModel(preset(name).model, vocab_size, vocab_size - 2)
+    assert sum(weight.numel() for weight in model.parameters()) == num_weights
+
+
+@pytest.mark.parametrize(("name", "fast_steps"), [("small", 16), ("medium", 16), ("large", 64)])
+def test_the_larger_presets_train_as_the_paper_does(name, fast_steps):
+    config = preset(name)
+    assert (config.batch_size, config.steps, config.fast_steps) == (512, 60_000, fast_steps)
+    assert (config.tokenizer, config.packing) == ("gpt2", "stream")
+    assert (config.model.window, config.model.length) == (256, 1024)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.final_learning_rate, optimizer.warmup_steps) == (4e-4, 4e-5, 1000)
+    assert (optimizer.beta_1, optimizer.beta_2, optimizer.weight_decay) == (0.9, 0.95, 0.1)
+    assert optimizer.max_gradient_norm == 1.0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_can_be_used_pickled_and_written_as_plain_values(name):
+    config = preset(name)
+    validate(config)
+    assert config.preset == name
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert from_dict(to_dict(config)) == config
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match=r"'huge'.*tiny, small, medium, large"):
+        preset("huge")
+
+
+@pytest.mark.parametrize("inference", ["vi", "map", "langevin"])
+def test_fast_steps_are_the_steps_of_the_scheme_that_is_named(inference):
+    config = dataclasses.replace(preset("tiny"), inference=inference, fast_steps=37)
+    scheme = scheme_of(config)
+    assert scheme.num_steps == 37
+    assert isinstance(scheme, type(getattr(config, inference)))
+    assert "num_steps" not in to_dict(config)[inference]
+
+
+@given(st.integers(1, 600), st.integers(1, 600))
+def test_the_micro_batch_is_the_largest_divisor_of_the_batch_that_is_allowed(batch_size, at_most):
+    size = micro_batch_size(dataclasses.replace(preset("tiny"), batch_size=batch_size, micro_batch_size=at_most))
+    assert batch_size % size == 0
+    assert size <= at_most
+    assert all(batch_size % larger for larger in range(size + 1, min(at_most, batch_size) + 1))
+
+
+def test_settings_that_differ_are_named_with_dots_and_both_values():
+    old = preset("tiny")
+    new = dataclasses.replace(
+        old,
+        steps=7,
+        out="elsewhere",
+        model=dataclasses.replace(old.model, width=64),
+        vi=dataclasses.replace(old.vi, learning_rate=0.5),
+    )
+    assert differences(old, old) == {}
+    assert differences(old, new) == {
+        "steps": (old.steps, 7),
+        "out": (None, "elsewhere"),
+        "model.width": (128, 64),
+        "vi.learning_rate": (old.vi.learning_rate, 0.5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("steps", 0, "--steps must be at least 1, not 0"),
+        ("batch_size", -1, "--batch-size must be at least 1, not -1"),
+        ("micro_batch_size", 0, "--micro-batch-size must be at least 1, not 0"),
+        ("log_every", 0, "--log-every must be at least 1, not 0"),
+        ("validate_every", 0, "--validate-every must be at least 1, not 0"),
+        ("validation_sequences", 0, "--validation-sequences must be at least 1, not 0"),
+        ("validation_samples", 0, "--validation-samples must be at least 1, not 0"),
+        ("checkpoint_every", 0, "--checkpoint-every must be at least 1, not 0"),
+        ("fast_steps", -1, "--fast-steps must not be negative, but is -1"),
+        ("seed", -1, "--seed must not be negative, but is -1"),
+        ("seed", 2**32, "--seed must be below 2^32, not 4294967296"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(name, value, expected):
+    config = dataclasses.replace(preset("tiny"), **{name: value})
+    with pytest.raises(InputError) as error:
+        validate(config)
+    assert str(error.value) == expected
+    with pytest.raises(InputError):
+        from_dict(to_dict(config))
+
+
+def test_zero_fast_steps_and_the_largest_seed_are_allowed():
+    validate(dataclasses.replace(preset("tiny"), fast_steps=0, seed=2**32 - 1))
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    """The plain values of tiny with these in the place of, or in addition to, their own."""
+    return to_dict(preset("tiny")) | values
+
+
+def model_with(**values: Any) -> dict[str, Any]:
+    return changed(model=to_dict(preset("tiny"))["model"] | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "mentioned"),
+    [
+        ({name: value for name, value in changed().items() if name != "seed"}, "seed"),
+        (changed(epochs=3), "epochs"),
+        (changed(epochs={}), "epochs"),
+        (model_with(depth=3), "depth"),
+        (model_with(depth={}), "depth"),
+        (changed(model={}), "model"),
+        (changed(model=None), "model"),
+        (changed(model=[3]), "model"),
+        (changed(steps="many"), "steps"),
+        (changed(steps={}), "steps"),
+        (changed(steps=True), "steps"),
+        (changed(batch_size=None), "batch_size"),
+        (changed(data=7), "data"),
+        (changed(resume=1), "resume"),
+        (changed(out=7), "out"),
+        (changed(inference="nuts"), "inference"),
+        (changed(packing=["stream"]), "packing"),
+        (model_with(width=16.0), "width"),
+        (model_with(num_heads=0), "num_heads"),
+        ({**changed(), 1: 2}, "1"),
+        ({**changed(), True: 2}, "True"),
+    ],
+)
+def test_plain_values_that_are_no_settings_are_refused_by_name(values, mentioned):
+    with pytest.raises(InputError, match=mentioned):
+        from_dict(values)
+
+
+def test_a_whole_number_will_do_where_a_fraction_is_allowed():
+    values = changed(optimizer=to_dict(preset("tiny"))["optimizer"] | {"weight_decay": 0})
+    assert from_dict(values).optimizer.weight_decay == 0
