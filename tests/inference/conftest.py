@@ -77,7 +77,10 @@ class LinearGaussian:
     @property
     def precision(self):
         """[d, d]: of the posterior, the same for every x."""
-        return torch.eye(self.loadings.shape[1]) + self.loadings.T @ self.loadings / self.noise_scale**2
+        return (
+            torch.eye(self.loadings.shape[1], dtype=torch.float64)
+            + self.loadings.T @ self.loadings / self.noise_scale**2
+        )
 
     def posterior_mean(self, x):
         """[B, d]."""
@@ -86,7 +89,9 @@ class LinearGaussian:
     def neg_log_evidence(self, x):
         """[B]: -log p(x), exact."""
         num_observed = self.loadings.shape[0]
-        covariance = self.loadings @ self.loadings.T + self.noise_scale**2 * torch.eye(num_observed)
+        covariance = self.loadings @ self.loadings.T + self.noise_scale**2 * torch.eye(
+            num_observed, dtype=torch.float64
+        )
         quadratic = (x * torch.linalg.solve(covariance, x.T).T).sum(-1)
         return 0.5 * (quadratic + torch.logdet(covariance) + num_observed * math.log(2 * math.pi))
 

@@ -254,6 +254,31 @@ def test_inference_starts_where_it_is_told(scheme, world):
     assert poutine.trace(guide).get_trace(batch).nodes["z"]["fn"].mean.equal(warm)
 
 
+def test_the_mean_is_that_of_the_density_or_of_where_the_chains_stand(scheme, world):
+    batch, rng = world.sample(5), SequenceNoise(0)
+    state = infer(scheme, world, batch, rng)
+    if scheme.has_density:
+        expected = scheme.distribution(state, rng).mean
+    else:
+        expected = scheme.posterior(state, getattr(scheme, "num_chains", 1), rng).samples.mean((0, 1))
+        assert not hasattr(scheme, "distribution")
+    assert torch.allclose(scheme.mean(state), expected, rtol=1e-12)
+
+
+def test_a_loss_that_is_said_to_be_a_bound_is_one(scheme, world):
+    """Over two thousand sequences, against the exact evidence; a point and a draw cannot say so."""
+    if not scheme.has_density:
+        assert not scheme.loss_is_bound
+        return
+    batch, rng = world.sample(2000), BatchNoise(torch.Generator().manual_seed(0))
+    state = infer(dataclasses.replace(scheme, num_steps=40), world, batch, rng)
+    loss = TraceMeanField_ELBO().loss(world, scheme.guide(state, rng), batch)
+    q = scheme.distribution(state, rng)
+    error = world.nll_variance(q.mean, q.stddev, batch.x).sum().sqrt()
+    is_above = loss > world.neg_log_evidence(batch.x).sum() - 5 * error
+    assert is_above or not scheme.loss_is_bound
+
+
 def test_draws_are_by_chain_draw_and_sequence(scheme, ltm, texts):
     rng = SequenceNoise(0)
     posterior = scheme.posterior(infer(scheme, ltm, texts, rng), num_draws(scheme), rng)

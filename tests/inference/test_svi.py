@@ -324,6 +324,15 @@ def test_gradients_that_are_not_usable_are_left_out():
     assert model.matrix.grad is None
 
 
+def test_gradients_that_are_discarded_are_gone():
+    model = Weights()
+    optimizer = WeightOptimizer(model, constant_rate(0.1), num_steps=10)
+    with_gradients(model, 1.0, 1.0)
+    optimizer.discard()
+    assert model.matrix.grad is None
+    assert model.norm.grad is None
+
+
 # --- the schedule
 
 
@@ -380,6 +389,7 @@ def test_an_update_moves_the_weights_by_the_rate_of_its_step():
     [
         ("learning_rate", 0.0),
         ("learning_rate", math.nan),
+        ("learning_rate", 1.5),
         ("final_learning_rate", -1.0),
         ("warmup_steps", -1),
         ("beta_1", 1.0),

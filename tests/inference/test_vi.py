@@ -104,6 +104,12 @@ def test_reused_noise_is_that_of_the_guide_but_never_of_the_bound(world):
         assert not torch.isin((draw - state.mean) / scale, state.noise).any()
 
 
+def test_only_with_fresh_noise_is_the_loss_a_bound():
+    """What it is worth at reused noise is in test_bounds.py."""
+    assert VI(noise="fresh").loss_is_bound
+    assert not VI(noise="reused").loss_is_bound
+
+
 class Three:
     """A batch of three of which nothing is observed."""
 
