@@ -13,19 +13,22 @@ import tyro
 
 from ltm_pyro.data import PACKING
 from ltm_pyro.errors import InputError
-from ltm_pyro.inference import SCHEMES
+from ltm_pyro.estimators import GAUSSIAN_STEPS, Inference
+from ltm_pyro.inference import PRIOR, SCHEMES
 from ltm_pyro.inference.svi import OptimizerConfig
 from ltm_pyro.models import DecoderConfig
 
-SchemeName = Literal[tuple(SCHEMES)]  # type: ignore[valid-type]
+NO_INFERENCE = "none"
+InferenceName = Literal[(*SCHEMES, NO_INFERENCE)]  # type: ignore[valid-type]
 PackingName = Literal[tuple(PACKING)]  # type: ignore[valid-type]
 PresetName = Literal["tiny", "small", "medium", "large"]
 
 
 @dataclass(frozen=True)
 class _RunSettings:
-    inference: SchemeName = "vi"
-    """How z is inferred: map (a point), vi (a Gaussian), langevin (draws)."""
+    inference: InferenceName = "vi"
+    """How z is inferred: map (a point), vi (a Gaussian), langevin (draws).
+    none: the same decoder without z, the autoregressive model to compare with."""
     preset: PresetName = "tiny"
     """Sizes and training settings to start from; other options change them one by one.
     tiny trains on a laptop; small, medium and large are the paper's."""
@@ -130,20 +133,50 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str) -> TrainConfig:
-    """The settings of a preset.
+def preset(name: str, inference: str = "vi") -> TrainConfig:
+    """The settings of a preset; with inference `none`, without z.
 
     Raises:
         InputError: if there is none of that name.
     """
     if name not in _PRESETS:
         raise InputError(f"unknown preset {name!r}: choose from {', '.join(_PRESETS)}")
-    return TrainConfig(preset=name, **_PRESETS[name])
+    config = TrainConfig(preset=name, **_PRESETS[name])
+    if inference != NO_INFERENCE:
+        return config
+    without_z = dataclasses.replace(config.model, num_slots=0)
+    return dataclasses.replace(config, inference=inference, fast_steps=0, model=without_z)
 
 
-def scheme_of(config: TrainConfig) -> Any:
-    """The posterior scheme that the config names, at its number of fast steps."""
-    return dataclasses.replace(getattr(config, config.inference), num_steps=config.fast_steps)
+def scheme_of(config: TrainConfig, inference: str | None = None, fast_steps: int | None = None) -> Any:
+    """The posterior scheme that the config names, or another one with the config's settings for it.
+
+    Args:
+        inference: another scheme.
+        fast_steps: another number of steps than the config's.
+    """
+    inference = inference or config.inference
+    if inference == NO_INFERENCE:
+        return PRIOR
+    return dataclasses.replace(
+        getattr(config, inference), num_steps=config.fast_steps if fast_steps is None else fast_steps
+    )
+
+
+def inference_of(config: TrainConfig, inference: str | None = None, fast_steps: int | None = None) -> Inference:
+    """How z is inferred for a figure: by the config's scheme, or by another one with the config's settings for it.
+
+    Args:
+        inference: another scheme.
+        fast_steps: another number of steps than the config's.
+    """
+    name = inference or config.inference
+    if name == NO_INFERENCE:
+        return Inference.without()
+    scheme = scheme_of(config, name, fast_steps)
+    if scheme.has_density and not scheme.loss_is_bound:
+        name += " fitted to reused noise"
+    return Inference(name, scheme, dataclasses.replace(config.vi, num_steps=GAUSSIAN_STEPS, noise="fresh"))
 
 
 def validate(config: TrainConfig) -> None:
@@ -163,6 +196,13 @@ def validate(config: TrainConfig) -> None:
     for name in ("fast_steps", "seed"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(config, name)}")
+    if (config.inference == NO_INFERENCE) != (config.model.num_slots == 0):
+        raise InputError(
+            f"--inference {config.inference} with --model.num-slots {config.model.num_slots}: 'none' is for the model "
+            "without z, which has 0 slots, and every other scheme needs at least 1"
+        )
+    if config.inference == NO_INFERENCE and config.fast_steps:
+        raise InputError(f"--inference none has nothing to infer: --fast-steps must be 0, not {config.fast_steps}")
     # What NumPy's and torch's generators both take.
     if config.seed >= 2**32:
         raise InputError(f"--seed must be below 2^32, not {config.seed}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,135 +12,211 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltm_pyro.inference import Noise, bounds, infer
-from ltm_pyro.inference.bounds import Elbo
-from ltm_pyro.inference.vi import VI
-from ltm_pyro.models import TokenBatch
+from ltm_pyro.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference, Inferred, Scores
+from ltm_pyro.inference import Noise
+from ltm_pyro.models import LatentThoughtModel, TokenBatch
 
-GAUSSIAN_STEPS = 16
-"""Steps in which the scales of the Gaussian around a point or draws are fitted."""
+
+@dataclass(frozen=True)
+class Document:
+    """What was scored of a document."""
+
+    nats: float = 0.0
+    num_tokens: int = 0
+    """Predicted tokens, end-of-text included."""
+    num_bytes: int = 0
 
 
 @dataclass
-class HeldOut:
-    """The negative ELBO of a set of texts: an upper bound on -log p(x), in expectation over the draws of z."""
+class Figure:
+    """-log p(x) of a set of texts, by one estimator."""
 
-    posterior: str
-    """What z was drawn from."""
+    estimator: str
+    """A name of ESTIMATORS, or `exact`."""
+    posterior: str | None
+    """What z was drawn from; None of a model without z."""
     fast_steps: int
     """T, the steps in which that was inferred."""
-    num_samples: int
-    """Draws of z for each text."""
-    nll: float = 0.0
-    """-E_q log p(x | z), the distortion [nats, all texts]."""
-    kl: float = 0.0
-    """KL(q ‖ p), the rate [nats, all texts]."""
-    variance: float = 0.0
-    """Of `nll`, over the draws of z [nats squared]."""
-    num_bytes: int = 0
-    """Bytes of the texts."""
+    num_samples: int = 0
+    """Draws of z, or chains, for each text."""
+    rate: float | None = None
+    """KL(q ‖ p) [nats, all texts]; None where the figure has no such part."""
+    variance: float | None = None
+    """Of the nats of all texts, over the draws of z [nats squared]; None where there are no draws."""
     num_sequences: int = 0
-    documents: dict[int, tuple[float, int]] = field(default_factory=dict)
-    """(nats, predicted tokens) of each document, of which several sequences may come."""
+    documents: dict[int, Document] = field(default_factory=dict)
+    """Of each, several sequences may have been scored."""
+    effective_sample_sizes: list[float] = field(default_factory=list)
+    """Of the importance weights of each sequence, where the figure has any."""
+    pareto_ks: list[float] = field(default_factory=list)
+    """The shape of the tail of those weights."""
+
+    @property
+    def nats(self) -> float:
+        """-log p(x) of all texts."""
+        return sum(document.nats for document in self.documents.values())
 
     @property
     def num_tokens(self) -> int:
         """Predicted tokens, end-of-text included."""
-        return sum(num_tokens for _, num_tokens in self.documents.values())
+        return sum(document.num_tokens for document in self.documents.values())
 
-    def add(self, estimate: Elbo, batch: TokenBatch, document_ids: Tensor) -> None:
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the texts."""
+        return sum(document.num_bytes for document in self.documents.values())
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it is an upper bound on -log p(x) in expectation, a code length, or exact; and finite."""
+        estimator = EXACT if self.estimator == "exact" else ESTIMATORS[self.estimator]
+        return estimator.is_valid and math.isfinite(self.nats)
+
+    def add(self, scores: Scores, batch: TokenBatch, document_ids: Tensor) -> None:
         """Count the texts of a batch in; `document_ids` [B] says which of them belong together."""
-        self.nll += estimate.nll.sum().item()
-        self.kl += estimate.kl.sum().item()
-        self.variance += estimate.monte_carlo_standard_error.square().sum().item()
-        self.num_bytes += int(batch.num_bytes.sum())
+        self.num_samples = scores.num_samples
         self.num_sequences += len(batch)
-        rows = zip(document_ids.tolist(), estimate.nelbo.tolist(), batch.weights.sum(1).tolist(), strict=True)
-        for document, nats, num_tokens in rows:
-            before = self.documents.get(document, (0.0, 0))
-            self.documents[document] = (before[0] + nats, before[1] + int(num_tokens))
+        self.rate = _added(self.rate, scores.rate)
+        self.variance = _added(self.variance, scores.variance)
+        if scores.effective_sample_size is not None:
+            self.effective_sample_sizes += scores.effective_sample_size.tolist()
+        if scores.pareto_k is not None:
+            self.pareto_ks += scores.pareto_k.tolist()
+        num_tokens = batch.weights.sum(1).long().tolist()
+        rows = zip(document_ids.tolist(), scores.nats.tolist(), num_tokens, batch.num_bytes.tolist(), strict=True)
+        for document_id, *parts in rows:
+            before = dataclasses.astuple(self.documents.get(document_id, Document()))
+            self.documents[document_id] = Document(*(old + new for old, new in zip(before, parts, strict=True)))
 
     @property
     def standard_error(self) -> float | None:
-        """Of the nats per token as an estimate for other documents like these; unknown from a single one.
-
-        The usual error of a ratio of two totals (Cochran 1977, eq. 6.4).
-        """
-        count = len(self.documents)
-        if count < 2:
-            return None
-        ratio = (self.nll + self.kl) / self.num_tokens
-        residuals = sum((nats - ratio * num_tokens) ** 2 for nats, num_tokens in self.documents.values())
-        return math.sqrt(count / (count - 1) * residuals) / self.num_tokens
+        """Of the nats per token as an estimate for other documents like these; unknown from a single one."""
+        documents = self.documents.values()
+        return ratio_error([(document.nats, document.num_tokens) for document in documents])
 
     def record(self) -> dict[str, Any]:
-        """The figures under the names of `metrics.jsonl`."""
+        """The figures under the names of `metrics.jsonl` and of JSON reports."""
+        has_error = self.variance is not None and not math.isnan(self.variance)
         return {
-            "estimator": "elbo",
+            "estimator": self.estimator,
             "posterior": self.posterior,
             "fast_steps": self.fast_steps,
             "num_samples": self.num_samples,
-            "valid_bound": True,
-            **per_token(self.nll, self.kl, self.num_tokens, self.num_bytes),
-            "monte_carlo_standard_error": math.sqrt(self.variance) / self.num_tokens,
+            "valid_bound": self.is_valid,
+            "nats_per_token": self.nats / self.num_tokens,
+            **per_token(self.nats, self.rate, self.num_tokens, self.num_bytes),
+            "monte_carlo_standard_error": math.sqrt(self.variance) / self.num_tokens if has_error else None,
             "standard_error": self.standard_error,
+            "effective_sample_size": _median(self.effective_sample_sizes),
+            "pareto_k": _median(self.pareto_ks),
             "num_tokens": self.num_tokens,
+            "num_bytes": self.num_bytes,
             "num_sequences": self.num_sequences,
+            "num_documents": len(self.documents),
         }
 
     def __str__(self) -> str:
         record = self.record()
-        in_bytes = ""
-        if self.num_bytes:
-            kl_bits = self.kl / math.log(2) / self.num_bytes
-            in_bytes = f"at most {record['bits_per_byte']:.3f} bits/byte, of which KL {kl_bits:.3f}; "
+        at_most = "at most " if self.estimator in ("elbo", "iwae", "ais") else ""
+        in_bytes = f"{at_most}{record['bits_per_byte']:.3f} bits/byte; " if self.num_bytes else ""
+        if self.num_bytes and self.rate is not None and self.estimator != "exact":
+            kl_bits = self.rate / math.log(2) / self.num_bytes
+            in_bytes = f"{at_most}{record['bits_per_byte']:.3f} bits/byte, of which KL {kl_bits:.3f}; "
         error = "" if self.standard_error is None else f" ± {self.standard_error:.3f} (over documents)"
+        figure = f"{in_bytes}{record['nats_per_token']:.3f}{error} nats/token"
+        if self.estimator == "exact":
+            return f"no z: {figure} [exact, {self.num_sequences} texts]"
+        warning = "" if self.is_valid else ", NOT A BOUND"
         return (
-            f"z from {self.posterior}: {in_bytes}{record['nelbo_nats_per_token']:.3f}{error} nats/token "
-            f"[ELBO, T = {self.fast_steps}, {self.num_sequences} texts, {self.num_samples} draws]"
+            f"z from {self.posterior}: {figure} "
+            f"[{self.estimator}, T = {self.fast_steps}, {self.num_sequences} texts, {self.num_samples} draws{warning}]"
         )
 
 
-def per_token(nll: float, kl: float, num_tokens: int, num_bytes: int) -> dict[str, float | None]:
-    """Figures of an ELBO whose two parts are given in nats, summed over all texts; None where one does not exist."""
-    nelbo = nll + kl
+def _added(total: float | None, values: Tensor | None) -> float | None:
+    return total if values is None else (total or 0.0) + values.sum().item()
+
+
+def _median(values: list[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.median(finite)) if finite else None
+
+
+def ratio_error(documents: list[tuple[float, float]]) -> float | None:
+    """Standard error of Σ y / Σ x over documents (y, x) as an estimate for other documents like these.
+
+    The usual one of a ratio of two totals (Cochran 1977, eq. 6.4); None for a single document.
+    """
+    count = len(documents)
+    if count < 2:
+        return None
+    total = sum(x for _, x in documents)
+    ratio = sum(y for y, _ in documents) / total
+    residuals = sum((y - ratio * x) ** 2 for y, x in documents)
+    return math.sqrt(count / (count - 1) * residuals) / total
+
+
+def difference(figure: Figure, reference: Figure) -> tuple[float, float | None]:
+    """Bits per byte of a figure less those of another one on the same texts, and the standard error over documents.
+
+    Raises:
+        ValueError: if they are not of the same documents, or those have no bytes.
+    """
+    sizes = [{key: document.num_bytes for key, document in each.documents.items()} for each in (figure, reference)]
+    if sizes[0] != sizes[1] or not figure.num_bytes:
+        raise ValueError("only figures of the same texts can be compared")
+    pairs = [
+        ((document.nats - reference.documents[key].nats) / math.log(2), document.num_bytes)
+        for key, document in figure.documents.items()
+    ]
+    return sum(bits for bits, _ in pairs) / figure.num_bytes, ratio_error(pairs)
+
+
+def per_token(nats: float, rate: float | None, num_tokens: int, num_bytes: int) -> dict[str, float | None]:
+    """Figures of -log p(x) and its rate, given in nats and summed over all texts; None where one does not exist."""
+    is_elbo = rate is not None
     return {
-        "nelbo_nats_per_token": nelbo / num_tokens,
-        "nll_nats_per_token": nll / num_tokens,
-        "kl_nats_per_token": kl / num_tokens,
-        "bits_per_byte": nelbo / math.log(2) / num_bytes if num_bytes else None,
-        "perplexity": math.exp(nelbo / num_tokens) if nelbo / num_tokens < 700 else None,
+        "nelbo_nats_per_token": nats / num_tokens if is_elbo else None,
+        "nll_nats_per_token": (nats - rate) / num_tokens if is_elbo else None,
+        "kl_nats_per_token": rate / num_tokens if is_elbo else None,
+        "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else None,
+        "perplexity": math.exp(nats / num_tokens) if nats / num_tokens < 700 else None,
     }
 
 
-def held_out_elbo(
-    model: Callable[..., Any],
+def score(
+    model: LatentThoughtModel,
     batches: Iterable[TokenBatch],
     document_ids: Tensor,
-    scheme: Any,
-    name: str,
-    num_samples: int,
+    estimators: Iterable[str],
+    inference: Inference,
+    settings: EstimatorSettings,
     rng: Noise,
-    gaussian: VI,
-) -> HeldOut:
-    """The bound of a scheme's posteriors, each inferred from its whole text and scored with noise the fit never saw.
+) -> list[Figure]:
+    """Figures of the texts in the batches, one for each estimator; of a model without z, the exact one alone.
+
+    Nothing depends on the order of the texts or on how they are batched, but for rounding.
 
     Args:
         document_ids: the document of each sequence id.
-        scheme: where it has no density, the bound is that of a Gaussian around its points or draws.
-        name: what to call the scheme.
-        num_samples: draws of z for each text.
-        gaussian: how the scales of such a Gaussian are fitted.
+        estimators: names in ESTIMATORS.
+        inference: how z is inferred from each text, or for `prequential` from what stands before a block.
+        rng: makes the noise of a text its own, as `SequenceNoise` does.
     """
-    posterior = name if scheme.has_density else f"a Gaussian around {name}"
-    total = HeldOut(posterior, scheme.num_steps, num_samples)
+    has_z = model.config.num_slots > 0
+    used = {name: ESTIMATORS[name] for name in estimators} if has_z else {"exact": EXACT}
+    posterior = inference.posterior if has_z else None
+    figures = {name: Figure(name, posterior, inference.scheme.num_steps) for name in used}
     for batch in batches:
-        state, q_scheme = infer(scheme, model, batch, rng), scheme
-        if not scheme.has_density:
-            q_scheme, state = bounds.gaussian_around(scheme, state, model, batch, rng, gaussian)
-        estimate = bounds.elbo(model, batch, q_scheme.distribution(state, rng), num_samples)
-        total.add(estimate, batch, document_ids[batch.sequence_ids])
-    return total
+        inferred = Inferred(model, batch, inference, rng)
+        for name, estimator in used.items():
+            figures[name].add(estimator.score(inferred, settings), batch, document_ids[batch.sequence_ids])
+    return list(figures.values())
+
+
+def chosen_sequences(num_sequences: int, num_chosen: int) -> np.ndarray:
+    """The sequences that a figure is of: drawn from all of them, and the same every time, so that runs compare."""
+    return np.random.Generator(np.random.Philox(key=[0, 0])).permutation(num_sequences)[:num_chosen]
 
 
 def order_zero_bits_per_byte(texts: Iterable[str]) -> float:

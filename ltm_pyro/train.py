@@ -27,10 +27,20 @@ import torch
 
 from ltm_pyro import checkpoint, cli, figures
 from ltm_pyro.checkpoint import Progress
-from ltm_pyro.config import TrainConfig, differences, micro_batch_size, preset, scheme_of, validate
+from ltm_pyro.config import (
+    NO_INFERENCE,
+    TrainConfig,
+    differences,
+    inference_of,
+    micro_batch_size,
+    preset,
+    scheme_of,
+    validate,
+)
 from ltm_pyro.console import Console, time_text
 from ltm_pyro.data import PACKING, Corpus, PackedSequences, batch_indices, get_tokenizer, load_corpus
 from ltm_pyro.errors import InputError
+from ltm_pyro.estimators import EstimatorSettings, Inference
 from ltm_pyro.inference import BatchNoise, Noise, SequenceNoise, infer
 from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer, elbo_backward
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
@@ -138,15 +148,16 @@ def random_prefix(batch: TokenBatch, rng: Noise) -> TokenBatch:
 def train_record(training: Training, result: StepResult, tokens_per_second: float) -> dict[str, Any]:
     """The line of a training step in `metrics.jsonl`: the estimate of its own loss, from one draw of z."""
     progress, scheme, loss = training.progress, training.scheme, result.loss
-    values = figures.per_token(loss.nll, loss.rate, result.num_tokens, result.num_bytes)
+    values = figures.per_token(loss.nelbo, loss.rate, result.num_tokens, result.num_bytes)
     if not scheme.has_density:
         values |= dict.fromkeys(("nelbo_nats_per_token", "kl_nats_per_token", "bits_per_byte", "perplexity"))
         values["neg_log_joint_nats_per_token"] = loss.nelbo / result.num_tokens
+    estimator = "elbo" if scheme.loss_is_bound else "reused-noise" if scheme.has_density else "neg-log-joint"
     return {
         "split": "train",
         "step": progress.step,
         "tokens_seen": progress.tokens_seen,
-        "estimator": "elbo" if scheme.loss_is_bound else "reused-noise" if scheme.has_density else "neg-log-joint",
+        "estimator": "exact" if training.config.inference == NO_INFERENCE else estimator,
         "num_samples": 1,
         "valid_bound": scheme.loss_is_bound and bool(np.isfinite(loss.nelbo)),
         **values,
@@ -159,19 +170,10 @@ def train_record(training: Training, result: StepResult, tokens_per_second: floa
     }
 
 
-def scheme_name(training: Training) -> str:
-    """What to call the posteriors of the run's scheme."""
-    is_reused = training.scheme.has_density and not training.scheme.loss_is_bound
-    return f"{training.config.inference} fitted to reused noise" if is_reused else training.config.inference
-
-
-def held_out(
-    training: Training, num_sequences: int, scheme: Any, name: str, stop: StopSignal
-) -> figures.HeldOut | None:
+def held_out(training: Training, num_sequences: int, inference: Inference, stop: StopSignal) -> figures.Figure | None:
     """The bound on held-out texts, z inferred from each as a whole; None if a signal asked to stop on the way."""
     config, validation = training.config, training.validation
-    # Drawn from all of them, and the same for every seed, so that runs can be compared.
-    chosen = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(len(validation))[:num_sequences]
+    chosen = figures.chosen_sequences(len(validation), num_sequences)
     size = micro_batch_size(config)
 
     def batches() -> Iterator[TokenBatch]:
@@ -180,16 +182,9 @@ def held_out(
                 return
             yield validation.batch(chosen[start : start + size]).to(training.device)
 
-    figure = figures.held_out_elbo(
-        training.model,
-        batches(),
-        validation.document_ids,
-        scheme,
-        name,
-        config.validation_samples,
-        SequenceNoise(config.seed),
-        dataclasses.replace(config.vi, num_steps=figures.GAUSSIAN_STEPS, noise="fresh"),
-    )
+    settings = EstimatorSettings(num_samples=config.validation_samples)
+    rng = SequenceNoise(config.seed)
+    (figure,) = figures.score(training.model, batches(), validation.document_ids, ["elbo"], inference, settings, rng)
     return None if stop.received else figure
 
 
@@ -215,8 +210,7 @@ def take_steps(training: Training, run: Run, stop: StopSignal, console: Console)
     while progress.step < config.steps and not stop.received:
         # Before the step and not after it, so that a run that was stopped in between catches up.
         if progress.step and progress.step % config.validate_every == 0 and progress.step not in validated:
-            name = scheme_name(training)
-            figure = held_out(training, config.validation_sequences, training.scheme, name, stop)
+            figure = held_out(training, config.validation_sequences, inference_of(config), stop)
             if figure is None:
                 return
             log(training, run, "validation", figure)
@@ -244,7 +238,7 @@ def save(training: Training, run: Run) -> None:
     checkpoint.save(run.checkpoints, training.model, training.optimizer.adamw, training.progress)
 
 
-def log(training: Training, run: Run, split: str, figure: figures.HeldOut) -> None:
+def log(training: Training, run: Run, split: str, figure: figures.Figure) -> None:
     """Write a held-out figure to `metrics.jsonl`."""
     progress = training.progress
     run.append_metrics({"split": split, "step": progress.step, "tokens_seen": progress.tokens_seen, **figure.record()})
@@ -253,18 +247,19 @@ def log(training: Training, run: Run, split: str, figure: figures.HeldOut) -> No
 def report(training: Training, run: Run, corpus: Corpus, trained: TrainedModel, stop: StopSignal) -> None:
     """Close with held-out figures, also of z drawn from the prior, and two texts."""
     config = training.config
-    vi = dataclasses.replace(config.vi, num_steps=config.fast_steps, noise="fresh")
-    prior = dataclasses.replace(vi, num_steps=0, initial_scale=1.0)
-    posteriors = [(training.scheme, scheme_name(training))] if training.scheme != vi else []
+    inferences = [inference_of(config)]
+    if config.inference != NO_INFERENCE:
+        fresh = dataclasses.replace(config, vi=dataclasses.replace(config.vi, noise="fresh"))
+        inferences += [inference_of(fresh, "vi"), Inference.without()]
     order_zero = figures.order_zero_bits_per_byte(corpus.validation)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
-    for scheme, name in [*posteriors, (vi, "vi"), (prior, "the prior")]:
-        figure = held_out(training, 4 * config.validation_sequences, scheme, name, stop)
+    for inference in dict.fromkeys(inferences):
+        figure = held_out(training, 4 * config.validation_sequences, inference, stop)
         if figure is None:
             return
         log(training, run, "report", figure)
         print(f"  {figure}", flush=True)
-    print("\ntwo texts from the model, z from the prior")
+    print("\ntwo texts from the model" + ("" if config.inference == NO_INFERENCE else ", z from the prior"))
     with pyro.get_param_store().scope(), torch.no_grad():
         tokens = training.model(num_sequences=2)
     for text in trained.decode(tokens):
@@ -275,6 +270,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
     """The settings: those of the run that is resumed, or else of the preset, changed by the arguments."""
     first = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     first.add_argument("--preset", default="tiny")
+    first.add_argument("--inference", default="vi")
     first.add_argument("--out")
     first.add_argument("--resume", action="store_true")
     try:
@@ -282,7 +278,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
     if not known.resume:
-        config = cli.parse(preset(known.preset), args, "train")
+        config = cli.parse(preset(known.preset, known.inference), args, "train")
         validate(config)
         if config.out is not None:
             check_is_free(config.out)
@@ -354,9 +350,11 @@ def main(args: Sequence[str]) -> int:
     config = parse(args)
     training, run, corpus, trained = prepare(config)
     num_weights = sum(weight.numel() for weight in training.model.parameters())
+    thinking = f"{config.inference} with {config.fast_steps} fast steps"
     print(
-        f"{run.path}: {num_weights:,} weights on {training.device}, {config.inference} with {config.fast_steps} fast "
-        f"steps; {len(training.train):,} sequences to train on, {len(training.validation):,} held out",
+        f"{run.path}: {num_weights:,} weights on {training.device}, "
+        f"{'no z' if config.inference == NO_INFERENCE else thinking}; "
+        f"{len(training.train):,} sequences to train on, {len(training.validation):,} held out",
         flush=True,
     )
     with StopSignal() as stop, pyro.validation_enabled(False), warnings.catch_warnings():

@@ -167,3 +167,11 @@ def test_plain_values_that_are_no_settings_are_refused_by_name(values, mentioned
 def test_a_whole_number_will_do_where_a_fraction_is_allowed():
     values = changed(optimizer=to_dict(preset("tiny"))["optimizer"] | {"weight_decay": 0})
     assert from_dict(values).optimizer.weight_decay == 0
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "medium", "large"])
+def test_every_preset_has_its_baseline_without_z(name):
+    with_z, without = preset(name), preset(name, "none")
+    assert differences(with_z, without).keys() == {"inference", "fast_steps", "model.num_slots"}
+    validate(without)
+    assert scheme_of(without).num_steps == 0

@@ -9,14 +9,15 @@ import statistics
 import pytest
 import torch
 
-from ltm_pyro.figures import HeldOut, order_zero_bits_per_byte, per_token
-from ltm_pyro.inference.bounds import Elbo
+from ltm_pyro.estimators import Scores
+from ltm_pyro.figures import Document, Figure, difference, order_zero_bits_per_byte, per_token
 from ltm_pyro.models import TokenBatch
 
 
-def estimate(nll: list[float], kl: list[float], variance: list[float], num_samples: int = 4) -> Elbo:
-    values = (torch.tensor(value, dtype=torch.float64) for value in (nll, kl, variance))
-    return Elbo(*values, num_samples)
+def estimate(nll: list[float], kl: list[float], variance: list[float], num_samples: int = 4) -> Scores:
+    """`variance` is that of one draw of z."""
+    nll, kl, variance = (torch.tensor(value, dtype=torch.float64) for value in (nll, kl, variance))
+    return Scores(nll + kl, num_samples, rate=kl, variance=variance / num_samples)
 
 
 def batch(num_tokens: list[int], num_bytes: list[int]) -> TokenBatch:
@@ -29,9 +30,9 @@ def batch(num_tokens: list[int], num_bytes: list[int]) -> TokenBatch:
     )
 
 
-def held_out(documents: list[tuple[float, int]]) -> HeldOut:
+def held_out(documents: list[tuple[float, int]]) -> Figure:
     """One document a row: (nats, predicted tokens)."""
-    total = HeldOut("vi", 4, 4)
+    total = Figure("elbo", "vi", 4)
     nats, num_tokens = [nats for nats, _ in documents], [num_tokens for _, num_tokens in documents]
     zeros = [0.0] * len(documents)
     total.add(estimate(nats, zeros, zeros), batch(num_tokens, num_tokens), torch.arange(len(documents)))
@@ -39,9 +40,9 @@ def held_out(documents: list[tuple[float, int]]) -> HeldOut:
 
 
 @pytest.fixture
-def by_hand() -> HeldOut:
+def by_hand() -> Figure:
     """Two batches of three sequences and one, from the documents 7, 9, 7 and 9."""
-    total = HeldOut("vi", 4, 4)
+    total = Figure("elbo", "vi", 4)
     first = estimate([3.0, 5.0, 2.0], [1.0, 0.5, 0.0], [4.0, 16.0, 0.0])
     total.add(first, batch([2, 4, 1], [6, 12, 0]), torch.tensor([7, 9, 7]))
     total.add(estimate([6.0], [2.5], [44.0]), batch([3], [7]), torch.tensor([9]))
@@ -49,9 +50,9 @@ def by_hand() -> HeldOut:
 
 
 def test_nats_tokens_and_bytes_are_totals_over_all_sequences(by_hand):
-    assert (by_hand.nll, by_hand.kl) == (16.0, 4.0)
+    assert (by_hand.nats, by_hand.rate) == (20.0, 4.0)
     assert (by_hand.num_tokens, by_hand.num_bytes, by_hand.num_sequences) == (10, 25, 4)
-    assert by_hand.documents == {7: (6.0, 3), 9: (14.0, 7)}
+    assert by_hand.documents == {7: Document(6.0, 3, 6), 9: Document(14.0, 7, 19)}
 
 
 def test_the_record_is_totals_over_totals(by_hand):
@@ -73,19 +74,19 @@ def test_the_printed_line_has_the_figures_of_the_record(by_hand):
     bits, rate = 20 / math.log(2) / 25, 4 / math.log(2) / 25
     assert str(by_hand) == (
         f"z from vi: at most {bits:.3f} bits/byte, of which KL {rate:.3f}; 2.000 ± 0.000 (over documents) nats/token "
-        "[ELBO, T = 4, 4 texts, 4 draws]"
+        "[elbo, T = 4, 4 texts, 4 draws]"
     )
 
 
 def test_texts_without_bytes_have_no_bits_per_byte():
-    total = HeldOut("vi", 4, 4)
+    total = Figure("elbo", "vi", 4)
     total.add(estimate([3.0], [1.0], [0.0]), batch([2], [0]), torch.tensor([0]))
     assert total.record()["bits_per_byte"] is None
-    assert str(total) == "z from vi: 2.000 nats/token [ELBO, T = 4, 1 texts, 4 draws]"
+    assert str(total) == "z from vi: 2.000 nats/token [elbo, T = 4, 1 texts, 4 draws]"
 
 
 def test_one_document_says_nothing_of_others_however_many_sequences_it_has():
-    total = HeldOut("vi", 4, 4)
+    total = Figure("elbo", "vi", 4)
     total.add(estimate([3.0, 4.0], [1.0, 1.0], [0.0, 0.0]), batch([2, 2], [2, 2]), torch.tensor([5, 5]))
     assert total.standard_error is None
 
@@ -98,7 +99,7 @@ def test_the_standard_error_of_documents_of_one_length_is_that_of_a_mean():
 
 def test_the_standard_error_counts_documents_and_not_their_pieces():
     whole = held_out([(7.0, 4), (12.0, 5), (3.0, 3)])
-    pieces = HeldOut("vi", 4, 4)
+    pieces = Figure("elbo", "vi", 4)
     zeros = [0.0] * 4
     pieces.add(
         estimate([3.0, 12.0, 4.0, 3.0], zeros, zeros), batch([1, 5, 3, 3], [1, 5, 3, 3]), torch.tensor([0, 1, 0, 2])
@@ -117,15 +118,16 @@ def test_the_standard_error_is_the_spread_over_other_documents_drawn_alike():
         num_tokens = torch.randint(10, 101, (200,), generator=generator)
         rate = 2 + 0.5 * torch.randn(200, generator=generator, dtype=torch.float64)
         nats = rate * num_tokens + 3 * torch.randn(200, generator=generator, dtype=torch.float64)
-        total = HeldOut("vi", 4, 4, nll=nats.sum().item())
-        total.documents = dict(enumerate(zip(nats.tolist(), num_tokens.tolist(), strict=True)))
-        ratios.append(total.record()["nelbo_nats_per_token"])
+        total = Figure("elbo", "vi", 4)
+        rows = zip(nats.tolist(), num_tokens.tolist(), strict=True)
+        total.documents = {number: Document(*row) for number, row in enumerate(rows)}
+        ratios.append(total.record()["nats_per_token"])
         errors.append(total.standard_error)
     assert statistics.stdev(ratios) == pytest.approx(statistics.fmean(errors), rel=0.11)
 
 
 def test_figures_per_token_by_hand():
-    figures = per_token(nll=6.0, kl=2.0, num_tokens=4, num_bytes=16)
+    figures = per_token(nats=8.0, rate=2.0, num_tokens=4, num_bytes=16)
     assert figures == {
         "nelbo_nats_per_token": 2.0,
         "nll_nats_per_token": 1.5,
@@ -135,13 +137,66 @@ def test_figures_per_token_by_hand():
     }
 
 
+def test_a_figure_that_is_no_elbo_has_no_parts():
+    figures = per_token(nats=8.0, rate=None, num_tokens=4, num_bytes=16)
+    assert [name for name, value in figures.items() if value is None] == [
+        "nelbo_nats_per_token",
+        "nll_nats_per_token",
+        "kl_nats_per_token",
+    ]
+    assert figures["perplexity"] == pytest.approx(math.exp(2))
+
+
+def test_diagnostics_are_medians_over_the_sequences_that_have_them():
+    total = Figure("iwae", "vi", 4)
+    values = [torch.tensor(value, dtype=torch.float64) for value in ([3.0, 4.0, 5.0], [1.0, 9.0, 2.0])]
+    ks = torch.tensor([0.2, math.nan, 0.9], dtype=torch.float64)
+    scores = Scores(values[0], 16, variance=values[0], effective_sample_size=values[1], pareto_k=ks)
+    total.add(scores, batch([2, 2, 2], [2, 2, 2]), torch.arange(3))
+    record = total.record()
+    assert record["effective_sample_size"] == 2
+    assert record["pareto_k"] == pytest.approx(0.55)
+    assert record["nelbo_nats_per_token"] is None
+    assert record["valid_bound"]
+
+
+@pytest.mark.parametrize(
+    ("name", "nats", "is_valid"),
+    [("elbo", 3.0, True), ("exact", 3.0, True), ("reused-noise", 3.0, False), ("elbo", math.inf, False)],
+)
+def test_what_is_a_valid_figure(name, nats, is_valid):
+    total = Figure(name, "vi", 4)
+    total.add(Scores(torch.tensor([nats]), 1), batch([2], [2]), torch.arange(1))
+    assert total.is_valid is is_valid
+    assert total.record()["valid_bound"] is is_valid
+    assert ("NOT A BOUND" in str(total)) is not is_valid
+
+
+def test_a_difference_is_paired_over_documents():
+    """The figures differ by 0.5 bits a byte in every document, though the documents differ much more."""
+    sizes = [4, 10, 6]
+    first, second = Figure("exact", None, 0), Figure("elbo", "vi", 4)
+    for figure, excess in ((first, 0.0), (second, 0.5)):
+        nats = [math.log(2) * size * (number + excess) for number, size in enumerate(sizes, start=1)]
+        figure.documents = {number: Document(*row) for number, row in enumerate(zip(nats, sizes, sizes, strict=True))}
+    value, error = difference(second, first)
+    assert value == pytest.approx(0.5)
+    assert error == pytest.approx(0, abs=1e-12)
+    assert difference(first, second)[0] == pytest.approx(-0.5)
+    del second.documents[2]
+    with pytest.raises(ValueError, match="same texts"):
+        difference(second, first)
+
+
 def test_a_perplexity_beyond_floating_point_does_not_exist():
-    assert per_token(nll=1e4, kl=0.0, num_tokens=1, num_bytes=0)["perplexity"] is None
-    assert per_token(nll=math.nan, kl=0.0, num_tokens=1, num_bytes=1)["perplexity"] is None
+    assert per_token(nats=1e4, rate=0.0, num_tokens=1, num_bytes=0)["perplexity"] is None
+    assert per_token(nats=math.nan, rate=0.0, num_tokens=1, num_bytes=1)["perplexity"] is None
 
 
 def test_a_uniform_byte_over_the_vocabulary_costs_8_bits():
-    assert per_token(nll=10 * math.log(256), kl=0.0, num_tokens=10, num_bytes=10)["bits_per_byte"] == pytest.approx(8)
+    assert per_token(nats=10 * math.log(256), rate=0.0, num_tokens=10, num_bytes=10)["bits_per_byte"] == pytest.approx(
+        8
+    )
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,22 @@ def test_each_scheme_trains_on_the_embedded_corpus_and_writes_a_run(scheme, comm
     assert ltm_pyro.load(run).config.inference == scheme
 
 
+def test_the_baseline_without_z_trains_by_the_same_command_and_its_figures_are_exact(command):
+    no_z = ["--inference=none", "--model.num-slots", "0", "--fast-steps", "0"]
+    status, out, _ = command(*no_z, "--steps", "4", "--validate-every", "2")
+    assert status == 0
+    run = Path("runs/text-tiny-none")
+    assert {record["estimator"] for record in records(run)} == {"exact"}
+    assert all(record["valid_bound"] for record in records(run))
+    assert all(record["kl_nats_per_token"] == 0 for record in records(run))
+    (report,) = [record for record in records(run) if record["split"] == "report"]
+    assert (report["posterior"], report["num_samples"], report["fast_steps"]) == (None, 1, 0)
+    assert "no z" in out
+    assert "the prior" not in out
+    assert not any("cross_attention" in name for name in final_weights(run))
+    assert ltm_pyro.load(run).config.model.num_slots == 0
+
+
 def test_the_same_command_twice_numbers_its_folders_and_gives_the_same_weights(command):
     for _ in range(2):
         assert command("--steps", "2")[0] == 0
@@ -188,6 +204,9 @@ BAD_INPUT = {
     "negative fast steps": (["--fast-steps", "-1"], "--fast-steps"),
     "zero batch": (["--batch-size", "0"], "--batch-size"),
     "zero width": (["--model.width", "0"], "width"),
+    "slots of a model without z": (["--inference", "none"], "num-slots"),
+    "a model with z that has no slots": (["--model.num-slots", "0"], "num-slots"),
+    "thinking without z": (["--inference", "none", "--model.num-slots", "0"], "fast-steps"),
     "negative slots": (["--model.num-slots", "-1"], "num_slots"),
     "width and heads": (["--model.num-heads", "3"], "width"),
     "zero window": (["--model.window", "0"], "window"),

@@ -17,7 +17,11 @@ SCHEMES = {
     "langevin": Langevin,
 }
 
+PRIOR = VI(num_steps=0)
+"""No inference: q is the prior, where VI starts."""
+
 __all__ = [
+    "PRIOR",
     "SCHEMES",
     "BatchNoise",
     "Noise",

@@ -88,6 +88,11 @@ class PosteriorScheme(Protocol):
     num_steps: int
     """T, the steps that `infer` takes."""
 
+    @property
+    def num_draws(self) -> int | None:
+        """Different draws that `posterior` has after `infer`; None where it has as many as are asked for."""
+        ...
+
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
         """The state to start from: at the prior, or at z = `warm` ([B, *event_shape])."""
         ...

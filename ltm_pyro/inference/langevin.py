@@ -58,6 +58,11 @@ class Langevin:
     def __post_init__(self) -> None:
         require_positive(self, "step_size", "num_chains", "num_kept")
 
+    @property
+    def num_draws(self) -> int:
+        """The draws that the chains keep."""
+        return self.num_chains * min(self.num_kept, max(1, self.num_steps))
+
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> LangevinState:
         """Draws from a Gaussian with the prior's mean and scale (the LTM's prior itself); or all chains at `warm`."""
         prior = latent_prior(model, batch)

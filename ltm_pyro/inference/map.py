@@ -52,6 +52,7 @@ class MAP:
 
     has_density: ClassVar[bool] = False
     loss_is_bound: ClassVar[bool] = False
+    num_draws: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "epsilon")

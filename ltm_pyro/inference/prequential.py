@@ -39,6 +39,10 @@ class SequentialBatch(Batch, Protocol):
         """The same observations, weighted otherwise."""
         ...
 
+    def cut(self, num_positions: int) -> Any:
+        """The first positions alone."""
+        ...
+
 
 @dataclass(frozen=True)
 class Prequential:
@@ -77,10 +81,9 @@ def prequential(
     positions = torch.arange(batch.weights.shape[1], device=batch.weights.device)
     block_nats = []
     for start in range(0, batch.weights.shape[1], block_size):
-        before = batch.with_weights(batch.weights * (positions < start))
-        block = batch.with_weights(batch.weights * ((positions >= start) & (positions < start + block_size)))
+        block = batch.with_weights(batch.weights * (positions >= start)).cut(start + block_size)
         if start:
-            state = infer(scheme, model, before, rng)
+            state = infer(scheme, model, batch.cut(start), rng)
             draws = scheme.posterior(state, num_samples, rng).samples.flatten(0, 1)
         else:
             draws = _prior_draws(model, batch, num_samples, rng)

@@ -70,6 +70,7 @@ class VI:
     That is for reproducing it only: the loss it reports is no bound."""
 
     has_density: ClassVar[bool] = True
+    num_draws: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "epsilon", "initial_scale")

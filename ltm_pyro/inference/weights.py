@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
+
+SMALLEST_TAIL = 5
+"""Draws that ArviZ needs beyond the start of the tail to fit its shape."""
 
 
 @dataclass(frozen=True)
@@ -34,3 +39,31 @@ class ImportanceWeights:
         num_draws = len(self.log_weights)
         squared_variation = (num_draws / self.effective_sample_size - 1) * num_draws / (num_draws - 1 or math.nan)
         return (squared_variation.clamp(min=0) / num_draws).sqrt()
+
+    @property
+    def pareto_k(self) -> Tensor:
+        """[B]: k̂, the shape of the tail of the weights, by ArviZ's Pareto-smoothed importance sampling.
+
+        Above 0.7, the mean of the weights and every error of it are not to be trusted at this number of draws (Vehtari
+        et al. 2024, arXiv 1507.02646; Yao et al. 2018, arXiv 1802.02538). nan where there are too few draws to fit a
+        tail, or where all weights are equal and there is none.
+        """
+        log_weights = self.log_weights.T.contiguous().numpy()
+        num_draws = log_weights.shape[1]
+        shapes = np.full(len(log_weights), np.nan)
+        if min(num_draws / 5, 3 * math.sqrt(num_draws)) >= SMALLEST_TAIL:
+            varied = np.ptp(log_weights, axis=1) > 0
+            shapes[varied] = _psis_shape(log_weights[varied])
+        return torch.from_numpy(shapes)
+
+
+def _psis_shape(log_weights: np.ndarray) -> np.ndarray:
+    """[B] for [B, K]."""
+    # Imported here since it takes seconds.
+    import arviz
+
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        from arviz_stats.base import array_stats
+
+        return array_stats.psislw(log_weights)[1]
+    return arviz.psislw(log_weights)[1]

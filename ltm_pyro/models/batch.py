@@ -54,6 +54,10 @@ class TokenBatch:
         positions = torch.arange(self.tokens.shape[1], device=self.weights.device)
         return self.with_weights(self.weights * (positions < num_tokens.to(self.weights.device)[:, None]))
 
+    def cut(self, num_positions: int) -> TokenBatch:
+        """The first positions of the texts alone; `num_bytes` stays that of the whole texts."""
+        return dataclasses.replace(self, tokens=self.tokens[:, :num_positions], weights=self.weights[:, :num_positions])
+
     def to(self, device: torch.device | str) -> TokenBatch:
         """The batch with what the decoder reads on `device`."""
         return dataclasses.replace(self, tokens=self.tokens.to(device), weights=self.weights.to(device))

@@ -31,7 +31,8 @@ class DecoderConfig:
     hidden: int = 344
     """Width of the SwiGLU network of a layer."""
     num_slots: int = 4
-    """Thought vectors (slots) of a layer; z has num-layers x num-slots x width numbers."""
+    """Thought vectors (slots) of a layer; z has num-layers x num-slots x width numbers.
+    0: no z and no cross-attention, the plain autoregressive model."""
     window: int = 64
     """Positions that self-attention sees, the current one included [tokens]."""
     length: int = 256
@@ -39,8 +40,9 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+            least = 0 if name == "num_slots" else 1
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
         if self.width % (2 * self.num_heads):
             raise ValueError(f"width {self.width} must be a multiple of 2 x num_heads = {2 * self.num_heads}")
 
@@ -64,20 +66,22 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: self-attention, cross-attention to z_l, SwiGLU, each added to the residual stream."""
+    """One layer: self-attention, cross-attention to z_l if it has slots, SwiGLU, each added to the residual stream."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.self_attention_norm = nn.RMSNorm(config.width, eps=1e-5)
         self.self_attention = SelfAttention(config.width, config.num_heads, config.window)
-        self.cross_attention_norm = nn.RMSNorm(config.width, eps=1e-5)
-        self.cross_attention = CrossAttention(config.width, config.num_heads)
+        if config.num_slots:
+            self.cross_attention_norm = nn.RMSNorm(config.width, eps=1e-5)
+            self.cross_attention = CrossAttention(config.width, config.num_heads)
         self.feed_forward_norm = nn.RMSNorm(config.width, eps=1e-5)
         self.feed_forward = SwiGLU(config.width, config.hidden)
 
     def forward(self, x_BTD: Tensor, z_BSD: Tensor) -> Tensor:
         x_BTD = x_BTD + self.self_attention(self.self_attention_norm(x_BTD))
-        x_BTD = x_BTD + self.cross_attention(self.cross_attention_norm(x_BTD), z_BSD)
+        if z_BSD.shape[1]:
+            x_BTD = x_BTD + self.cross_attention(self.cross_attention_norm(x_BTD), z_BSD)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
@@ -101,9 +105,9 @@ class Decoder(nn.Module):
         """Draw the weights anew, from torch's global generator.
 
         Normal of scale 0.02, as GPT-2; the projections that end in the residual stream are divided by the square root
-        of their number (three a layer), so that the stream does not grow with depth (Radford et al. 2019, section 2.3).
+        of their number, so that the stream does not grow with depth (Radford et al. 2019, section 2.3).
         """
-        residual_scale = 0.02 / math.sqrt(3 * self.config.num_layers)
+        residual_scale = 0.02 / math.sqrt(sum(name.endswith(".output") for name, _ in self.named_modules()))
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=residual_scale if name.endswith(".output") else 0.02)

@@ -58,7 +58,7 @@ class TokenSequence(TorchDistribution):
             raise ValueError(f"tokens must be int64, not {value.dtype}")
         shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
         tokens_BT = value.expand(*shape, -1).reshape(-1, value.shape[-1])
-        z_BLSD = self.z.expand(*shape, -1, -1, -1).reshape(-1, *self.decoder.config.latent_shape)
+        z_BLSD = self._expanded_z(shape)
         inputs_BT = F.pad(tokens_BT[:, :-1], (1, 0), value=self.decoder.begin_of_text)
         logits_BTV = self.decoder.logits(self.decoder(inputs_BT, z_BLSD))
         # At least float32: a sum of a thousand log-probabilities in bfloat16 would lose nats.
@@ -76,7 +76,7 @@ class TokenSequence(TorchDistribution):
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Generate texts: [*sample_shape, *batch_shape, T] tokens, drawn with torch's global generator."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        z_BLSD = self.z.expand(*shape, -1, -1, -1).reshape(-1, *self.decoder.config.latent_shape)
+        z_BLSD = self._expanded_z(shape)
         length = self.event_shape[0]
         inputs_BT = z_BLSD.new_full((len(z_BLSD), length + 1), self.end_of_text, dtype=torch.int64)
         inputs_BT[:, 0] = self.decoder.begin_of_text
@@ -89,6 +89,11 @@ class TokenSequence(TorchDistribution):
             if has_ended.all():
                 break
         return inputs_BT[:, 1:].reshape(*shape, length)
+
+    def _expanded_z(self, shape: torch.Size) -> Tensor:
+        """z for every text of a batch of this shape, in one dimension: [B, L, S, D]."""
+        # Not -1 for B, which z without slots leaves open.
+        return self.z.expand(*shape, -1, -1, -1).reshape(shape.numel(), *self.decoder.config.latent_shape)
 
     def _until_end_of_text(self, value: Tensor) -> Tensor:
         """1 up to and including the first end-of-text, 0 after it."""

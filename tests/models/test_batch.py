@@ -54,6 +54,11 @@ def test_the_empty_prefix_weighs_nothing_and_the_full_one_all(batch, num_tokens,
     assert torch.equal(batch.prefix(torch.full((3,), num_tokens)).weights, weights)
 
 
+def test_a_cut_keeps_the_first_positions_alone(batch):
+    assert_holds(batch.cut(2), TOKENS[:, :2], WEIGHTS[:, :2], batch.sequence_ids, NUM_BYTES)
+    assert batch.cut(100).tokens.equal(TOKENS)
+
+
 def test_to_moves_what_the_decoder_reads_and_leaves_the_rest_on_the_cpu(batch):
     moved = batch.to("meta")
     assert (moved.tokens.device.type, moved.weights.device.type) == ("meta", "meta")

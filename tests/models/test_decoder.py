@@ -221,11 +221,29 @@ def test_weights_are_drawn_from_the_global_generator():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [(field.name, value) for field in dataclasses.fields(DecoderConfig) for value in (0, -2)],
+    [
+        (field.name, value)
+        for field in dataclasses.fields(DecoderConfig)
+        for value in (0, -2)
+        if (field.name, value) != ("num_slots", 0)  # the model without z
+    ],
 )
-def test_sizes_below_one_are_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be at least 1"):
+def test_sizes_that_are_none_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be at least"):
         DecoderConfig(**{field: value})
+
+
+def test_without_slots_it_is_the_decoder_whose_cross_attention_adds_nothing():
+    shape = {"num_layers": 2, "width": 16, "num_heads": 2, "hidden": 24, "window": 3, "length": 7}
+    with_z, without = (Decoder(DecoderConfig(**shape, num_slots=slots), 9).double() for slots in (3, 0))
+    assert not any("cross_attention" in name for name, _ in without.named_parameters())
+    without.load_state_dict({name: with_z.state_dict()[name] for name in without.state_dict()})
+    with torch.no_grad():
+        for block in with_z.blocks:
+            block.cross_attention.output.weight.zero_()
+    tokens = torch.randint(8, (4, 7))
+    z = torch.randn(4, 2, 3, 16, dtype=torch.float64)
+    assert torch.allclose(without(tokens, z[:, :, :0]), with_z(tokens, z), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("width", "num_heads"), [(128, 3), (12, 4), (9, 3)])

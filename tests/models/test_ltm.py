@@ -1,5 +1,6 @@
 """The model is a Pyro program: its trace, its conditioning and its predictive distributions are Pyro's."""
 
+import dataclasses
 import math
 
 import pyro
@@ -10,6 +11,8 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
+from ltm_pyro.inference import PRIOR, SequenceNoise, infer
+from ltm_pyro.inference.svi import elbo_backward
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
 
 VOCAB_SIZE, END, BEGIN = 6, 4, 5
@@ -235,3 +238,43 @@ def test_an_automatic_guide_of_pyro_fits_the_model():
         assert not torch.equal(weight, before[name]), name
     assert guide.median(batch)["z"].shape == (3, *CONFIG.latent_shape)
     assert sum(losses[-10:]) < sum(losses[:10])
+
+
+def test_without_slots_it_is_the_autoregressive_model():
+    """z is empty and has density 1: the program's log joint is the cross-entropy, and it needs no guide but the prior.
+
+    The probabilities of all texts of two tokens sum to one, and a step of SVI follows the gradient of cross-entropy.
+    """
+    config = dataclasses.replace(CONFIG, num_slots=0, length=2)
+    model = LatentThoughtModel(config, VOCAB_SIZE, END)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.6)
+    model = model.double()
+    texts = torch.cartesian_prod(torch.arange(VOCAB_SIZE - 1), torch.arange(VOCAB_SIZE - 1))
+    batch = TokenBatch(
+        texts, torch.ones(texts.shape).double(), torch.arange(len(texts)), torch.zeros(len(texts)).long()
+    )
+    trace = poutine.trace(model).get_trace(batch)
+    trace.compute_log_prob()
+    assert trace.nodes["z"]["value"].shape == (len(texts), 2, 0, 8)
+    assert trace.nodes["z"]["log_prob"].eq(0).all()
+    assert trace.nodes["tokens"]["log_prob"].exp().sum().item() == pytest.approx(1)
+
+    inputs = torch.cat([torch.full((len(texts), 1), BEGIN), texts[:, :1]], dim=1)
+    hidden = model.decoder(inputs, torch.zeros(len(texts), 2, 0, 8, dtype=torch.float64))
+    loss = torch.nn.functional.cross_entropy(
+        model.decoder.logits(hidden).flatten(0, 1), texts.flatten(), reduction="sum"
+    )
+    weights = list(model.parameters())
+    expected = torch.autograd.grad(loss, weights)
+    nelbo = elbo_backward(
+        model, PRIOR.guide(infer(PRIOR, model, batch, SequenceNoise(0)), SequenceNoise(0)), batch, 1.0
+    )
+    assert (nelbo.nelbo, nelbo.rate) == (pytest.approx(loss.item()), 0)
+    for weight, gradient in zip(weights, expected, strict=True):
+        assert torch.allclose(weight.grad, gradient)
+
+    written = model(num_sequences=500)
+    counts = torch.bincount(written[:, 0], minlength=VOCAB_SIZE - 1) / 500
+    probabilities = trace.nodes["tokens"]["log_prob"].exp().view(5, 5).sum(1)
+    assert (counts - probabilities).abs().max() < 5 * 0.5 / math.sqrt(500)
