@@ -105,6 +105,15 @@ def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
     if state and shapes != expected:
         raise InputError(f"the moments in {checkpoint} are not those of this model")
     adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
+    return read_progress(checkpoint)
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Where the run stood.
+
+    Raises:
+        InputError: if the checkpoint cannot be read.
+    """
     path = checkpoint / "progress.json"
     try:
         values = json.loads(path.read_text())

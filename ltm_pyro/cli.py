@@ -1,4 +1,4 @@
-"""What the commands share: arguments from a dataclass, and errors as one line with exit status 2."""
+"""What the commands share: arguments from a dataclass, the device, and errors as one line with exit status 2."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
+import torch
 import tyro
 
 from ltm_pyro.errors import InputError
@@ -48,6 +49,17 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
 
 def _is_rule(line: str) -> bool:
     return re.match("[─-]{3}", line) is not None
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto is cuda where there is one.
+
+    Raises:
+        InputError: if it is cuda and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: there is no CUDA device here; use --device cpu")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 
 def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:

@@ -97,6 +97,8 @@ class Scores:
     """An estimate of -log p(x) for each of B texts; every tensor is [B] float64."""
 
     nats: Tensor
+    posterior: str | None
+    """What z was drawn from; None of a model without z."""
     num_samples: int
     """Draws of z, or chains, for each text."""
     rate: Tensor | None = None
@@ -111,19 +113,25 @@ class Scores:
 
 def elbo(inferred: Inferred, settings: EstimatorSettings) -> Scores:
     estimate = bounds.elbo(inferred.model, inferred.batch, inferred.q(), settings.num_samples)
-    variance = estimate.monte_carlo_standard_error.square()
-    return Scores(estimate.nelbo, estimate.num_samples, rate=estimate.kl, variance=variance)
+    return Scores(
+        estimate.nelbo,
+        inferred.inference.posterior,
+        estimate.num_samples,
+        rate=estimate.kl,
+        variance=estimate.monte_carlo_standard_error.square(),
+    )
 
 
 def iwae(inferred: Inferred, settings: EstimatorSettings) -> Scores:
     weights = bounds.iwae(inferred.model, inferred.batch, inferred.q(), settings.num_samples)
-    return dataclasses.replace(_of_weights(weights), pareto_k=weights.pareto_k)
+    return dataclasses.replace(_of_weights(weights, inferred.inference.posterior), pareto_k=weights.pareto_k)
 
 
 def annealed(inferred: Inferred, settings: EstimatorSettings) -> Scores:
     q = inferred.q()
     plan = annealing_plan(inferred, q, settings)
-    return _of_weights(ais.forward_ais(inferred.model, inferred.batch, q, plan, inferred.rng))
+    weights = ais.forward_ais(inferred.model, inferred.batch, q, plan, inferred.rng)
+    return _of_weights(weights, f"{inferred.inference.posterior}, annealed")
 
 
 def annealing_plan(inferred: Inferred, q: TorchDistribution, settings: EstimatorSettings) -> ais.AnnealingPlan:
@@ -139,9 +147,10 @@ def annealing_plan(inferred: Inferred, q: TorchDistribution, settings: Estimator
     )
 
 
-def _of_weights(weights: ImportanceWeights) -> Scores:
+def _of_weights(weights: ImportanceWeights, posterior: str) -> Scores:
     return Scores(
         weights.nats,
+        posterior,
         len(weights.log_weights),
         variance=weights.monte_carlo_standard_error.square(),
         effective_sample_size=weights.effective_sample_size,
@@ -149,25 +158,25 @@ def _of_weights(weights: ImportanceWeights) -> Scores:
 
 
 def predictive(inferred: Inferred, settings: EstimatorSettings) -> Scores:
-    scheme = inferred.inference.scheme
-    num_samples = settings.num_samples if scheme.num_draws is None else min(settings.num_samples, scheme.num_draws)
-    code = prequential(inferred.model, inferred.batch, scheme, settings.block_size, num_samples, inferred.rng)
-    return Scores(code.nats, num_samples)
+    inference = inferred.inference
+    limit = inference.scheme.num_draws
+    num_samples = settings.num_samples if limit is None else min(settings.num_samples, limit)
+    code = prequential(inferred.model, inferred.batch, inference.scheme, settings.block_size, num_samples, inferred.rng)
+    return Scores(code.nats, inference.name, num_samples)
 
 
 def reused_noise(inferred: Inferred, settings: EstimatorSettings) -> Scores:
-    scheme = dataclasses.replace(
-        inferred.inference.gaussian, num_steps=inferred.inference.scheme.num_steps, noise="reused"
-    )
+    num_steps = inferred.inference.scheme.num_steps
+    scheme = dataclasses.replace(inferred.inference.gaussian, num_steps=num_steps, noise="reused")
     state = infer(scheme, inferred.model, inferred.batch, inferred.rng)
     estimate = bounds.reused_noise(inferred.model, inferred.batch, scheme, state)
-    return Scores(estimate.nelbo, 1, rate=estimate.kl)
+    return Scores(estimate.nelbo, "vi fitted to reused noise", 1, rate=estimate.kl)
 
 
 def exact(inferred: Inferred, settings: EstimatorSettings) -> Scores:
     """-log p(x) itself, of a model without z: with nothing to draw, the ELBO of the prior is no estimate."""
     estimate = bounds.elbo(inferred.model, inferred.batch, inferred.q(), num_samples=1)
-    return Scores(estimate.nelbo, 1, rate=estimate.kl)
+    return Scores(estimate.nelbo, None, 1, rate=estimate.kl)
 
 
 @dataclass(frozen=True)

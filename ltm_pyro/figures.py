@@ -33,10 +33,10 @@ class Figure:
 
     estimator: str
     """A name of ESTIMATORS, or `exact`."""
-    posterior: str | None
-    """What z was drawn from; None of a model without z."""
     fast_steps: int
-    """T, the steps in which that was inferred."""
+    """T, the steps in which z was inferred."""
+    posterior: str | None = None
+    """What z was drawn from; None of a model without z."""
     num_samples: int = 0
     """Draws of z, or chains, for each text."""
     rate: float | None = None
@@ -74,6 +74,7 @@ class Figure:
 
     def add(self, scores: Scores, batch: TokenBatch, document_ids: Tensor) -> None:
         """Count the texts of a batch in; `document_ids` [B] says which of them belong together."""
+        self.posterior = scores.posterior
         self.num_samples = scores.num_samples
         self.num_sequences += len(batch)
         self.rate = _added(self.rate, scores.rate)
@@ -203,10 +204,8 @@ def score(
         inference: how z is inferred from each text, or for `prequential` from what stands before a block.
         rng: makes the noise of a text its own, as `SequenceNoise` does.
     """
-    has_z = model.config.num_slots > 0
-    used = {name: ESTIMATORS[name] for name in estimators} if has_z else {"exact": EXACT}
-    posterior = inference.posterior if has_z else None
-    figures = {name: Figure(name, posterior, inference.scheme.num_steps) for name in used}
+    used = {name: ESTIMATORS[name] for name in estimators} if model.config.num_slots else {"exact": EXACT}
+    figures = {name: Figure(name, inference.scheme.num_steps) for name in used}
     for batch in batches:
         inferred = Inferred(model, batch, inference, rng)
         for name, estimator in used.items():

@@ -297,20 +297,9 @@ def parse(args: Sequence[str]) -> TrainConfig:
     return config
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; auto is cuda where there is one.
-
-    Raises:
-        InputError: if it is cuda and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: there is no CUDA device here; use --device cpu")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
-
-
 def prepare(config: TrainConfig) -> tuple[Training, Run, Corpus, TrainedModel]:
     """Load the corpus, build the model, and make the folder of the run or read it."""
-    device = pick_device(config.device)
+    device = cli.pick_device(config.device)
     run = Run(Path(config.out)) if config.resume else None
     newest = run.newest_checkpoint() if run else None
     encoding = get_tokenizer(config.tokenizer)

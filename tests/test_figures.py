@@ -17,7 +17,7 @@ from ltm_pyro.models import TokenBatch
 def estimate(nll: list[float], kl: list[float], variance: list[float], num_samples: int = 4) -> Scores:
     """`variance` is that of one draw of z."""
     nll, kl, variance = (torch.tensor(value, dtype=torch.float64) for value in (nll, kl, variance))
-    return Scores(nll + kl, num_samples, rate=kl, variance=variance / num_samples)
+    return Scores(nll + kl, "vi", num_samples, rate=kl, variance=variance / num_samples)
 
 
 def batch(num_tokens: list[int], num_bytes: list[int]) -> TokenBatch:
@@ -32,7 +32,7 @@ def batch(num_tokens: list[int], num_bytes: list[int]) -> TokenBatch:
 
 def held_out(documents: list[tuple[float, int]]) -> Figure:
     """One document a row: (nats, predicted tokens)."""
-    total = Figure("elbo", "vi", 4)
+    total = Figure("elbo", 4)
     nats, num_tokens = [nats for nats, _ in documents], [num_tokens for _, num_tokens in documents]
     zeros = [0.0] * len(documents)
     total.add(estimate(nats, zeros, zeros), batch(num_tokens, num_tokens), torch.arange(len(documents)))
@@ -42,7 +42,7 @@ def held_out(documents: list[tuple[float, int]]) -> Figure:
 @pytest.fixture
 def by_hand() -> Figure:
     """Two batches of three sequences and one, from the documents 7, 9, 7 and 9."""
-    total = Figure("elbo", "vi", 4)
+    total = Figure("elbo", 4)
     first = estimate([3.0, 5.0, 2.0], [1.0, 0.5, 0.0], [4.0, 16.0, 0.0])
     total.add(first, batch([2, 4, 1], [6, 12, 0]), torch.tensor([7, 9, 7]))
     total.add(estimate([6.0], [2.5], [44.0]), batch([3], [7]), torch.tensor([9]))
@@ -79,14 +79,14 @@ def test_the_printed_line_has_the_figures_of_the_record(by_hand):
 
 
 def test_texts_without_bytes_have_no_bits_per_byte():
-    total = Figure("elbo", "vi", 4)
+    total = Figure("elbo", 4)
     total.add(estimate([3.0], [1.0], [0.0]), batch([2], [0]), torch.tensor([0]))
     assert total.record()["bits_per_byte"] is None
     assert str(total) == "z from vi: 2.000 nats/token [elbo, T = 4, 1 texts, 4 draws]"
 
 
 def test_one_document_says_nothing_of_others_however_many_sequences_it_has():
-    total = Figure("elbo", "vi", 4)
+    total = Figure("elbo", 4)
     total.add(estimate([3.0, 4.0], [1.0, 1.0], [0.0, 0.0]), batch([2, 2], [2, 2]), torch.tensor([5, 5]))
     assert total.standard_error is None
 
@@ -99,7 +99,7 @@ def test_the_standard_error_of_documents_of_one_length_is_that_of_a_mean():
 
 def test_the_standard_error_counts_documents_and_not_their_pieces():
     whole = held_out([(7.0, 4), (12.0, 5), (3.0, 3)])
-    pieces = Figure("elbo", "vi", 4)
+    pieces = Figure("elbo", 4)
     zeros = [0.0] * 4
     pieces.add(
         estimate([3.0, 12.0, 4.0, 3.0], zeros, zeros), batch([1, 5, 3, 3], [1, 5, 3, 3]), torch.tensor([0, 1, 0, 2])
@@ -118,7 +118,7 @@ def test_the_standard_error_is_the_spread_over_other_documents_drawn_alike():
         num_tokens = torch.randint(10, 101, (200,), generator=generator)
         rate = 2 + 0.5 * torch.randn(200, generator=generator, dtype=torch.float64)
         nats = rate * num_tokens + 3 * torch.randn(200, generator=generator, dtype=torch.float64)
-        total = Figure("elbo", "vi", 4)
+        total = Figure("elbo", 4)
         rows = zip(nats.tolist(), num_tokens.tolist(), strict=True)
         total.documents = {number: Document(*row) for number, row in enumerate(rows)}
         ratios.append(total.record()["nats_per_token"])
@@ -148,10 +148,10 @@ def test_a_figure_that_is_no_elbo_has_no_parts():
 
 
 def test_diagnostics_are_medians_over_the_sequences_that_have_them():
-    total = Figure("iwae", "vi", 4)
+    total = Figure("iwae", 4)
     values = [torch.tensor(value, dtype=torch.float64) for value in ([3.0, 4.0, 5.0], [1.0, 9.0, 2.0])]
     ks = torch.tensor([0.2, math.nan, 0.9], dtype=torch.float64)
-    scores = Scores(values[0], 16, variance=values[0], effective_sample_size=values[1], pareto_k=ks)
+    scores = Scores(values[0], "vi", 16, variance=values[0], effective_sample_size=values[1], pareto_k=ks)
     total.add(scores, batch([2, 2, 2], [2, 2, 2]), torch.arange(3))
     record = total.record()
     assert record["effective_sample_size"] == 2
@@ -165,8 +165,8 @@ def test_diagnostics_are_medians_over_the_sequences_that_have_them():
     [("elbo", 3.0, True), ("exact", 3.0, True), ("reused-noise", 3.0, False), ("elbo", math.inf, False)],
 )
 def test_what_is_a_valid_figure(name, nats, is_valid):
-    total = Figure(name, "vi", 4)
-    total.add(Scores(torch.tensor([nats]), 1), batch([2], [2]), torch.arange(1))
+    total = Figure(name, 4)
+    total.add(Scores(torch.tensor([nats]), "vi", 1), batch([2], [2]), torch.arange(1))
     assert total.is_valid is is_valid
     assert total.record()["valid_bound"] is is_valid
     assert ("NOT A BOUND" in str(total)) is not is_valid
@@ -175,7 +175,7 @@ def test_what_is_a_valid_figure(name, nats, is_valid):
 def test_a_difference_is_paired_over_documents():
     """The figures differ by 0.5 bits a byte in every document, though the documents differ much more."""
     sizes = [4, 10, 6]
-    first, second = Figure("exact", None, 0), Figure("elbo", "vi", 4)
+    first, second = Figure("exact", 0), Figure("elbo", 4)
     for figure, excess in ((first, 0.0), (second, 0.5)):
         nats = [math.log(2) * size * (number + excess) for number, size in enumerate(sizes, start=1)]
         figure.documents = {number: Document(*row) for number, row in enumerate(zip(nats, sizes, sizes, strict=True))}

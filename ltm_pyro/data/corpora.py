@@ -1,4 +1,4 @@
-"""Corpora: where the texts come from, and which of them are held out for validation."""
+"""Corpora: where the texts come from, which of them are held out for validation, and which of them are scored."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS, BenchmarkSet
 from ltm_pyro.data.python_docs import read_python_docs
 from ltm_pyro.errors import InputError
 
@@ -33,8 +34,11 @@ _FORMATS = {
     ".jsonl.gz": "JSON",
     ".parquet": "Parquet",
 }
+# As WikiText names its files.
+_BENCHMARK_FORMATS = {**_FORMATS, ".raw": "raw UTF-8 text", ".tokens": "word-tokenised UTF-8 text"}
 _VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 _SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)([-_.]?\d.*)?")  # a shard is numbered
+_BENCHMARK_SPLIT_NAME = re.compile(rf"(?:\w+\.)?{_SPLIT_NAME.pattern}")  # `wiki.valid`, `ptb.test`
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:.+)?")
 
 
@@ -65,6 +69,7 @@ def load_corpus(data: str, text_column: str = "text") -> Corpus:
     - a folder of such files, all of one format. A file or a folder at its top named `train`, `validation` (or `valid`,
       `val`, `dev`) or `test`, with a number or without (`train-00-of-06.jsonl.gz`), belongs to that split, and all
       else to `train`. Hidden files are left out;
+    - `NAME=PATH`: a local copy of a benchmark set (see :func:`load_texts`), a folder with its splits or a file;
     - `NAME` or `NAME:CONFIG`: a data set of the Hugging Face hub. A file or folder of that name goes first.
 
     Line ends of `.txt` files become `\\n`. Documents without a visible character are dropped.
@@ -81,28 +86,28 @@ def load_corpus(data: str, text_column: str = "text") -> Corpus:
     Raises:
         InputError: there is no such corpus, it cannot be read, or it holds no text.
     """
-    try:
-        path = Path(data).expanduser()
-        is_local = bool(data) and path.exists()
-    except (OSError, RuntimeError) as error:  # no permission, no such home, a name that is too long
-        raise InputError(f"{data!r} cannot be read: {_reason(error)}") from error
+    set_name, is_copy, copy = data.partition("=")
     if data == PYTHON_DOCS:
         name, splits = PYTHON_DOCS, {"train": read_python_docs}
-    elif is_local:
-        name, splits = _local_splits(path, text_column)
-    elif path.name.lower().endswith(tuple(_FORMATS)) or not _HUB_NAME.fullmatch(data):
-        raise InputError(f"there is no file or folder {data!r}; check the path")
+    elif benchmark := BENCHMARK_SETS.get(set_name):
+        if not is_copy:
+            raise InputError(
+                f"the benchmark set {data} is there to be scored; to train on it, give {data}=PATH, a copy"
+            )
+        name, splits = set_name, _copy_splits(copy, benchmark)
+    elif path := _existing_path(data):
+        name, splits = _local_splits(path, functools.partial(_read_file, text_column=text_column))
     else:
-        name, splits = re.sub(r"[^\w.-]", "-", data), _hub_splits(data, text_column)
+        name, splits = _hub_splits(data, text_column, known=[PYTHON_DOCS])
 
     if "train" not in splits:
         raise InputError(f"{data} has no split 'train' to learn from, only {', '.join(sorted(splits))}")
     train = _without_blank(splits["train"]())
     if not train:
         raise InputError(f"{data} holds no text to learn from")
-    held_out = next((split for split in _VALIDATION_SPLITS if split in splits), None)
-    if held_out is not None:
-        validation = _without_blank(splits[held_out]())
+    held_out = _first_split(splits, _VALIDATION_SPLITS)
+    if held_out:
+        validation = _without_blank(held_out())
     else:
         train, validation = (_without_blank(side) for side in _hold_out(train))
     if not (train and validation):
@@ -110,11 +115,151 @@ def load_corpus(data: str, text_column: str = "text") -> Corpus:
     return Corpus(name, train, validation, _sha256(train, validation))
 
 
-def _local_splits(path: Path, text_column: str) -> tuple[str, dict[str, Callable[[], list[str]]]]:
-    """The name of a file or folder, and how to read each of its splits."""
+@dataclass(frozen=True)
+class Texts:
+    """Documents to score, none of them blank."""
+
+    name: str
+    """What they are, in a word or two."""
+
+    documents: list[str]
+    """All that are to be scored."""
+
+    sha256: str
+    """Over the documents in their order: two figures compare only where it is equal."""
+
+
+def load_texts(data: str, text_column: str = "text") -> Texts:
+    """Loads documents to score. Nothing is held out of them.
+
+    What `data` may be:
+
+    - a benchmark set by its name (:data:`~ltm_pyro.data.benchmark_sets.BENCHMARK_SETS`), such as `wikitext-2`, from the
+      Hugging Face hub;
+    - `NAME=PATH`: a local copy of a benchmark set. Its rows are the lines of a text file, where `.raw` and `.tokens`
+      count as text as well, or the column of that set in a `.jsonl`, `.json` or `.parquet` file. Of a folder of such
+      files it is the split that the set scores, else as below; files may have a prefix (`wiki.test.tokens`);
+    - `python-docs`: the documents that :func:`load_corpus` holds out;
+    - a file: all of it; a folder: the split `test`, else the one that :func:`load_corpus` validates on, else all of
+      it. Which files are read, and which split they belong to, is as in :func:`load_corpus`;
+    - `NAME` or `NAME:CONFIG`: the split `test` of a data set of the Hugging Face hub, else its validation split.
+
+    Names go before files and folders, which `./` tells apart, and those before the hub. Documents without a visible
+    character are dropped.
+
+    Args:
+        data: see above.
+        text_column: the column that holds the text, in files and data sets with columns; benchmark sets know theirs.
+
+    Raises:
+        InputError: there are no such texts, they cannot be read, or there is nothing to score in them.
+    """
+    set_name, is_copy, copy = data.partition("=")
+    if data == PYTHON_DOCS:
+        name, documents = PYTHON_DOCS, load_corpus(PYTHON_DOCS).validation
+    elif benchmark := BENCHMARK_SETS.get(set_name):
+        name = set_name
+        if is_copy:
+            splits = _copy_splits(copy, benchmark)
+            preferred = ("test",) if benchmark.split == "test" else _VALIDATION_SPLITS
+            documents = (_first_split(splits, (*preferred, "test", *_VALIDATION_SPLITS)) or splits["train"])()
+        else:
+            documents = benchmark.documents(_rows_of_hub(set_name, benchmark))
+    elif path := _existing_path(data):
+        name, splits = _local_splits(path, functools.partial(_read_file, text_column=text_column))
+        documents = (_first_split(splits, ("test", *_VALIDATION_SPLITS)) or splits["train"])()
+    elif is_copy and re.fullmatch(r"[\w.-]+", set_name):
+        raise InputError(f"there is no benchmark set {set_name!r}, only {', '.join(BENCHMARK_SETS)}")
+    else:
+        name, splits = _hub_splits(data, text_column, known=[PYTHON_DOCS, *BENCHMARK_SETS])
+        scored = _first_split(splits, ("test", *_VALIDATION_SPLITS))
+        if not scored:
+            raise InputError(f"{data} has no split 'test' or 'validation' to score, only {', '.join(sorted(splits))}")
+        documents = scored()
+
+    documents = _without_blank(documents)
+    if not documents:
+        raise InputError(f"{data} holds no text to score")
+    return Texts(name, documents, _sha256(documents))
+
+
+def _copy_splits(copy: str, benchmark: BenchmarkSet) -> dict[str, Callable[[], list[str]]]:
+    """How to read the documents of each split of a local copy of a benchmark set."""
+    path = _existing_path(copy)
+    if not path:
+        raise InputError(f"there is no file or folder {copy!r}; check the path")
+
+    def read(file: Path, file_format: str) -> list[str]:
+        documents = _read_file(file, file_format, benchmark.column)
+        if file_format in ("JSON", "Parquet"):
+            return documents
+        return [line for document in documents for line in document.split("\n")]
+
+    _, splits = _local_splits(path, read, _BENCHMARK_FORMATS, _BENCHMARK_SPLIT_NAME)
+    return {split: lambda rows=rows: benchmark.documents(rows()) for split, rows in splits.items()}
+
+
+def _rows_of_hub(name: str, benchmark: BenchmarkSet) -> list[str]:
+    """The rows to score of a benchmark set, from the Hugging Face hub."""
+    import datasets
+
+    instead = f"give a local copy as {name}=PATH"
+    try:
+        with _quiet():
+            loaded = datasets.load_dataset(
+                benchmark.path,
+                data_files={benchmark.split: benchmark.files},
+                split=benchmark.split,
+                revision=benchmark.revision,
+            )
+    except Exception as error:  # each of the libraries below has its own
+        raise InputError(
+            f"{name} cannot be loaded from {benchmark.path} of the Hugging Face hub; {instead}: {_reason(error)}"
+        ) from error
+    rows = _texts(loaded, benchmark.column, benchmark.path)
+    if len(rows) != benchmark.num_rows:  # the hub converts only a part of what is very large
+        raise InputError(
+            f"{benchmark.path} of the Hugging Face hub gives {len(rows)} rows of {name}, which has "
+            f"{benchmark.num_rows}; {instead}"
+        )
+    return rows
+
+
+def _existing_path(data: str) -> Path | None:
+    """The file or folder of that name, if there is one."""
+    try:
+        path = Path(data).expanduser()
+        return path if data and path.exists() else None
+    except (OSError, RuntimeError) as error:  # no permission, no such home, a name that is too long
+        raise InputError(f"{data!r} cannot be read: {_reason(error)}") from error
+
+
+def _first_split(splits: dict[str, Callable[[], list[str]]], names: Iterable[str]) -> Callable[[], list[str]] | None:
+    """How to read the first of these splits that is there."""
+    return next((splits[name] for name in names if name in splits), None)
+
+
+def _local_splits(
+    path: Path,
+    read: Callable[[Path, str], list[str]],
+    formats: dict[str, str] = _FORMATS,
+    split_name: re.Pattern[str] = _SPLIT_NAME,
+) -> tuple[str, dict[str, Callable[[], list[str]]]]:
+    """The name of a file or folder, and how to read each of its splits.
+
+    Args:
+        path: the file or folder.
+        read: gives the texts of a file, given it and its format.
+        formats: what is read, by extension.
+        split_name: what a file or folder is named that belongs to a split, which is the first group.
+    """
+
+    def readers(files: list[Path]) -> Callable[[], list[str]]:
+        return lambda: [text for file in files for text in read(file, formats[_extension(file, formats)])]
+
     if not path.is_dir():
-        extension = _extension(path)
-        return path.name[: -len(extension)], {"train": functools.partial(_read_files, [path], text_column)}
+        extension = _extension(path, formats)
+        return path.name[: -len(extension)], {"train": readers([path])}
     files: dict[str, list[Path]] = {}
     try:
         inside = sorted(_walk(path))
@@ -123,21 +268,28 @@ def _local_splits(path: Path, text_column: str) -> tuple[str, dict[str, Callable
     for file in inside:
         parts = file.relative_to(path).parts
         if file.is_file() and not any(part.startswith(".") for part in parts):
-            top = parts[0] if len(parts) > 1 else file.name[: -len(_extension(file))]
-            match = _SPLIT_NAME.fullmatch(top.lower())
+            top = parts[0] if len(parts) > 1 else file.name[: -len(_extension(file, formats))]
+            match = split_name.fullmatch(top.lower())
             files.setdefault(match[1] if match else "train", []).append(file)
     if not files:
-        raise InputError(f"the folder {path} holds no files; give one that holds {', '.join(_FORMATS)} files")
-    formats = {_FORMATS[_extension(file)]: file.name for group in files.values() for file in group}
-    if len(formats) > 1:
-        examples = ", ".join(f"{name} ({format})" for format, name in formats.items())
+        raise InputError(f"the folder {path} holds no files; give one that holds {', '.join(formats)} files")
+    found = {formats[_extension(file, formats)]: file.name for group in files.values() for file in group}
+    if len(found) > 1:
+        examples = ", ".join(f"{name} ({file_format})" for file_format, name in found.items())
         raise InputError(f"the folder {path} holds files of several formats, such as {examples}; keep those of one")
-    readers = {split: functools.partial(_read_files, group, text_column) for split, group in files.items()}
-    return path.resolve().name, readers
+    return path.resolve().name, {split: readers(group) for split, group in files.items()}
 
 
-def _hub_splits(data: str, text_column: str) -> dict[str, Callable[[], list[str]]]:
-    """How to read each split of a data set of the Hugging Face hub."""
+def _hub_splits(data: str, text_column: str, known: Sequence[str]) -> tuple[str, dict[str, Callable[[], list[str]]]]:
+    """The name of a data set of the Hugging Face hub, and how to read each of its splits.
+
+    Args:
+        data: its name, and its configuration after a colon.
+        text_column: the column that holds the text.
+        known: the other names that `data` might have been, for the error.
+    """
+    if data.lower().endswith(tuple(_FORMATS)) or not _HUB_NAME.fullmatch(data):
+        raise InputError(f"there is no file or folder {data!r}; check the path")
     import datasets
 
     name, _, config = data.partition(":")
@@ -146,21 +298,17 @@ def _hub_splits(data: str, text_column: str) -> dict[str, Callable[[], list[str]
             splits = datasets.load_dataset(name, config or None)
     except Exception as error:  # each of the libraries below has its own
         raise InputError(
-            f"{data!r} is neither {PYTHON_DOCS}, an existing file or folder, nor a Hugging Face dataset that can be "
-            f"loaded: {_reason(error)}"
+            f"{data!r} is neither {', '.join(known)}, an existing file or folder, nor a Hugging Face dataset that can "
+            f"be loaded: {_reason(error)}"
         ) from error
-    return {split: functools.partial(_texts, rows, text_column, data) for split, rows in splits.items()}
+    readers = {split: functools.partial(_texts, rows, text_column, data) for split, rows in splits.items()}
+    return re.sub(r"[^\w.-]", "-", data), readers
 
 
-def _read_files(files: list[Path], text_column: str) -> list[str]:
-    return [text for file in files for text in _read_file(file, text_column)]
-
-
-def _read_file(file: Path, text_column: str) -> list[str]:
+def _read_file(file: Path, file_format: str, text_column: str) -> list[str]:
     """The documents of one file."""
     import datasets
 
-    file_format = _FORMATS[_extension(file)]
     # One file a call, so that an error can name it. Streaming keeps no copy of the text in a cache; the folder that
     # `datasets` makes nonetheless goes away with its lock files.
     pattern = glob.escape(str(file.absolute()))
@@ -193,7 +341,9 @@ def _texts(rows: Dataset | IterableDataset, text_column: str, source: str) -> li
     for table in rows.with_format("arrow").iter(batch_size=1000):
         if text_column not in table.column_names:
             columns = ", ".join(table.column_names)
-            raise InputError(f"{source} has no column {text_column!r}; name the one of its columns to read: {columns}")
+            raise InputError(
+                f"{source} has no column {text_column!r}; name, or rename, the one of its columns to read: {columns}"
+            )
         kind = table.schema.field(text_column).type
         if not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)):
             raise InputError(f"the column {text_column!r} of {source} holds {kind}, not text; name another")
@@ -209,12 +359,12 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield from _walk(path)
 
 
-def _extension(file: Path) -> str:
+def _extension(file: Path, formats: dict[str, str]) -> str:
     """The extension of a file that can be read, `.gz` included."""
-    for extension in _FORMATS:
+    for extension in formats:
         if file.name.lower().endswith(extension):
             return extension
-    raise InputError(f"{file} has none of the extensions that can be read: {', '.join(_FORMATS)}")
+    raise InputError(f"{file} has none of the extensions that can be read: {', '.join(formats)}")
 
 
 def _without_blank(documents: Iterable[str]) -> list[str]:
@@ -235,9 +385,9 @@ def _hold_out(documents: list[str]) -> tuple[list[str], list[str]]:
     )
 
 
-def _sha256(train: list[str], validation: list[str]) -> str:
+def _sha256(*groups: list[str]) -> str:
     digest = hashlib.sha256()
-    for documents in (train, validation):
+    for documents in groups:
         digest.update(len(documents).to_bytes(8, "big"))
         for document in documents:
             contents = _utf8(document)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+
+def import_arviz() -> tuple[Any, bool]:
+    """ArviZ, and whether it is 1.0 or later. Imported when it is needed, since it takes seconds."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
+        import arviz
+    return arviz, int(arviz.__version__.split(".")[0]) >= 1
 
 
 @dataclass(frozen=True)
@@ -29,9 +38,7 @@ class Posterior:
         (chain, draw, sequence, z_dim_0, …) for a z of other than three dimensions. The coordinate `sequence` holds the
         sequence ids.
         """
-        # Imported here since it takes seconds, and only those who export draws need it.
-        import arviz
-
+        arviz, is_new = import_arviz()
         event_dims = self.samples.dim() - 3
         names = ["layer", "slot", "dim"] if event_dims == 3 else [f"z_dim_{i}" for i in range(event_dims)]
         variables = {"z": self.samples.detach().cpu().numpy()}
@@ -39,6 +46,6 @@ class Posterior:
             "dims": {"z": ["sequence", *names]},
             "coords": {"sequence": self.sequence_ids.cpu().numpy()},
         }
-        if int(arviz.__version__.split(".")[0]) >= 1:
+        if is_new:
             return arviz.from_dict({"posterior": variables}, **labels)
         return arviz.from_dict(posterior=variables, **labels)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltm_pyro.inference.posterior import import_arviz
+
 SMALLEST_TAIL = 5
 """Draws that ArviZ needs beyond the start of the tail to fit its shape."""
 
@@ -59,10 +61,8 @@ class ImportanceWeights:
 
 def _psis_shape(log_weights: np.ndarray) -> np.ndarray:
     """[B] for [B, K]."""
-    # Imported here since it takes seconds.
-    import arviz
-
-    if int(arviz.__version__.split(".")[0]) >= 1:
+    arviz, is_new = import_arviz()
+    if is_new:
         from arviz_stats.base import array_stats
 
         return array_stats.psislw(log_weights)[1]

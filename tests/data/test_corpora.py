@@ -1,5 +1,6 @@
-"""Corpora: what each source gives, what is held out, and one line for whatever is wrong."""
+"""Corpora: what each source gives, what is held out, what is scored, and one line for whatever is wrong."""
 
+import dataclasses
 import gzip
 import io
 import json
@@ -10,7 +11,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from ltm_pyro.data.corpora import load_corpus
+from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS
+from ltm_pyro.data.corpora import load_corpus, load_texts
 from ltm_pyro.errors import InputError
 
 DOCUMENTS = [f"Document number {index}.\nIt has two lines, é.\n" for index in range(60)]
@@ -43,10 +45,10 @@ def json_lines(documents, column="text"):
     return "".join(json.dumps({"id": index, column: text}) + "\n" for index, text in enumerate(documents))
 
 
-def refusal(data, **arguments):
+def refusal(data, load=load_corpus, **arguments):
     """The message with which a corpus is refused, always one line."""
     with pytest.raises(InputError) as error:
-        load_corpus(data, **arguments)
+        load(data, **arguments)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -214,6 +216,182 @@ def test_the_hash_is_of_the_texts_their_order_and_their_side(write):
     assert len({sha256(*side) for side in sides}) == len(sides)
 
 
+# What is scored
+
+
+def test_of_python_docs_what_is_held_out_is_scored(monkeypatch):
+    monkeypatch.setattr("ltm_pyro.data.corpora.read_python_docs", lambda: DOCUMENTS)
+    texts, corpus = load_texts("python-docs"), load_corpus("python-docs")
+    assert texts.name == "python-docs"
+    assert texts.documents == corpus.validation
+    assert texts.sha256 != corpus.sha256
+
+
+def test_all_of_a_file_is_scored(write):
+    documents = ["one", "", "two", " \n", *DOCUMENTS]
+    texts = load_texts(write("rows.jsonl", json_lines(documents, "body")), text_column="body")
+    assert (texts.name, texts.documents) == ("rows", ["one", "two", *DOCUMENTS])
+    assert load_texts(write("one.txt", "All of it.\r\n")).documents == ["All of it.\n"]
+
+
+@pytest.mark.parametrize("splits", [("test", "valid", "train"), ("dev", "train"), ("train",)])
+def test_of_a_folder_one_split_is_scored(write, splits):
+    for split in splits:
+        write(f"data/{split}-0.jsonl", json_lines([split]))
+        write(f"data/{split}-1.jsonl", json_lines([split, split]))
+    texts = load_texts("data")
+    assert (texts.name, texts.documents) == ("data", [splits[0]] * 3)
+
+
+def test_all_of_a_folder_without_splits_is_scored(write):
+    write("data/a.txt", "one")
+    write("data/b/c.txt", "two")
+    assert load_texts("data").documents == ["one", "two"]
+
+
+@pytest.mark.parametrize("splits", [("test", "validation", "train"), ("val", "train"), ("test",)])
+def test_of_a_data_set_of_the_hub_one_split_is_scored(monkeypatch, splits):
+    columns = {split: datasets.Dataset.from_dict({"body": ["", f"text of {split}"]}) for split in splits}
+    asked_for = []
+
+    def load_dataset(*arguments):
+        asked_for.append(arguments)
+        return datasets.DatasetDict(columns)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    texts = load_texts("group/name:config", text_column="body")
+    assert asked_for == [("group/name", "config")]
+    assert (texts.name, texts.documents) == ("group-name-config", [f"text of {splits[0]}"])
+
+
+def test_the_hash_is_of_the_documents_and_their_order(write):
+    hashes = []
+    for documents in (["a", "b"], ["a", "", "b"], ["b", "a"], ["ab"], ["a"]):
+        hashes.append(load_texts(write("rows.jsonl", json_lines(documents))).sha256)
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 4
+
+
+# Benchmark sets
+
+WIKITEXT = [
+    " ",
+    " = First = ",
+    " ",
+    " It is well @-@ known , he said . ",
+    " ",
+    " = Second = ",
+    " ",
+    " It is not . ",
+    "",
+]
+ARTICLES = ["= First =\n\nIt is well-known, he said.", "= Second =\n\nIt is not."]
+
+
+@pytest.mark.parametrize("name", BENCHMARK_SETS)
+def test_a_benchmark_set_is_read_from_the_hub(monkeypatch, name):
+    benchmark = dataclasses.replace(BENCHMARK_SETS[name], num_rows=3)
+    monkeypatch.setitem(BENCHMARK_SETS, name, benchmark)
+    rows = ["One .", "Two .", "Three ."]
+    asked_for = []
+
+    def load_dataset(*arguments, **options):
+        asked_for.append((arguments, options))
+        return datasets.Dataset.from_dict({"label": rows, benchmark.column: rows})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    texts = load_texts(name, text_column="label")
+    [((path,), options)] = asked_for
+    assert path == benchmark.path
+    assert options == {
+        "data_files": {benchmark.split: benchmark.files},
+        "split": benchmark.split,
+        "revision": benchmark.revision,
+    }
+    assert texts.name == name
+    assert texts.documents == benchmark.documents(rows)
+
+
+def test_the_files_of_a_benchmark_set_are_found_as_the_hub_lays_them_out(tmp_path):
+    """`datasets` reads a folder as it reads a repository."""
+    layouts = {
+        "ptb": "penn_treebank/validation/0000",
+        "wikitext-2": "wikitext-2-raw-v1/validation-00000-of-00001",
+        "wikitext-103": "wikitext-103-raw-v1/validation-00000-of-00001",
+        "lm1b": "plain_text/test/0000",
+        "lambada": "default/test/0000",
+        "ag-news": "data/test-00000-of-00001",
+        "pubmed": "pubmed/validation/0000",
+        "arxiv": "arxiv/partial-validation/0000",
+    }
+    repository = tmp_path / "repository"
+    for name, layout in layouts.items():
+        for file in (layout, layout.replace("validation", "train").replace("test", "train")):
+            (repository / file).parent.mkdir(parents=True, exist_ok=True)
+            datasets.Dataset.from_dict({"text": [f"{name}: {file}"]}).to_parquet(repository / f"{file}.parquet")
+    for name, layout in layouts.items():
+        benchmark = BENCHMARK_SETS[name]
+        rows = datasets.load_dataset(
+            str(repository), data_files={benchmark.split: benchmark.files}, split=benchmark.split
+        )
+        assert rows["text"][:] == [f"{name}: {layout}"]
+
+
+@pytest.mark.parametrize(
+    "name", ["wiki.valid.raw", "wiki.test.tokens", "wiki.txt", "wiki.txt.gz", "WIKI.RAW", "a=b.txt", "[odd]*.raw"]
+)
+def test_a_local_copy_of_a_benchmark_set_as_text(write, name):
+    texts = load_texts(f"wikitext-2={write(name, chr(10).join(WIKITEXT))}")
+    assert (texts.name, texts.documents) == ("wikitext-2", ARTICLES)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json"])
+def test_a_local_copy_of_a_benchmark_set_as_rows(write, name):
+    file = write(name, json_lines(WIKITEXT))
+    assert load_texts(f"wikitext-103={file}", text_column="other").documents == ARTICLES
+
+
+def test_a_local_copy_of_a_benchmark_set_as_parquet(tmp_path):
+    file = tmp_path / "rows.parquet"
+    datasets.Dataset.from_dict({"article": ["In @xcite , it\nis so .", "Not so ."]}).to_parquet(file)
+    assert load_texts(f"arxiv={file}").documents == ["In @xcite, it\nis so.", "Not so."]
+
+
+def test_only_a_line_end_ends_a_row(write):
+    lines = "One\u2028sentence .\r\nTwo\x0bof\x85them .\n"
+    assert load_texts(f"lm1b={write('lm1b.txt', lines)}").documents == ["One\u2028sentence.", "Two\x0bof\x85them."]
+
+
+@pytest.mark.parametrize(
+    ("name", "splits", "scored"),
+    [
+        ("wikitext-2", ("train", "valid", "test"), "valid"),
+        ("wikitext-2", ("train", "test"), "test"),
+        ("wikitext-2", ("train",), "train"),
+        ("lm1b", ("train", "valid", "test"), "test"),
+        ("lm1b", ("train", "valid"), "valid"),
+    ],
+)
+@pytest.mark.parametrize("file_name", ["wiki.{}.raw", "ptb.{}.txt", "{}.txt", "{}/a.txt"])
+def test_of_a_folder_the_split_that_the_set_scores(write, name, splits, scored, file_name):
+    for split in splits:
+        write("copy/" + file_name.format(split), f"Of {split} .")
+    assert load_texts(f"{name}=copy").documents == [f"Of {scored}."]
+
+
+def test_names_go_before_files_and_files_before_the_hub(write, monkeypatch):
+    def load_dataset(path, **_):
+        return datasets.Dataset.from_dict({"text": [path] * 7600})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    write("ag-news/a.txt", "a folder")
+    write("lambda=1/a.txt", "another")
+    assert set(load_texts("ag-news").documents) == {"fancyzhx/ag_news"}
+    assert load_texts("./ag-news").documents == ["a folder"]
+    assert load_texts("ag-news=ag-news").documents == ["a folder"]
+    assert load_texts("lambda=1").documents == ["another"]
+
+
 # What is refused
 
 
@@ -297,3 +475,95 @@ def test_a_folder_of_several_formats(write):
     message = refusal("data")
     assert "a.txt" in message
     assert "b.jsonl" in message
+
+
+def test_a_data_set_with_nothing_to_score(monkeypatch):
+    only_train = datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": DOCUMENTS}))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: only_train)
+    assert "no split 'test' or 'validation' to score, only train" in refusal("name", load_texts)
+
+
+@pytest.mark.parametrize("data", ["a.jsonl", "lm1b=a.jsonl", "wikitext-2=a.jsonl", "ptb=b.txt", "ptb=folder"])
+def test_nothing_to_score(write, data):
+    write("a.jsonl", json_lines(["", "  \n"]))
+    write("b.txt", " \n\n")
+    write("folder/test.jsonl", json_lines([" "], "sentence"))
+    write("folder/train.jsonl", json_lines(DOCUMENTS, "sentence"))
+    assert refusal(data, load_texts) == f"{data} holds no text to score"
+
+
+@pytest.mark.parametrize("data", ["missing.txt", "./missing", "a/b/c", "", "ptb=", "ptb=missing", "lm1b=no/such.raw"])
+def test_a_missing_path_to_score(data):
+    assert f"there is no file or folder {data.split('=')[-1]!r}" in refusal(data, load_texts)
+
+
+@pytest.mark.parametrize("data", ["wikitext2", "nobody/no-such-name", "LM1B"])
+def test_an_unknown_name_lists_those_there_are(data):
+    message = refusal(data, load_texts)
+    assert f"{data!r} is neither python-docs, {', '.join(BENCHMARK_SETS)}, an existing file or folder" in message
+
+
+@pytest.mark.parametrize("data", ["wikitext2=a.txt", "wikitext2="])
+def test_a_copy_of_an_unknown_set(write, data):
+    write("a.txt", "text")
+    message = refusal(data, load_texts)
+    assert message == f"there is no benchmark set 'wikitext2', only {', '.join(BENCHMARK_SETS)}"
+
+
+def test_a_benchmark_set_out_of_reach_may_be_given_as_a_copy():
+    message = refusal("wikitext-2", load_texts)
+    assert "wikitext-2 cannot be loaded from Salesforce/wikitext" in message
+    assert "give a local copy as wikitext-2=PATH" in message
+
+
+def test_a_part_of_a_benchmark_set(monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"article": ["a"] * 9}))
+    message = refusal("arxiv", load_texts)
+    assert "gives 9 rows of arxiv, which has 6436" in message
+    assert "give a local copy as arxiv=PATH" in message
+
+
+def test_a_copy_without_the_column_of_its_set(write):
+    message = refusal(f"ptb={write('a.jsonl', json_lines(DOCUMENTS))}", load_texts)
+    assert "no column 'sentence'" in message
+    assert message.endswith("id, text")
+
+
+@pytest.mark.parametrize("data", ["wiki.valid.raw", "wiki.test.tokens", "ptb=a.csv", "lm1b=news.en.heldout-00000"])
+def test_extensions_of_benchmark_sets_are_read_of_them_only(write, data):
+    write(data.split("=")[-1], "text")
+    assert "none of the extensions that can be read" in refusal(data, load_texts)
+
+
+def test_a_copy_that_holds_a_split_in_two_variants(write):
+    write("copy/valid.txt", "The <unk> .")
+    write("copy/wiki.valid.raw", "The word .")
+    message = refusal("wikitext-2=copy", load_texts)
+    assert "valid.txt (UTF-8 text)" in message
+    assert "wiki.valid.raw (raw UTF-8 text)" in message
+
+
+def test_a_copy_that_is_not_text(write):
+    message = refusal(f"wikitext-2={write('wiki.valid.raw', 'text'.encode('utf-16-le'))}", load_texts)
+    assert "wiki.valid.raw is not raw UTF-8 text" in message
+
+
+def test_a_copy_of_a_benchmark_set_is_a_corpus_too(tmp_path):
+    """Articles, not lines; words joined; the split of each file by its name."""
+    articles = {
+        "train": " \n = One = \n \n A comma , and \n more . \n \n = Two = \n \n It is two @-@ fold . \n",
+        "valid": " \n = Three = \n \n The end . \n",
+    }
+    for split, text in articles.items():
+        (tmp_path / f"wiki.{split}.tokens").write_text(text)
+    corpus = load_corpus(f"wikitext-2={tmp_path}")
+    assert corpus.name == "wikitext-2"
+    assert corpus.train == ["= One =\n\nA comma, and\nmore.", "= Two =\n\nIt is two-fold."]
+    assert corpus.validation == ["= Three =\n\nThe end."]
+
+
+def test_a_benchmark_set_of_the_hub_is_not_for_training():
+    with pytest.raises(InputError, match="wikitext-2=PATH"):
+        load_corpus("wikitext-2")
+    with pytest.raises(InputError, match="no file or folder"):
+        load_corpus("wikitext-2=nowhere")

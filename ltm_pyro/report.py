@@ -1,0 +1,253 @@
+"""What an evaluation shows: the table, the JSON file and the plot of its figures."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+
+from ltm_pyro import figures
+from ltm_pyro.config import NO_INFERENCE, TrainConfig
+from ltm_pyro.estimators import ESTIMATORS, EXACT
+from ltm_pyro.figures import Figure
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a figure is of: a run, and a text."""
+
+    run: str
+    """Its folder."""
+    config: TrainConfig
+    num_weights: int
+    step: int
+    """Slow steps taken."""
+    tokens_seen: int
+    """Predicted tokens that they read."""
+    training_operations_per_token: float
+    data: str
+    """Name of the text."""
+    data_sha256: str
+
+    def __str__(self) -> str:
+        per_token = self.training_operations_per_token
+        thinking = f"{self.config.inference}, T = {self.config.fast_steps}"
+        return (
+            f"{self.run}: {self.num_weights:,} weights, "
+            f"{'no z' if self.config.inference == NO_INFERENCE else thinking}; "
+            f"{self.step:,} slow steps on {self.tokens_seen:,} tokens, {in_units(per_token)} operations a token, "
+            f"{in_units(per_token * self.tokens_seen)} in all"
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a figure, and what it cost."""
+
+    source: Source
+    figure: Figure
+    inference: str
+    """Name of the scheme."""
+    operations: float
+    """Of this figure, per token scored."""
+    pairing: tuple[object, ...]
+    """Equal for figures of the same sequences."""
+
+    def compared(self, reference: Row) -> tuple[float, float | None] | None:
+        """Bits per byte less those of the reference, and the standard error; None where it is of other sequences."""
+        if self is reference or self.pairing != reference.pairing or not self.figure.num_bytes:
+            return None
+        return figures.difference(self.figure, reference.figure)
+
+    def record(self, reference: Row) -> dict[str, Any]:
+        """The line under the names that docs/metrics.md explains."""
+        source = self.source
+        difference, error = self.compared(reference) or (None, None)
+        return {
+            "run": source.run,
+            "inference": self.inference,
+            "step": source.step,
+            "tokens_seen": source.tokens_seen,
+            "data": source.data,
+            "data_sha256": source.data_sha256,
+            **self.figure.record(),
+            "training_operations_per_token": source.training_operations_per_token,
+            "training_operations": source.training_operations_per_token * source.tokens_seen,
+            "test_operations_per_token": self.operations,
+            "difference_bits_per_byte": difference,
+            "difference_standard_error": error,
+        }
+
+
+def write_json(path: str, settings: dict[str, Any], rows: list[Row], certificates: list[dict[str, Any]]) -> None:
+    """Write all figures, whole or not at all; numbers that are not finite, which JSON does not have, become null."""
+    contents = {
+        "settings": settings,
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": pyro.__version__},
+        "figures": [_finite(row.record(rows[0])) for row in rows],
+        "certificates": [_finite(certificate) for certificate in certificates],
+    }
+    partial = Path(f"{path}.partial")
+    partial.write_text(json.dumps(contents, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+LEGEND = """\
+nats/token ± standard error over documents; Δ bits/byte: less the first line's, paired over documents.
+rate KL(q ‖ p) and distortion -E log p(x | z) in bits/token; MC error: of nats/token, over the draws of z.
+ESS and k̂: effective sample size and tail shape of the importance weights, medians over texts; not to be trusted
+where k̂ is above 0.7. op/token: floating-point operations of the figure for each token scored."""
+
+
+def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
+    """Print the runs, the table and the certificates: with lines on a terminal, as Markdown elsewhere."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    for source in dict.fromkeys(row.source for row in rows):
+        print(source)
+    for line in dict.fromkeys(_text_scored(row) for row in rows):
+        print(line)
+    is_terminal = sys.stdout.isatty()
+    table = Table(box=box.SIMPLE_HEAD if is_terminal else box.MARKDOWN)
+    lines = [_cells(row, rows[0]) for row in rows]
+    # A column that is empty throughout says nothing.
+    for name in (name for name in lines[0] if any(line[name] for line in lines)):
+        table.add_column(name, no_wrap=not is_terminal, justify="left" if name in _WORDS else "right")
+    for line in lines:
+        table.add_row(*(line[column.header] for column in table.columns))
+    print()
+    Console(width=None if is_terminal else 1000, highlight=False).print(table)
+    print(LEGEND)
+    for certificate in certificates:
+        print(_certificate_text(certificate))
+
+
+def _text_scored(row: Row) -> str:
+    figure = row.figure
+    return (
+        f"{row.source.data}: {figure.num_sequences:,} sequences of {len(figure.documents):,} documents, "
+        f"{figure.num_tokens:,} tokens, {figure.num_bytes:,} bytes"
+    )
+
+
+_WORDS = ("run", "figure", "z from", "meaning")
+
+
+def _cells(row: Row, reference: Row) -> dict[str, str]:
+    """A line of the table for people."""
+    figure, values = row.figure, row.figure.record()
+    estimator = ESTIMATORS.get(figure.estimator, EXACT)
+    has_z = figure.posterior is not None
+    difference = row.compared(reference)
+    size = values["effective_sample_size"]
+    return {
+        "run": row.source.run,
+        "figure": figure.estimator,
+        "z from": figure.posterior or "",
+        "T": str(figure.fast_steps) if has_z else "",
+        "meaning": "not finite" if estimator.is_valid and not figure.is_valid else estimator.meaning,
+        "nats/token": _number(values["nats_per_token"], 4, values["standard_error"]),
+        "bits/byte": _number(values["bits_per_byte"], 4),
+        "Δ bits/byte": _number(difference[0], 4, difference[1], sign="+") if difference else "",
+        "perplexity": _number(values["perplexity"], 2),
+        "rate": _number(values["kl_nats_per_token"], 3, in_bits=True) if has_z else "",
+        "distortion": _number(values["nll_nats_per_token"], 3, in_bits=True) if has_z else "",
+        "MC error": _number(values["monte_carlo_standard_error"], 4),
+        "ESS": "" if size is None else f"{size:.1f} of {figure.num_samples}",
+        "k̂": _number(values["pareto_k"], 2),
+        "op/token": in_units(row.operations),
+    }
+
+
+def _number(value: float | None, digits: int, error: float | None = None, sign: str = "", in_bits: bool = False) -> str:
+    if value is None or not math.isfinite(value):
+        return ""
+    value = value / math.log(2) if in_bits else value
+    return f"{value:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def in_units(value: float) -> str:
+    """A count in thousands (k), millions (M), … with three digits."""
+    units = iter(("", "k", "M", "G", "T", "P", "E"))
+    unit = next(units)
+    while value >= 999.5:
+        value, unit = value / 1000, next(units)
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def _certificate_text(certificate: dict[str, Any]) -> str:
+    def with_error(name: str) -> str:
+        error = certificate[f"{name}_standard_error"]
+        return f"{certificate[f'{name}_nats_per_token']:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+    return (
+        f"\ncertificate of {certificate['run']} ({certificate['inference']}, T = {certificate['fast_steps']}), on "
+        f"{certificate['num_sequences']} texts drawn from the model ({certificate['num_tokens']:,} tokens): "
+        f"-log p(x) is between {certificate['lower_nats_per_token']:.4f} and {certificate['upper_nats_per_token']:.4f} "
+        f"nats/token (annealing backwards and forwards; gap {with_error('gap')}); the ELBO is "
+        f"{certificate['elbo_nats_per_token']:.4f}, at most {with_error('elbo_excess')} above it"
+    )
+
+
+def free_path(folder: Path, stem: str, extension: str) -> Path:
+    """The first of STEM, STEM-2, … that does not exist in the folder."""
+    for number in itertools.count(1):
+        path = folder / f"{stem}{'' if number == 1 else f'-{number}'}{extension}"
+        if not path.exists():
+            return path
+    raise AssertionError("there is always a next number")
+
+
+def plot(rows: list[Row], path: str | Path) -> None:
+    """Bits per byte against the steps of inference, for the valid figures; models without z are level lines."""
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import FixedLocator, ScalarFormatter
+
+    canvas = Canvas(figsize=(7, 4.5), layout="constrained")
+    axes = canvas.add_subplot()
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.figure.is_valid and row.figure.num_bytes:
+            name = Path(row.source.run).name
+            label = name if row.figure.posterior is None else f"{name}: {row.figure.estimator}, {row.figure.posterior}"
+            lines.setdefault(label, []).append(row)
+    steps = sorted({row.figure.fast_steps for row in rows if row.figure.posterior is not None})
+    for number, (label, points) in enumerate(lines.items()):
+        values = [point.figure.record() for point in points]
+        bits = [value["bits_per_byte"] for value in values]
+        if points[0].figure.posterior is None:
+            axes.axhline(bits[0], color="black", linestyle=[":", "--", "-."][number % 3], label=f"{label} (exact)")
+            continue
+        # Of the draws alone: the texts are the same in all points, and so is the error over them.
+        errors = [
+            (value["monte_carlo_standard_error"] or 0) * value["num_tokens"] / value["num_bytes"] / math.log(2)
+            for value in values
+        ]
+        where = [point.figure.fast_steps for point in points]
+        axes.errorbar(where, bits, yerr=errors, marker="o", capsize=3, label=label)
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.xaxis.set_major_locator(FixedLocator(steps))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(FixedLocator([]))
+    figure = rows[0].figure
+    axes.set_xlabel("steps of inference (T)")
+    axes.set_ylabel("bits per byte")
+    axes.set_title(f"{rows[0].source.data}: {figure.num_sequences} sequences", fontsize="medium")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    canvas.savefig(path, dpi=150)

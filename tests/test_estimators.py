@@ -1,0 +1,206 @@
+"""The figures by name, on a Latent Thought Model whose -log p(x) is known: z has two dimensions, so it is an integral.
+
+Then on a language of known probability, which no valid figure of a trained model may fall below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from ltm_pyro import figures
+from ltm_pyro.data import TopicLanguage, token_batch
+from ltm_pyro.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred
+from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, infer
+from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
+from ltm_pyro.inference.vi import VI
+from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
+
+VALID = [name for name, estimator in ESTIMATORS.items() if estimator.is_valid]
+SETTINGS = EstimatorSettings(num_samples=32, block_size=2, num_temperatures=16, num_leapfrogs=2, num_chains=8)
+GAUSSIAN = VI(num_steps=8)
+INFERENCES = {
+    "vi": Inference("vi", SCHEMES["vi"](num_steps=8), GAUSSIAN),
+    "map": Inference("map", SCHEMES["map"](num_steps=8), GAUSSIAN),
+    "langevin": Inference("langevin", SCHEMES["langevin"](num_steps=8, num_chains=4), GAUSSIAN),
+    "the prior": Inference.without(),
+}
+CONFIG = DecoderConfig(num_layers=1, width=2, num_heads=1, hidden=4, num_slots=1, window=2, length=6)
+
+
+def test_every_scheme_is_tested_here():
+    assert INFERENCES.keys() == {*SCHEMES, "the prior"}
+
+
+def sharp(config: DecoderConfig) -> LatentThoughtModel:
+    """A model of five symbols in float64, with weights so large that z decides what it writes."""
+    torch.manual_seed(9)
+    model = LatentThoughtModel(config, vocab_size=6, end_of_text=4).double()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=2.2 if "cross_attention" in name else 1.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def ltm() -> LatentThoughtModel:
+    return sharp(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def written(ltm: LatentThoughtModel) -> TokenBatch:
+    """Texts of the model, of different lengths."""
+    torch.manual_seed(4)
+    tokens = ltm(num_sequences=24)
+    is_end = (tokens == ltm.end_of_text).long()
+    weights = (is_end.cumsum(-1) - is_end == 0).double()
+    assert len(set(weights.sum(1).tolist())) > 2
+    return TokenBatch(tokens, weights, torch.arange(24), weights.sum(1).long())
+
+
+@pytest.fixture(scope="module")
+def exact(ltm: LatentThoughtModel, written: TokenBatch) -> torch.Tensor:
+    """[B]: -log ∫ p(x | z) N(z) dz, by the trapezoidal rule on a square of ±7; it converges exponentially here."""
+    axis = torch.linspace(-7, 7, 141, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    log_prior = -0.5 * z.square().sum(1) - math.log(2 * math.pi)
+    values = []
+    for tokens, weights in zip(written.tokens, written.weights, strict=True):
+        inputs = torch.cat([torch.tensor([ltm.decoder.begin_of_text]), tokens[:-1]]).expand(len(z), -1)
+        with torch.no_grad():
+            logits = ltm.decoder.logits(ltm.decoder(inputs, z.view(-1, 1, 1, 2)))
+        log_probs = logits.log_softmax(-1)[:, torch.arange(6), tokens]
+        values.append(-((log_probs * weights).sum(1) + log_prior).logsumexp(0) - 2 * math.log(0.1))
+    return torch.stack(values)
+
+
+def test_z_matters_in_that_model(ltm, written, exact):
+    """Else no test below could tell a figure from another."""
+    prior = ESTIMATORS["elbo"].score(
+        Inferred(ltm, written, INFERENCES["the prior"], SequenceNoise(0)),
+        dataclasses.replace(SETTINGS, num_samples=400),
+    )
+    assert (prior.nats - exact).mean() > 0.3
+
+
+@pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
+@pytest.mark.parametrize("name", ["elbo", "iwae", "ais"])
+def test_a_bound_is_not_below_the_integral(name, inference, ltm, written, exact):
+    scores = ESTIMATORS[name].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
+    excess = scores.nats - exact
+    # Its own error on these very texts, and what is left of it in the spread over texts.
+    error = max(scores.variance.sum().sqrt().item() / len(excess), 1e-9)
+    assert excess.mean() > -5 * error
+    if name == "ais":
+        assert excess.mean() < 0.02 + 5 * error
+    assert (scores.effective_sample_size is None) == (name == "elbo")
+    if scores.effective_sample_size is not None:
+        assert ((scores.effective_sample_size >= 1) & (scores.effective_sample_size <= scores.num_samples)).all()
+
+
+@pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
+def test_the_prequential_code_is_no_shorter_than_the_entropy_of_the_models_own_texts(inference, ltm, written, exact):
+    scores = ESTIMATORS["prequential"].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
+    excess = scores.nats - exact
+    assert excess.mean() > -3 * excess.std() / math.sqrt(len(excess))
+    assert scores.posterior == inference.name
+    assert scores.num_samples == {"map": 1, "langevin": 4}.get(inference.name, 32)
+
+
+def test_the_reused_noise_is_not_the_settings_of_a_bound(ltm, written):
+    scores = ESTIMATORS["reused-noise"].score(Inferred(ltm, written, INFERENCES["vi"], SequenceNoise(0)), SETTINGS)
+    assert not ESTIMATORS["reused-noise"].is_valid
+    assert "BOUND" in ESTIMATORS["reused-noise"].meaning
+    assert scores.variance is None
+    assert "reused" in scores.posterior
+
+
+def test_a_model_without_z_has_one_figure_and_it_is_exact():
+    model = sharp(dataclasses.replace(CONFIG, num_slots=0))
+    tokens = torch.randint(4, (5, 6))
+    inputs = torch.cat([torch.full((5, 1), model.decoder.begin_of_text), tokens[:, :-1]], dim=1)
+    logits = model.decoder.logits(model.decoder(inputs, torch.zeros(5, 1, 0, 2, dtype=torch.float64)))
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum").item()
+    (figure,) = figures.score(
+        model, [token_batch(tokens)], torch.arange(5), VALID, INFERENCES["vi"], SETTINGS, SequenceNoise(0)
+    )
+    assert figure.nats == pytest.approx(expected, rel=1e-12)
+    assert (figure.estimator, figure.posterior, figure.num_samples, figure.rate) == ("exact", None, 1, 0)
+
+
+def padded(batch: TokenBatch, columns: int) -> TokenBatch:
+    tokens = torch.nn.functional.pad(batch.tokens, (0, columns), value=4)
+    return dataclasses.replace(batch, tokens=tokens, weights=torch.nn.functional.pad(batch.weights, (0, columns)))
+
+
+@pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
+def test_no_figure_depends_on_batch_size_order_or_padding(inference, ltm, written):
+    documents = torch.arange(len(written)) // 3
+    order = torch.randperm(len(written), generator=torch.Generator().manual_seed(0))
+    settings = dataclasses.replace(SETTINGS, num_samples=6, num_temperatures=4)
+    ways = [
+        [written],
+        [written[i : i + 1] for i in range(len(written))],  # one by one
+        [written[order][:7], written[order][7:]],
+        [padded(written[:10], 5), padded(written[10:], 2)],
+    ]
+    results = [
+        figures.score(ltm, batches, documents, ESTIMATORS, inference, settings, SequenceNoise(1)) for batches in ways
+    ]
+    for others in results[1:]:
+        for first, other in zip(results[0], others, strict=True):
+            expected = first.record()
+            assert other.record() == {
+                key: pytest.approx(value, rel=1e-8, nan_ok=True) if isinstance(value, float) else value
+                for key, value in expected.items()
+            }
+
+
+LANGUAGE = TopicLanguage.random(num_topics=4, num_states=3, vocab_size=12, seed=0)
+LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def learned() -> LatentThoughtModel:
+    """A model trained on texts with a hidden topic."""
+    torch.manual_seed(0)
+    shape = DecoderConfig(num_layers=2, width=16, num_heads=2, hidden=32, num_slots=2, window=4, length=LENGTH)
+    model = LatentThoughtModel(shape, LANGUAGE.vocab_size + 2, LANGUAGE.vocab_size)
+    config, num_steps = OptimizerConfig(learning_rate=2e-2, final_learning_rate=1e-3, warmup_steps=20), 150
+    optimizer, generator = WeightOptimizer(model, config, num_steps), torch.Generator().manual_seed(0)
+    scheme = VI(num_steps=4)
+    for step in range(num_steps):
+        batch = token_batch(LANGUAGE.sample(32, LENGTH, generator)[0])
+        rng = BatchNoise(generator)
+        elbo_backward(model, scheme.guide(infer(scheme, model, batch, rng), rng), batch, batch.tokens.numel())
+        optimizer.update(step)
+    return model
+
+
+@pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
+def test_no_valid_figure_is_below_the_probability_of_the_language(inference, learned):
+    """In expectation over texts -log p_model is at least -log p_true, and so is every bound on it and every code."""
+    texts, _ = LANGUAGE.sample(64, LENGTH, torch.Generator().manual_seed(1))
+    batch, truth = token_batch(texts), -LANGUAGE.log_prob(texts)
+    settings = dataclasses.replace(SETTINGS, num_samples=16, block_size=8, num_temperatures=8)
+    inferred = Inferred(learned, batch, inference, SequenceNoise(0))
+    for name in VALID:
+        excess = ESTIMATORS[name].score(inferred, settings).nats - truth
+        error = excess.std() / math.sqrt(len(excess))
+        assert excess.mean() > -3 * error, name
+        # It has learnt enough for the test to mean something: a uniform guess would be at 1.
+        if inference.name == "vi":
+            assert excess.mean() < 0.5 * (LENGTH * math.log(LANGUAGE.vocab_size) - truth.mean()), name
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_samples", 0), ("block_size", 0), ("num_temperatures", 0), ("num_leapfrogs", 0), ("num_chains", 1)],
+)
+def test_settings_out_of_range_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=field):
+        EstimatorSettings(**{field: value})
