@@ -36,6 +36,8 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
                 default=default,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
+    except ValueError as error:  # of a dataclass's own checks, where its options have no prefix
+        raise InputError(f"{error} (--help lists the options)") from None
     except SystemExit as exit:
         if not exit.code:
             raise

@@ -1,0 +1,275 @@
+"""The command: figures of runs that `python -m ltm_pyro.train` has written, as a user gives it and reads it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltm_pyro import cli, evaluate, train
+from ltm_pyro.data import load_corpus
+
+SHAPE = shlex.split(
+    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.window 8 --model.length 32 "
+    "--batch-size 4 --steps 3 --validation-sequences 2 --validation-samples 2 --device cpu"
+)
+FAST = shlex.split(
+    "--device cpu --num-sequences 5 --num-samples 4 --block-size 8 --num-temperatures 3 --num-leapfrogs 1 "
+    "--num-chains 2"
+)
+FIGURES = ["elbo", "iwae", "ais", "prequential", "reused-noise"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus of 60 short documents and a run of each scheme, and of none."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = [{"text": f"Sentence number {n} says that {n} plus {n} makes {2 * n}. " * (1 + n % 3)} for n in range(60)]
+    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for scheme in ("vi", "map", "langevin", "none"):
+        slots = ["--model.num-slots", "0" if scheme == "none" else "2"]
+        args = [
+            *SHAPE,
+            *slots,
+            "--inference",
+            scheme,
+            "--data",
+            str(folder / "text.jsonl"),
+            "--out",
+            str(folder / scheme),
+        ]
+        assert train.main([*args, *([] if scheme == "none" else ["--fast-steps", "2"])]) == 0
+    return folder
+
+
+@pytest.fixture
+def command(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process, in the folder of the runs: (exit status, standard output, standard error)."""
+    monkeypatch.chdir(runs)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit:
+            cli.run(evaluate.main, [*FAST, *args])
+        return exit.value.code, *capsys.readouterr()
+
+    return run
+
+
+def figures_of(path: str) -> list[dict]:
+    return json.loads(Path(path).read_text())["figures"]
+
+
+def test_every_figure_of_every_scheme_says_what_it_is(command):
+    status, out, err = command("none", "vi", "map", "langevin", "--estimators", *FIGURES, "--json", "all.json")
+    assert (status, err) == (0, "")
+    rows = figures_of("all.json")
+    assert [(row["run"], row["estimator"]) for row in rows] == [
+        ("none", "exact"),
+        *((run, figure) for run in ("vi", "map", "langevin") for figure in FIGURES),
+    ]
+    for row in rows:
+        assert row["valid_bound"] is (row["estimator"] != "reused-noise")
+        assert row["perplexity"] == pytest.approx(math.exp(row["nats_per_token"]))
+        assert row["bits_per_byte"] == pytest.approx(
+            row["nats_per_token"] * row["num_tokens"] / row["num_bytes"] / math.log(2)
+        )
+        assert (row["num_sequences"], row["num_documents"]) == (5, row["num_documents"])
+        assert row["standard_error"] > 0
+        is_elbo = row["estimator"] in ("elbo", "exact", "reused-noise")
+        assert (row["nelbo_nats_per_token"] is not None) == is_elbo
+        if is_elbo:
+            assert row["nelbo_nats_per_token"] == row["nats_per_token"]
+            assert row["nelbo_nats_per_token"] == pytest.approx(row["nll_nats_per_token"] + row["kl_nats_per_token"])
+        assert (row["monte_carlo_standard_error"] is not None) == (row["estimator"] in ("elbo", "iwae", "ais"))
+        assert (row["effective_sample_size"] is not None) == (row["estimator"] in ("iwae", "ais"))
+        assert row["training_operations"] == row["training_operations_per_token"] * row["tokens_seen"]
+        assert row["step"] == 3
+    by_name = {(row["run"], row["estimator"]): row for row in rows}
+    assert by_name["map", "prequential"]["num_samples"] == 1
+    assert by_name["vi", "prequential"]["num_samples"] == 4
+    assert by_name["vi", "elbo"]["training_operations_per_token"] > 2 * rows[0]["training_operations_per_token"]
+    assert by_name["vi", "ais"]["test_operations_per_token"] > by_name["vi", "elbo"]["test_operations_per_token"]
+    # Differences are from the first row, on the same sequences.
+    assert rows[0]["difference_bits_per_byte"] is None
+    for row in rows[1:]:
+        assert row["difference_bits_per_byte"] == pytest.approx(row["bits_per_byte"] - rows[0]["bits_per_byte"])
+        assert row["difference_standard_error"] > 0
+    # What is printed: a table in Markdown, a line a figure.
+    lines = [line for line in out.splitlines() if line.startswith("| ") and "nats/token" not in line]
+    assert len(lines) == len(rows)
+    for line, row in zip(lines, rows, strict=True):
+        assert f"{row['nats_per_token']:.4f} ± {row['standard_error']:.4f}" in line
+        assert f"{row['bits_per_byte']:.4f}" in line
+        assert ("NOT A BOUND" in line) is not row["valid_bound"]
+
+
+def test_figures_do_not_depend_on_the_batch_size(command):
+    for size in ("1", "3", "16"):
+        assert command("vi", "--estimators", "elbo", "iwae", "--batch-size", size, "--json", f"{size}.json")[0] == 0
+    first, *others = (figures_of(f"{size}.json") for size in ("1", "3", "16"))
+    for other in others:
+        for row, same in zip(first, other, strict=True):
+            assert row["nats_per_token"] == pytest.approx(same["nats_per_token"], rel=1e-5)
+            assert row["standard_error"] == pytest.approx(same["standard_error"], rel=1e-3)
+
+
+def test_the_text_is_what_the_run_held_out_or_what_is_given(command, runs):
+    held_out = load_corpus(str(runs / "text.jsonl")).validation
+    assert command("none", "--num-sequences", "0", "--json", "own.json")[0] == 0
+    (own,) = figures_of("own.json")
+    assert own["num_documents"] == len(held_out)
+    assert own["num_bytes"] == sum(map(len, held_out))
+    assert own["num_tokens"] == sum(map(len, held_out)) + len(held_out)  # bytes, and every end-of-text
+    assert "held-out" in own["data"]
+
+    Path("held-out.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in held_out))
+    assert command("none", "--num-sequences", "0", "--data", "held-out.jsonl", "--json", "given.json")[0] == 0
+    (given,) = figures_of("given.json")
+    assert given["nats_per_token"] == pytest.approx(own["nats_per_token"])
+
+    Path("one.txt").write_text("A single text.")
+    assert command("none", "--data", "one.txt", "--json", "one.json")[0] == 0
+    (one,) = figures_of("one.json")
+    assert (one["num_documents"], one["standard_error"], one["num_tokens"]) == (1, None, 15)
+
+    Path("ptb.valid.txt").write_text("the dog 's tail is <unk>\nN men saw it\n")
+    assert command("none", "--data", "ptb=ptb.valid.txt", "--json", "ptb.json")[0] == 0
+    (ptb,) = figures_of("ptb.json")
+    assert (ptb["data"], ptb["num_bytes"]) == ("ptb", len("the dog's tail is ?\n1 men saw it"))
+
+
+def test_other_text_of_a_run_is_not_compared(command, runs):
+    """Sequences of another length hold other text, though it comes from the same documents."""
+    args = [*SHAPE, "--model.num-slots", "0", "--inference", "none", "--data", str(runs / "text.jsonl")]
+    if not (runs / "longer").exists():
+        assert train.main([*args, "--model.length", "40", "--out", str(runs / "longer")]) == 0
+    assert command("none", "longer", "--json", "two.json")[0] == 0
+    assert [row["difference_bits_per_byte"] for row in figures_of("two.json")] == [None, None]
+
+
+def test_fast_steps_give_a_curve_and_a_plot(command, runs):
+    for expected in ("fast-steps.png", "fast-steps-2.png"):
+        status, out, _ = command(
+            "vi", "none", "--fast-steps", "0", "1", "4", "--estimators", "elbo", "reused-noise", "--json", "curve.json"
+        )
+        assert status == 0
+        assert expected in out
+        assert (runs / "vi" / expected).read_bytes()[:4] == b"\x89PNG"
+    rows = figures_of("curve.json")
+    assert [(row["estimator"], row["fast_steps"]) for row in rows] == [
+        *((figure, steps) for steps in (0, 1, 4) for figure in ("elbo", "reused-noise")),
+        ("exact", 0),
+    ]
+    prior = rows[0]
+    assert prior["kl_nats_per_token"] == 0
+    assert command("vi", "--fast-steps", "1", "2", "--estimators", "elbo", "--plot", "curve.png")[0] == 0
+    assert Path("curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (runs / "vi" / "fast-steps-3.png").exists()
+
+
+def test_inference_may_be_another_than_in_training(command):
+    assert command("map", "--inference", "vi", "map", "none", "--estimators", "elbo", "--json", "x.json")[0] == 0
+    assert [row["posterior"] for row in figures_of("x.json")] == ["vi", "a Gaussian around map", "the prior"]
+
+
+def test_the_certificate_has_both_sides(command):
+    status, out, _ = command("vi", "none", "--estimators", "elbo", "--certify", "3", "--json", "c.json")
+    assert status == 0
+    (certificate,) = json.loads(Path("c.json").read_text())["certificates"]  # a model without z needs none
+    assert (certificate["run"], certificate["num_sequences"]) == ("vi", 3)
+    gap = certificate["upper_nats_per_token"] - certificate["lower_nats_per_token"]
+    assert certificate["gap_nats_per_token"] == pytest.approx(gap)
+    assert f"{certificate['upper_nats_per_token']:.4f}" in out
+
+
+def test_an_interrupt_loses_no_figure(command, monkeypatch):
+    score, calls = evaluate.score, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return score(*args)
+
+    monkeypatch.setattr(evaluate, "score", interrupted)
+    status, out, err = command("none", "vi", "--json", "partial.json")
+    assert (status, err) == (130, "interrupted\n")
+    assert [row["run"] for row in figures_of("partial.json")] == ["none"]
+    assert "| none" in out
+
+
+BAD = {
+    "no run": ([], "RUN"),
+    "a folder that is none": (["nowhere"], "nowhere"),
+    "a file": (["text.jsonl"], "text.jsonl"),
+    "an unknown option": (["vi", "--nonsense"], "nonsense"),
+    "an unknown figure": (["vi", "--estimators", "guess"], "guess"),
+    "no figure": (["vi", "--estimators"], "estimators"),
+    "an unknown scheme": (["vi", "--inference", "nuts"], "nuts"),
+    "no such text": (["vi", "--data", "nowhere.txt"], "nowhere.txt"),
+    "an empty text": (["vi", "--data", "empty.txt"], "empty.txt"),
+    "text that is none": (["vi", "--data", "binary.txt"], "binary.txt"),
+    "half a character": (["vi", "--data", "surrogate.jsonl"], "surrogate"),
+    "a column that is not there": (["vi", "--data", "text.jsonl", "--text-column", "body"], "body"),
+    "an unknown set": (["vi", "--data", "nonsense=text.jsonl"], "nonsense"),
+    "a block longer than a sequence": (["vi", "--block-size", "33"], "32 tokens"),
+    "an empty block": (["vi", "--block-size", "0"], "block_size"),
+    "no draw": (["vi", "--num-samples", "0"], "num_samples"),
+    "one chain": (["vi", "--num-chains", "1"], "num_chains"),
+    "an empty batch": (["vi", "--batch-size", "0"], "batch-size"),
+    "less than no sequence": (["vi", "--num-sequences", "-1"], "num-sequences"),
+    "less than no step": (["vi", "--fast-steps", "-1"], "fast-steps"),
+    "a negative seed": (["vi", "--seed", "-1"], "seed"),
+    "fewer certificates than none": (["vi", "--certify", "-1"], "certify"),
+    "a folder for JSON": (["vi", "--json", "vi"], "--json"),
+    "JSON in no folder": (["vi", "--json", "nowhere/x.json"], "nowhere"),
+    "a plot of another kind": (["vi", "--plot", "x.jpg"], "png"),
+}
+
+
+@pytest.mark.parametrize(("args", "mentioned"), BAD.values(), ids=BAD)
+def test_bad_input_ends_in_one_line_with_status_2(args, mentioned, command):
+    Path("empty.txt").write_text("")
+    Path("binary.txt").write_bytes(b"\x00\xff\xfe" * 40)
+    Path("surrogate.jsonl").write_text('{"text": "half \\ud83d of it"}\n')
+    status, out, err = command(*args)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert mentioned in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_where_there_is_none_is_bad_input(command):
+    status, _, err = command("vi", "--device", "cuda")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--device cpu" in err
+
+
+def test_a_corpus_that_has_changed_is_not_scored_as_held_out(command, runs):
+    shutil.copytree(runs / "none", runs / "moved", dirs_exist_ok=True)
+    config = runs / "moved" / "config.yaml"
+    config.write_text(config.read_text().replace("text.jsonl", "other.jsonl"))
+    (runs / "other.jsonl").write_text((runs / "text.jsonl").read_text().replace("Sentence", "Line"))
+    status, _, err = command("moved")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "hash" in err
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.run(evaluate.main, ["--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--estimators", "--fast-steps", "--certify", "--num-temperatures", "--block-size", "--json"):
+        assert option in text
+    assert "NOT a bound" in text
