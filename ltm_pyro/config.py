@@ -225,11 +225,15 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> TrainConfig:
     """The inverse of :func:`to_dict`.
 
+    A run may be older than some scheme, which it cannot have used: that scheme then has its default settings.
+
     Raises:
         InputError: if a setting is unknown, missing, of the wrong kind or out of range.
     """
     nested = {"model": DecoderConfig, "optimizer": OptimizerConfig, **_SCHEME_SETTINGS}
-    expected, given = _flat(to_dict(preset("tiny"))).keys(), _flat(values).keys()
+    defaults = to_dict(preset("tiny"))
+    values = {**{name: defaults[name] for name in SCHEMES if name != values.get("inference")}, **values}
+    expected, given = _flat(defaults).keys(), _flat(values).keys()
     if expected != given:
         missing, unknown = ", ".join(sorted(expected - given)), ", ".join(sorted(given - expected))
         raise InputError(f"the settings of the run cannot be read: missing [{missing}], unknown [{unknown}]")

@@ -175,3 +175,12 @@ def test_every_preset_has_its_baseline_without_z(name):
     assert differences(with_z, without).keys() == {"inference", "fast_steps", "model.num_slots"}
     validate(without)
     assert scheme_of(without).num_steps == 0
+
+
+def test_a_run_older_than_a_scheme_can_be_read_but_not_without_its_own():
+    values = to_dict(preset("tiny"))
+    del values["langevin"]
+    assert from_dict(values) == preset("tiny")
+    del values["vi"]
+    with pytest.raises(InputError, match="vi"):
+        from_dict(values)
