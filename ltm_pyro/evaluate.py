@@ -22,13 +22,13 @@ from tqdm import tqdm
 from ltm_pyro import checkpoint, cli, figures, operations, report
 from ltm_pyro.certificate import certify
 from ltm_pyro.config import NO_INFERENCE, InferenceName, TrainConfig, inference_of, scheme_of
-from ltm_pyro.data import PACKING, PackedSequences, Texts, load_corpus, load_texts
+from ltm_pyro.data import PACKING, PackedSequences, Texts
 from ltm_pyro.errors import InputError
 from ltm_pyro.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.models import TokenBatch
 from ltm_pyro.report import Row, Source
-from ltm_pyro.run import Run, TrainedModel, load
+from ltm_pyro.run import Run, TrainedModel, free_path, load, texts_to_score
 
 EstimatorName = Literal[tuple(ESTIMATORS)]  # type: ignore[valid-type]
 
@@ -121,12 +121,7 @@ def load_run(path: str, config: EvaluateConfig, device: torch.device) -> Loaded:
     """
     run = Run(Path(path))
     trained = load(path, device)
-    _, resolved = run.read_config()
-    own = trained.config.data
-    if config.data is None or config.data == own:
-        texts = held_out_texts(path, trained.config, resolved["corpus_sha256"])
-    else:
-        texts = load_texts(config.data, config.text_column)
+    texts = texts_to_score(run, config.data, config.text_column)
     length = trained.config.model.length
     if "prequential" in config.estimators and config.settings.block_size > length:
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")
@@ -173,21 +168,6 @@ def score(loaded: Loaded, inference: Inference, config: EvaluateConfig) -> list[
     return rows
 
 
-def held_out_texts(path: str, trained: TrainConfig, sha256: str) -> Texts:
-    """What a run has held out of its corpus.
-
-    Raises:
-        InputError: if the corpus is no longer the one it was trained on, so that these texts may not be held out.
-    """
-    corpus = load_corpus(trained.data, trained.text_column)
-    if corpus.sha256 != sha256:
-        raise InputError(
-            f"{trained.data} is not the corpus that {path} was trained on: its hash has changed, so what is held out "
-            "of it now may have been trained on; give --data another text"
-        )
-    return Texts(f"{corpus.name}, held-out part", corpus.validation, corpus.sha256)
-
-
 def main(args: Sequence[str]) -> int:
     config = parse(args)
     device = cli.pick_device(config.device)
@@ -209,7 +189,7 @@ def main(args: Sequence[str]) -> int:
             if rows:
                 report.print_report(rows, certificates)
     if len(set(config.fast_steps)) > 1:
-        path = config.plot or report.free_path(Path(config.runs[0]), "fast-steps", ".png")
+        path = config.plot or free_path(Path(config.runs[0]), "fast-steps", ".png")
         report.plot(rows, path)
         print(f"\nplot: {path}")
     if config.json:

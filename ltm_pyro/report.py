@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -93,15 +92,16 @@ def write_json(path: str, settings: dict[str, Any], rows: list[Row], certificate
     contents = {
         "settings": settings,
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": pyro.__version__},
-        "figures": [_finite(row.record(rows[0])) for row in rows],
-        "certificates": [_finite(certificate) for certificate in certificates],
+        "figures": [finite_or_null(row.record(rows[0])) for row in rows],
+        "certificates": [finite_or_null(certificate) for certificate in certificates],
     }
     partial = Path(f"{path}.partial")
     partial.write_text(json.dumps(contents, indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
+def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with null for numbers that are not finite, which JSON does not have."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
@@ -114,24 +114,11 @@ where k̂ is above 0.7. op/token: floating-point operations of the figure for ea
 
 def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
     """Print the runs, the table and the certificates: with lines on a terminal, as Markdown elsewhere."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     for source in dict.fromkeys(row.source for row in rows):
         print(source)
     for line in dict.fromkeys(_text_scored(row) for row in rows):
         print(line)
-    is_terminal = sys.stdout.isatty()
-    table = Table(box=box.SIMPLE_HEAD if is_terminal else box.MARKDOWN)
-    lines = [_cells(row, rows[0]) for row in rows]
-    # A column that is empty throughout says nothing.
-    for name in (name for name in lines[0] if any(line[name] for line in lines)):
-        table.add_column(name, no_wrap=not is_terminal, justify="left" if name in _WORDS else "right")
-    for line in lines:
-        table.add_row(*(line[column.header] for column in table.columns))
-    print()
-    Console(width=None if is_terminal else 1000, highlight=False).print(table)
+    print_rows([_cells(row, rows[0]) for row in rows], words=("run", "figure", "z from", "meaning"))
     print(LEGEND)
     for certificate in certificates:
         print(_certificate_text(certificate))
@@ -145,7 +132,26 @@ def _text_scored(row: Row) -> str:
     )
 
 
-_WORDS = ("run", "figure", "z from", "meaning")
+def print_rows(rows: list[dict[str, str]], words: tuple[str, ...]) -> None:
+    """Print a table: with lines on a terminal, as Markdown elsewhere.
+
+    Args:
+        rows: cells by the name of their column. A column that is empty throughout is left out.
+        words: the columns that hold words and not numbers.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    is_terminal = sys.stdout.isatty()
+    table = Table(box=box.SIMPLE_HEAD if is_terminal else box.MARKDOWN)
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    for name in names:
+        table.add_column(name, no_wrap=not is_terminal, justify="left" if name in words else "right")
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
+    print()
+    Console(width=None if is_terminal else 1000, highlight=False).print(table)
 
 
 def _cells(row: Row, reference: Row) -> dict[str, str]:
@@ -202,15 +208,6 @@ def _certificate_text(certificate: dict[str, Any]) -> str:
         f"nats/token (annealing backwards and forwards; gap {with_error('gap')}); the ELBO is "
         f"{certificate['elbo_nats_per_token']:.4f}, at most {with_error('elbo_excess')} above it"
     )
-
-
-def free_path(folder: Path, stem: str, extension: str) -> Path:
-    """The first of STEM, STEM-2, … that does not exist in the folder."""
-    for number in itertools.count(1):
-        path = folder / f"{stem}{'' if number == 1 else f'-{number}'}{extension}"
-        if not path.exists():
-            return path
-    raise AssertionError("there is always a next number")
 
 
 def plot(rows: list[Row], path: str | Path) -> None:

@@ -24,7 +24,7 @@ import yaml
 
 from ltm_pyro import checkpoint
 from ltm_pyro.config import TrainConfig, from_dict, to_dict
-from ltm_pyro.data import end_of_text, fingerprint, get_tokenizer, token_num_bytes
+from ltm_pyro.data import Texts, end_of_text, fingerprint, get_tokenizer, load_corpus, load_texts, token_num_bytes
 from ltm_pyro.errors import InputError
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 
@@ -156,6 +156,15 @@ def _numbered(parent: Path, name: str) -> Path:
     raise AssertionError("there is always a next number")
 
 
+def free_path(folder: Path, stem: str, extension: str = "") -> Path:
+    """The first of STEM, STEM-2, … that does not exist in the folder."""
+    for number in itertools.count(1):
+        path = folder / f"{stem}{'' if number == 1 else f'-{number}'}{extension}"
+        if not path.exists():
+            return path
+    raise AssertionError("there is always a next number")
+
+
 def resolved_against(corpus_sha256: str, encoding: tiktoken.Encoding, device: torch.device) -> dict[str, str]:
     """What the settings of a run mean on this machine: corpus, tokenizer, device and versions that they stood for."""
     return {
@@ -166,6 +175,25 @@ def resolved_against(corpus_sha256: str, encoding: tiktoken.Encoding, device: to
         "torch": str(torch.__version__),
         "pyro": pyro.__version__,
     }
+
+
+def texts_to_score(run: Run, data: str | None, text_column: str) -> Texts:
+    """The texts that `data` names; with None, or where that is the run's own corpus, what the run has held out of it.
+
+    Raises:
+        InputError: if they cannot be had, or the corpus is no longer the one the run was trained on, so that what is
+            held out of it now may have been trained on.
+    """
+    config, resolved = run.read_config()
+    if data is not None and data != config.data:
+        return load_texts(data, text_column)
+    corpus = load_corpus(config.data, config.text_column)
+    if corpus.sha256 != resolved.get("corpus_sha256"):
+        raise InputError(
+            f"{config.data} is not the corpus that {run.path} was trained on: its hash has changed, so what is held "
+            "out of it now may have been trained on; give --data another text"
+        )
+    return Texts(f"{corpus.name}, held-out part", corpus.validation, corpus.sha256)
 
 
 def build_model(config: TrainConfig, encoding: tiktoken.Encoding) -> LatentThoughtModel:

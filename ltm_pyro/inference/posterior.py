@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 
@@ -31,21 +33,39 @@ class Posterior:
         """[B, *event_shape]: mean over chains and draws."""
         return self.samples.mean((0, 1))
 
-    def to_arviz(self) -> Any:
+    def to_arviz(
+        self, groups: dict[str, dict[str, np.ndarray]] | None = None, texts: Sequence[str] | None = None
+    ) -> Any:
         """The draws as ArviZ's container: `InferenceData` in ArviZ 0.x, `xarray.DataTree` from 1.0 on.
 
         Group `posterior`, variable `z` with dimensions (chain, draw, sequence, layer, slot, dim), or
         (chain, draw, sequence, z_dim_0, …) for a z of other than three dimensions. The coordinate `sequence` holds the
         sequence ids.
+
+        Args:
+            groups: variables of further groups, by group and name; their dimensions begin like those of z, but in
+                `observed_data` with the sequence.
+            texts: the text of each sequence, which becomes the coordinate `text`.
         """
         arviz, is_new = import_arviz()
         event_dims = self.samples.dim() - 3
         names = ["layer", "slot", "dim"] if event_dims == 3 else [f"z_dim_{i}" for i in range(event_dims)]
-        variables = {"z": self.samples.detach().cpu().numpy()}
-        labels: dict[str, Any] = {
-            "dims": {"z": ["sequence", *names]},
-            "coords": {"sequence": self.sequence_ids.cpu().numpy()},
-        }
-        if is_new:
-            return arviz.from_dict({"posterior": variables}, **labels)
-        return arviz.from_dict(posterior=variables, **labels)
+        contents = {"posterior": {"z": self.samples.detach().cpu().numpy()}, **(groups or {})}
+        dims = {"z": ["sequence", *names]}
+        for group, variables in (groups or {}).items():
+            shared = 1 if group == "observed_data" else 3
+            dims |= {
+                name: ["sequence", *(f"{name}_dim_{i}" for i in range(value.ndim - shared))]
+                for name, value in variables.items()
+            }
+        labels: dict[str, Any] = {"dims": dims, "coords": {"sequence": self.sequence_ids.cpu().numpy()}}
+        data = arviz.from_dict(contents, **labels) if is_new else arviz.from_dict(**contents, **labels)
+        if texts is not None:
+            coordinate = ("sequence", np.array(list(texts), dtype=object))
+            for group in contents:
+                data[group] = (
+                    data[group].to_dataset().assign_coords(text=coordinate)
+                    if is_new
+                    else data[group].assign_coords(text=coordinate)
+                )
+        return data
