@@ -16,6 +16,9 @@ from ltm_pyro.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference,
 from ltm_pyro.inference import Noise
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 
+HIGHEST_PARETO_K = 0.7
+"""Above which neither the mean of importance weights nor its error is to be trusted (Vehtari et al. 2024)."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -97,7 +100,10 @@ class Figure:
 
     def record(self) -> dict[str, Any]:
         """The figures under the names of `metrics.jsonl` and of JSON reports."""
+        pareto_k = _median(self.pareto_ks)
         has_error = self.variance is not None and not math.isnan(self.variance)
+        # Where the tail of the weights is too heavy, so is that of their spread, and the error would be far too small.
+        has_error &= pareto_k is None or pareto_k <= HIGHEST_PARETO_K
         return {
             "estimator": self.estimator,
             "posterior": self.posterior,
@@ -109,7 +115,7 @@ class Figure:
             "monte_carlo_standard_error": math.sqrt(self.variance) / self.num_tokens if has_error else None,
             "standard_error": self.standard_error,
             "effective_sample_size": _median(self.effective_sample_sizes),
-            "pareto_k": _median(self.pareto_ks),
+            "pareto_k": pareto_k,
             "num_tokens": self.num_tokens,
             "num_bytes": self.num_bytes,
             "num_sequences": self.num_sequences,

@@ -215,7 +215,7 @@ def plot(rows: list[Row], path: str | Path) -> None:
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import FixedLocator, ScalarFormatter
 
-    canvas = Canvas(figsize=(7, 4.5), layout="constrained")
+    canvas = Canvas(figsize=(9, 4.5), layout="constrained")
     axes = canvas.add_subplot()
     lines: dict[str, list[Row]] = {}
     for row in rows:
@@ -245,6 +245,6 @@ def plot(rows: list[Row], path: str | Path) -> None:
     axes.set_xlabel("steps of inference (T)")
     axes.set_ylabel("bits per byte")
     axes.set_title(f"{rows[0].source.data}: {figure.num_sequences} sequences", fontsize="medium")
-    axes.legend(fontsize="small")
+    canvas.legend(loc="outside right upper", fontsize="small")
     axes.grid(alpha=0.3)
     canvas.savefig(path, dpi=150)

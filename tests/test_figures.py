@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -156,6 +157,11 @@ def test_diagnostics_are_medians_over_the_sequences_that_have_them():
     record = total.record()
     assert record["effective_sample_size"] == 2
     assert record["pareto_k"] == pytest.approx(0.55)
+    assert record["monte_carlo_standard_error"] == pytest.approx(math.sqrt(12) / 6)
+    heavy = dataclasses.replace(scores, pareto_k=torch.tensor([0.8, 0.9, 0.6], dtype=torch.float64))
+    total = Figure("iwae", 4)
+    total.add(heavy, batch([2, 2, 2], [2, 2, 2]), torch.arange(3))
+    assert total.record()["monte_carlo_standard_error"] is None
     assert record["nelbo_nats_per_token"] is None
     assert record["valid_bound"]
 
