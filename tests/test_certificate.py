@@ -10,6 +10,7 @@ import torch
 from ltm_pyro import certificate
 from ltm_pyro.certificate import Certificate, certify, simulate
 from ltm_pyro.estimators import EstimatorSettings, Inference
+from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.inference.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
 
@@ -120,3 +121,37 @@ def test_the_record_is_totals_over_totals():
 def test_one_text_has_no_error_over_texts():
     one = torch.ones(1, dtype=torch.float64)
     assert Certificate(one, one, one, one).record()["gap_standard_error"] is None
+
+
+def test_every_batch_has_texts_of_its_own_and_each_text_noise_of_its_own(ltm, monkeypatch):
+    texts, streams = [], []
+
+    def spy(*args, **kwargs):
+        drawn = simulate(*args, **kwargs)
+        texts.append(drawn)
+        return drawn
+
+    class Recording(SequenceNoise):
+        def normal(self, purpose, sequence_ids, steps, *args, **kwargs):
+            streams.extend(zip([purpose] * len(steps), sequence_ids.tolist(), steps.tolist(), strict=True))
+            return super().normal(purpose, sequence_ids, steps, *args, **kwargs)
+
+    monkeypatch.setattr(certificate, "simulate", spy)
+    monkeypatch.setattr(certificate, "SequenceNoise", Recording)
+    settings = EstimatorSettings(num_samples=2, num_temperatures=3, num_leapfrogs=1, num_chains=2)
+    sides = certify(ltm, INFERENCE, settings, 5, batch_size=2, seed=0)
+    assert sides.record()["num_sequences"] == 5
+    assert torch.cat([batch.sequence_ids for _, batch in texts]).tolist() == [0, 1, 2, 3, 4]
+    z = torch.cat([z for z, _ in texts]).flatten(1)
+    assert len(z.unique(dim=0)) == 5
+    assert len(set(streams)) == len(streams)
+
+
+def test_another_seed_anneals_the_same_texts_by_other_chains(ltm, monkeypatch):
+    drawn = simulate(ltm, 3, first_id=0, seed=0)
+    monkeypatch.setattr(certificate, "simulate", lambda *args, **kwargs: drawn)
+    settings = EstimatorSettings(num_samples=2, num_temperatures=3, num_leapfrogs=1, num_chains=2)
+    first, again, other = (certify(ltm, INFERENCE, settings, 3, batch_size=3, seed=seed) for seed in (0, 0, 1))
+    for name in ("lower", "upper", "elbo"):
+        assert getattr(first, name).equal(getattr(again, name))
+        assert (getattr(first, name) != getattr(other, name)).all()

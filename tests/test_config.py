@@ -11,8 +11,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltm_pyro.config import differences, from_dict, micro_batch_size, preset, scheme_of, to_dict, validate
+from ltm_pyro.config import (
+    differences,
+    from_dict,
+    inference_of,
+    micro_batch_size,
+    preset,
+    scheme_of,
+    to_dict,
+    validate,
+)
 from ltm_pyro.errors import InputError
+from ltm_pyro.inference import SCHEMES
 from ltm_pyro.models import LatentThoughtModel
 
 PRESETS = ("tiny", "small", "medium", "large")
@@ -184,3 +194,13 @@ def test_a_run_older_than_a_scheme_can_be_read_but_not_without_its_own():
     del values["vi"]
     with pytest.raises(InputError, match="vi"):
         from_dict(values)
+
+
+def test_the_gaussian_around_points_is_fitted_and_to_fresh_noise():
+    config = preset("tiny")
+    config = dataclasses.replace(config, vi=dataclasses.replace(config.vi, noise="reused", learning_rate=0.05))
+    for name in SCHEMES:
+        gaussian = inference_of(config, name).gaussian
+        assert gaussian.num_steps > 0
+        assert (gaussian.noise, gaussian.learning_rate) == ("fresh", 0.05)
+    assert "reused noise" in inference_of(config, "vi").name

@@ -273,3 +273,41 @@ def test_help_explains_every_option(capsys):
     for option in ("--estimators", "--fast-steps", "--certify", "--num-temperatures", "--block-size", "--json"):
         assert option in text
     assert "NOT a bound" in text
+
+
+def test_another_seed_draws_anew_and_the_same_seed_does_not(command):
+    for name, seed in (("first", "0"), ("again", "0"), ("other", "1")):
+        args = ("--estimators", "elbo", "iwae", "prequential", "--certify", "2", "--seed", seed)
+        assert command("vi", *args, "--json", f"{name}.json")[0] == 0
+    first, again, other = (json.loads(Path(f"{name}.json").read_text()) for name in ("first", "again", "other"))
+    assert first["figures"] == again["figures"]
+    assert first["certificates"] == again["certificates"]
+    for row, changed in zip(first["figures"], other["figures"], strict=True):
+        assert row["nats_per_token"] != changed["nats_per_token"]
+        assert row["num_tokens"] == changed["num_tokens"]  # of the same texts
+    assert first["certificates"][0]["upper_nats_per_token"] != other["certificates"][0]["upper_nats_per_token"]
+
+
+def test_each_way_of_inference_is_scored_once(command):
+    ways = ("--inference", "none", "vi", "--fast-steps", "1", "3", "1", "--estimators", "elbo", "--plot", "x.png")
+    assert command("vi", *ways, "--json", "ways.json")[0] == 0
+    found = [(row["posterior"], row["fast_steps"]) for row in figures_of("ways.json")]
+    assert found == [("the prior", 0), ("vi", 1), ("vi", 3)]
+    assert command("vi", "--estimators", "elbo", "--json", "own.json")[0] == 0
+    assert [row["fast_steps"] for row in figures_of("own.json")] == [2]  # as it was trained
+
+
+def test_runs_of_other_text_or_packing_are_shown_but_not_compared(command, runs):
+    """Other documents of the same number and size, and the same ones cut elsewhere."""
+    (runs / "likewise.jsonl").write_text((runs / "text.jsonl").read_text().replace("Sentence", "Sequence"))
+    args = [*SHAPE, "--model.num-slots", "0", "--inference", "none"]
+    for name, data, packing in (("likewise", "likewise", "document"), ("stream", "text", "stream")):
+        if not (runs / name).exists():
+            data = str(runs / f"{data}.jsonl")
+            assert train.main([*args, "--data", data, "--packing", packing, "--out", str(runs / name)]) == 0
+    status, _, err = command("none", "likewise", "stream", "none", "--json", "apart.json")
+    assert (status, err) == (0, "")
+    rows = figures_of("apart.json")
+    assert [row["difference_bits_per_byte"] for row in rows] == [None, None, None, 0]
+    assert rows[2]["num_documents"] == rows[2]["num_sequences"]  # of a stream, each sequence stands for itself
+    assert rows[2]["num_tokens"] > rows[0]["num_tokens"]  # and has no padding

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from ltm_pyro.estimators import Scores
-from ltm_pyro.figures import Document, Figure, difference, order_zero_bits_per_byte, per_token
+from ltm_pyro.figures import (
+    Document,
+    Figure,
+    chosen_sequences,
+    difference,
+    order_zero_bits_per_byte,
+    per_token,
+)
 from ltm_pyro.models import TokenBatch
 
 
@@ -222,3 +229,23 @@ def test_the_entropy_of_single_bytes(texts, bits):
 
 def test_an_entropy_is_never_printed_with_a_minus():
     assert f"{order_zero_bits_per_byte(['aaaa']):.3f}" == "0.000"
+
+
+def test_diagnostics_are_of_all_batches():
+    total = Figure("iwae", 4)
+    for size, k in ((1.0, 0.1), (2.0, 0.2), (6.0, 0.6)):
+        one = [torch.tensor([value], dtype=torch.float64) for value in (3.0, size, k)]
+        scores = Scores(one[0], "vi", 16, variance=one[0], effective_sample_size=one[1], pareto_k=one[2])
+        total.add(scores, batch([2], [2]), torch.arange(1))
+    record = total.record()
+    assert record["effective_sample_size"] == 2
+    assert record["pareto_k"] == pytest.approx(0.2)
+
+
+def test_the_chosen_sequences_are_of_all_and_every_time_the_same():
+    chosen = chosen_sequences(10_000, 100)
+    assert len(set(chosen.tolist())) == 100
+    assert chosen.tolist() == chosen_sequences(10_000, 100).tolist()
+    assert chosen.tolist()[:30] == chosen_sequences(10_000, 30).tolist()
+    assert abs(chosen.mean() - 5000) < 5 * 10_000 / math.sqrt(12 * 100)
+    assert sorted(chosen_sequences(7, 20).tolist()) == list(range(7))

@@ -67,3 +67,19 @@ def test_draws_that_are_one_point_repeated_and_carry_a_gradient_can_be_exported(
     point = torch.arange(6.0).view(3, 2).requires_grad_()
     z = Posterior((2 * point).expand(1, 4, 3, 2), IDS).to_arviz()["posterior"]["z"]
     assert z.values.tolist() == [4 * [[[0, 2], [4, 6], [8, 10]]]]
+
+
+def test_further_groups_and_the_texts_go_with_the_draws_and_through_a_file(tmp_path):
+    samples = torch.randn(2, 5, 3, 1, 2, 4)
+    log_likelihood, tokens = np.random.default_rng(0).normal(size=(2, 5, 3)), np.arange(21).reshape(3, 7)
+    groups = {"log_likelihood": {"log_p": log_likelihood}, "observed_data": {"tokens": tokens}}
+    posterior = Posterior(samples, torch.tensor([4, 7, 5]))
+    posterior.to_arviz(groups, texts=["one", "two", "drei ü"]).to_netcdf(str(tmp_path / "posterior.nc"))
+    data = arviz.from_netcdf(str(tmp_path / "posterior.nc"))
+    assert data.posterior["z"].dims == ("chain", "draw", "sequence", "layer", "slot", "dim")
+    assert data.log_likelihood["log_p"].dims == ("chain", "draw", "sequence")
+    assert data.observed_data["tokens"].dims[0] == "sequence"
+    assert np.array_equal(data.observed_data["tokens"].values, tokens)
+    second = data.posterior["z"].sel(sequence=7)
+    assert np.array_equal(second.values, samples[:, :, 1].numpy())
+    assert str(second["text"].values) == "two"

@@ -68,3 +68,16 @@ def test_no_shape_without_a_tail():
     equal = torch.zeros(100, 2, dtype=torch.float64)
     equal[:, 1] = lognormal(100, 1, 1.0).log_weights[:, 0]
     assert ImportanceWeights(equal).pareto_k.isnan().tolist() == [True, False]
+
+
+def test_the_error_of_two_weights_by_hand():
+    """1 and 3: a mean of 2, whose standard error is 1; half of it, in the logarithm."""
+    weights = ImportanceWeights(torch.tensor([[1.0], [3.0]], dtype=torch.float64).log())
+    assert weights.monte_carlo_standard_error.item() == pytest.approx(0.5)
+
+
+def test_equal_weights_have_a_finite_error_whatever_their_number():
+    """The effective sample size of K equal weights is K but for rounding, which may be upwards."""
+    for num_draws in range(2, 200):
+        error = ImportanceWeights(torch.zeros(num_draws, 1, dtype=torch.float64)).monte_carlo_standard_error
+        assert error.item() < 1e-7

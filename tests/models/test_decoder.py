@@ -250,3 +250,14 @@ def test_without_slots_it_is_the_decoder_whose_cross_attention_adds_nothing():
 def test_a_width_that_does_not_split_into_heads_of_pairs_is_refused(width, num_heads):
     with pytest.raises(ValueError, match=f"width {width} must be a multiple"):
         DecoderConfig(width=width, num_heads=num_heads)
+
+
+def test_without_slots_a_layer_ends_in_the_residual_stream_twice():
+    config = dataclasses.replace(TOY, num_slots=0, width=48, hidden=80)
+    decoder = Decoder(config, vocab_size=300)
+    ends = [weight for name, weight in decoder.named_parameters() if name.endswith(".output.weight")]
+    assert len(ends) == 2 * config.num_layers
+    assert sum(weight.dim() == 1 for weight in decoder.parameters()) == 2 * config.num_layers + 1
+    std = 0.02 / math.sqrt(2 * config.num_layers)
+    for weight in ends:
+        assert abs(weight.std().item() - std) < 5 * std / math.sqrt(2 * weight.numel())
