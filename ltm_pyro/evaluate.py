@@ -73,7 +73,7 @@ class EvaluateConfig:
     """File for all figures, replaced where it exists."""
     plot: str | None = None
     """File for the plot over --fast-steps (.png), replaced where it exists.
-    Default: fast-steps.png in the folder of the first run, numbered if that exists."""
+    Default, for several of them: fast-steps.png in the folder of the first run, numbered if that exists."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def parse(args: Sequence[str]) -> EvaluateConfig:
     for name in ("num_sequences", "certify", "seed"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(config, name)}")
+    if config.seed >= 2**32:
+        raise InputError(f"--seed must be below 2^32, not {config.seed}")
     if any(steps < 0 for steps in config.fast_steps):
         raise InputError("--fast-steps must not be negative")
     if not config.estimators:
@@ -188,7 +190,7 @@ def main(args: Sequence[str]) -> int:
             # Also after Ctrl-C: what has been computed is not lost.
             if rows:
                 report.print_report(rows, certificates)
-    if len(set(config.fast_steps)) > 1:
+    if config.plot or len(set(config.fast_steps)) > 1:
         path = config.plot or free_path(Path(config.runs[0]), "fast-steps", ".png")
         report.plot(rows, path)
         print(f"\nplot: {path}")

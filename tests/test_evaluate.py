@@ -170,6 +170,8 @@ def test_fast_steps_give_a_curve_and_a_plot(command, runs):
     ]
     prior = rows[0]
     assert prior["kl_nats_per_token"] == 0
+    assert command("vi", "--estimators", "elbo", "--plot", "point.png")[0] == 0
+    assert Path("point.png").read_bytes()[:4] == b"\x89PNG"
     assert command("vi", "--fast-steps", "1", "2", "--estimators", "elbo", "--plot", "curve.png")[0] == 0
     assert Path("curve.png").read_bytes()[:4] == b"\x89PNG"
     assert not (runs / "vi" / "fast-steps-3.png").exists()
@@ -228,6 +230,7 @@ BAD = {
     "less than no sequence": (["vi", "--num-sequences", "-1"], "num-sequences"),
     "less than no step": (["vi", "--fast-steps", "-1"], "fast-steps"),
     "a negative seed": (["vi", "--seed", "-1"], "seed"),
+    "a seed that is too large": (["vi", "--seed", "4294967296"], "seed"),
     "fewer certificates than none": (["vi", "--certify", "-1"], "certify"),
     "a folder for JSON": (["vi", "--json", "vi"], "--json"),
     "JSON in no folder": (["vi", "--json", "nowhere/x.json"], "nowhere"),
