@@ -25,15 +25,20 @@ GAUSSIAN_STEPS = 16
 """Steps in which the scales of the Gaussian around a point or draws are fitted."""
 
 
+LARGEST_BLOCK = 64
+"""Of prequential, where no size is given [tokens]."""
+
+
 @dataclass(frozen=True)
 class EstimatorSettings:
     """What an estimate costs, and how close it comes."""
 
     num_samples: int = 64
     """Draws of z for each text (elbo, iwae), or for each block (prequential).
-    A scheme of points or chains gives the draws that it has."""
-    block_size: int = 64
-    """prequential: positions that are predicted from one inference [tokens]."""
+    A scheme of points or chains gives all draws that it has."""
+    block_size: int | None = None
+    """prequential: positions that are predicted from one inference [tokens].
+    Default: a quarter of a sequence, but at most 64."""
     num_temperatures: int = 100
     """ais: temperatures between q and the posterior."""
     num_leapfrogs: int = 5
@@ -44,7 +49,7 @@ class EstimatorSettings:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 2 if name == "num_chains" else 1
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
@@ -160,8 +165,9 @@ def _of_weights(weights: ImportanceWeights, posterior: str) -> Scores:
 def predictive(inferred: Inferred, settings: EstimatorSettings) -> Scores:
     inference = inferred.inference
     limit = inference.scheme.num_draws
-    num_samples = settings.num_samples if limit is None else min(settings.num_samples, limit)
-    code = prequential(inferred.model, inferred.batch, inference.scheme, settings.block_size, num_samples, inferred.rng)
+    num_samples = settings.num_samples if limit is None else limit
+    block_size = settings.block_size or max(1, min(LARGEST_BLOCK, inferred.model.config.length // 4))
+    code = prequential(inferred.model, inferred.batch, inference.scheme, block_size, num_samples, inferred.rng)
     return Scores(code.nats, inference.name, num_samples)
 
 

@@ -38,7 +38,7 @@ class EvaluateConfig:
     """Score held-out text with trained models, by figures that say what they are and whether they are valid."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
-    """Folders of runs. Differences are taken from the first."""
+    """Folders of runs. Differences are taken from the same figure of the first."""
     data: str | None = None
     """Text to score: a file, a folder, a Hugging Face data set, or a set of the field by name
     (ptb, wikitext-2, wikitext-103, lm1b, lambada, ag-news, pubmed, arxiv; NAME=PATH for a local copy).
@@ -64,7 +64,7 @@ class EvaluateConfig:
     num_sequences: int = 64
     """Sequences to score, drawn from all of the text, the same ones every time. 0: all."""
     batch_size: int = 16
-    """Sequences that are scored together. Figures do not depend on it."""
+    """Sequences that are scored together. Figures do not depend on it, but which texts --certify draws does."""
     seed: int = 0
     """Seed of all draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -125,7 +125,7 @@ def load_run(path: str, config: EvaluateConfig, device: torch.device) -> Loaded:
     trained = load(path, device)
     texts = texts_to_score(run, config.data, config.text_column)
     length = trained.config.model.length
-    if "prequential" in config.estimators and config.settings.block_size > length:
+    if (config.settings.block_size or 0) > length:
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")
     packed = PACKING[trained.config.packing](texts.documents, trained.tokenizer, length)
     progress = checkpoint.read_progress(run.newest_checkpoint())
@@ -181,13 +181,16 @@ def main(args: Sequence[str]) -> int:
         try:
             for run in loaded:
                 for inference in inferences(config, run.trained.config):
-                    rows += score(run, inference, config)
+                    rows += (new := score(run, inference, config))
                     save(config, rows, certificates)
+                    if not sys.stdout.isatty():
+                        for row in new:
+                            print(f"{row.source.run}: {row.figure}", flush=True)
                     if config.certify and run.trained.config.inference != NO_INFERENCE:
                         certificates.append(certified(run, inference, config))
                         save(config, rows, certificates)
         finally:
-            # Also after Ctrl-C: what has been computed is not lost.
+            # Also after Ctrl-C: the figures that are finished are not lost.
             if rows:
                 report.print_report(rows, certificates)
     if config.plot or len(set(config.fast_steps)) > 1:

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from ltm_pyro.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference, Inferred, Scores
 from ltm_pyro.inference import Noise
+from ltm_pyro.inference.weights import highest_pareto_k
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
-
-HIGHEST_PARETO_K = 0.7
-"""Above which neither the mean of importance weights nor its error is to be trusted (Vehtari et al. 2024)."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Figure:
         pareto_k = _median(self.pareto_ks)
         has_error = self.variance is not None and not math.isnan(self.variance)
         # Where the tail of the weights is too heavy, so is that of their spread, and the error would be far too small.
-        has_error &= pareto_k is None or pareto_k <= HIGHEST_PARETO_K
+        has_error &= pareto_k is None or pareto_k <= highest_pareto_k(self.num_samples)
         return {
             "estimator": self.estimator,
             "posterior": self.posterior,
@@ -145,8 +143,8 @@ def _added(total: float | None, values: Tensor | None) -> float | None:
 
 
 def _median(values: list[float]) -> float | None:
-    finite = [value for value in values if math.isfinite(value)]
-    return float(np.median(finite)) if finite else None
+    known = [value for value in values if not math.isnan(value)]  # infinity counts: those are the worst texts
+    return float(np.median(known)) if known else None
 
 
 def ratio_error(documents: list[tuple[float, float]]) -> float | None:

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,16 +62,21 @@ class Row:
     pairing: tuple[object, ...]
     """Equal for figures of the same sequences."""
 
-    def compared(self, reference: Row) -> tuple[float, float | None] | None:
-        """Bits per byte less those of the reference, and the standard error; None where it is of other sequences."""
-        if self is reference or self.pairing != reference.pairing or not self.figure.num_bytes:
-            return None
-        return figures.difference(self.figure, reference.figure)
+    def reference(self, rows: list[Row]) -> Row | None:
+        """What differences are taken from: the same figure of the first run, or its exact one, if of the same text."""
+        alike = (
+            row
+            for row in rows
+            if row.source == rows[0].source and row.figure.estimator in ("exact", self.figure.estimator)
+        )
+        found = next(alike, None)
+        is_comparable = found is not None and found is not self and found.pairing == self.pairing
+        return found if is_comparable and self.figure.num_bytes else None
 
-    def record(self, reference: Row) -> dict[str, Any]:
-        """The line under the names that docs/metrics.md explains."""
-        source = self.source
-        difference, error = self.compared(reference) or (None, None)
+    def record(self, rows: list[Row]) -> dict[str, Any]:
+        """The line under the names that docs/metrics.md explains, as one of these."""
+        source, reference = self.source, self.reference(rows)
+        difference, error = figures.difference(self.figure, reference.figure) if reference else (None, None)
         return {
             "run": source.run,
             "inference": self.inference,
@@ -84,6 +90,7 @@ class Row:
             "test_operations_per_token": self.operations,
             "difference_bits_per_byte": difference,
             "difference_standard_error": error,
+            "difference_from": rows.index(reference) if reference else None,
         }
 
 
@@ -92,7 +99,7 @@ def write_json(path: str, settings: dict[str, Any], rows: list[Row], certificate
     contents = {
         "settings": settings,
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": pyro.__version__},
-        "figures": [finite_or_null(row.record(rows[0])) for row in rows],
+        "figures": [finite_or_null(row.record(rows)) for row in rows],
         "certificates": [finite_or_null(certificate) for certificate in certificates],
     }
     partial = Path(f"{path}.partial")
@@ -106,10 +113,11 @@ def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
 
 
 LEGEND = """\
-nats/token ± standard error over documents; Δ bits/byte: less the first line's, paired over documents.
+nats/token ± standard error over documents; Δ bits/byte: less the same (or exact) figure of the first run, paired
+over documents; none where a run reads other sequences.
 rate KL(q ‖ p) and distortion -E log p(x | z) in bits/token; MC error: of nats/token, over the draws of z.
-ESS and k̂: effective sample size and tail shape of the importance weights, medians over texts; not to be trusted
-where k̂ is above 0.7. op/token: floating-point operations of the figure for each token scored."""
+ESS and k̂: effective sample size and tail shape of the importance weights, medians over texts; there is no error where
+k̂ says that it cannot be trusted. op/token: floating-point operations of the figure for each token of a sequence."""
 
 
 def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
@@ -118,7 +126,7 @@ def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
         print(source)
     for line in dict.fromkeys(_text_scored(row) for row in rows):
         print(line)
-    print_rows([_cells(row, rows[0]) for row in rows], words=("run", "figure", "z from", "meaning"))
+    print_rows([_cells(row, rows) for row in rows], words=("run", "figure", "z from", "meaning"))
     print(LEGEND)
     for certificate in certificates:
         print(_certificate_text(certificate))
@@ -133,7 +141,7 @@ def _text_scored(row: Row) -> str:
 
 
 def print_rows(rows: list[dict[str, str]], words: tuple[str, ...]) -> None:
-    """Print a table: with lines on a terminal, as Markdown elsewhere.
+    """Print a table: with lines on a terminal, or as paragraphs where it is too narrow; as Markdown elsewhere.
 
     Args:
         rows: cells by the name of their column. A column that is empty throughout is left out.
@@ -142,24 +150,34 @@ def print_rows(rows: list[dict[str, str]], words: tuple[str, ...]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     is_terminal = sys.stdout.isatty()
-    table = Table(box=box.SIMPLE_HEAD if is_terminal else box.MARKDOWN)
+    console = Console(width=None if is_terminal else 1000, highlight=False, markup=False)
     names = [name for name in rows[0] if any(row[name] for row in rows)]
+    width = sum(3 + max(len(name), *(len(row[name]) for row in rows)) for name in names)
+    if width > console.width:
+        for row in rows:
+            print("\n" + ", ".join(row[name] for name in names if name in words and row[name]))
+            numbers = "; ".join(f"{name} {row[name]}" for name in names if name not in words and row[name])
+            print(textwrap.fill(numbers, console.width, initial_indent="  ", subsequent_indent="  "))
+        return
+    table = Table(box=box.SIMPLE_HEAD if is_terminal else box.MARKDOWN)
     for name in names:
         table.add_column(name, no_wrap=not is_terminal, justify="left" if name in words else "right")
     for row in rows:
-        table.add_row(*(row[name] for name in names))
+        table.add_row(*(Text(row[name]) for name in names))
     print()
-    Console(width=None if is_terminal else 1000, highlight=False).print(table)
+    console.print(table)
 
 
-def _cells(row: Row, reference: Row) -> dict[str, str]:
+def _cells(row: Row, rows: list[Row]) -> dict[str, str]:
     """A line of the table for people."""
     figure, values = row.figure, row.figure.record()
     estimator = ESTIMATORS.get(figure.estimator, EXACT)
     has_z = figure.posterior is not None
-    difference = row.compared(reference)
+    reference = row.reference(rows)
+    difference = figures.difference(figure, reference.figure) if reference else None
     size = values["effective_sample_size"]
     return {
         "run": row.source.run,
@@ -175,7 +193,7 @@ def _cells(row: Row, reference: Row) -> dict[str, str]:
         "distortion": _number(values["nll_nats_per_token"], 3, in_bits=True) if has_z else "",
         "MC error": _number(values["monte_carlo_standard_error"], 4),
         "ESS": "" if size is None else f"{size:.1f} of {figure.num_samples}",
-        "k̂": _number(values["pareto_k"], 2),
+        "k̂": "" if values["pareto_k"] is None else f"{values['pareto_k']:.2f}",
         "op/token": in_units(row.operations),
     }
 
@@ -189,7 +207,7 @@ def _number(value: float | None, digits: int, error: float | None = None, sign: 
 
 def in_units(value: float) -> str:
     """A count in thousands (k), millions (M), … with three digits."""
-    units = iter(("", "k", "M", "G", "T", "P", "E"))
+    units = iter(("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q"))
     unit = next(units)
     while value >= 999.5:
         value, unit = value / 1000, next(units)
@@ -204,9 +222,10 @@ def _certificate_text(certificate: dict[str, Any]) -> str:
     return (
         f"\ncertificate of {certificate['run']} ({certificate['inference']}, T = {certificate['fast_steps']}), on "
         f"{certificate['num_sequences']} texts drawn from the model ({certificate['num_tokens']:,} tokens): "
-        f"-log p(x) is between {certificate['lower_nats_per_token']:.4f} and {certificate['upper_nats_per_token']:.4f} "
-        f"nats/token (annealing backwards and forwards; gap {with_error('gap')}); the ELBO is "
-        f"{certificate['elbo_nats_per_token']:.4f}, at most {with_error('elbo_excess')} above it"
+        f"-log p(x) is bounded by {certificate['lower_nats_per_token']:.4f} from below and by "
+        f"{certificate['upper_nats_per_token']:.4f} nats/token from above (annealing backwards and forwards; gap "
+        f"{with_error('gap')}); the ELBO, {certificate['elbo_nats_per_token']:.4f}, is {with_error('elbo_excess')} "
+        "above the lower side"
     )
 
 
@@ -220,8 +239,8 @@ def plot(rows: list[Row], path: str | Path) -> None:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         if row.figure.is_valid and row.figure.num_bytes:
-            name = Path(row.source.run).name
-            label = name if row.figure.posterior is None else f"{name}: {row.figure.estimator}, {row.figure.posterior}"
+            run = row.source.run
+            label = run if row.figure.posterior is None else f"{run}: {row.figure.estimator}, {row.figure.posterior}"
             lines.setdefault(label, []).append(row)
     steps = sorted({row.figure.fast_steps for row in rows if row.figure.posterior is not None})
     for number, (label, points) in enumerate(lines.items()):
@@ -244,7 +263,8 @@ def plot(rows: list[Row], path: str | Path) -> None:
     figure = rows[0].figure
     axes.set_xlabel("steps of inference (T)")
     axes.set_ylabel("bits per byte")
-    axes.set_title(f"{rows[0].source.data}: {figure.num_sequences} sequences", fontsize="medium")
+    names = ", ".join(dict.fromkeys(row.source.data for row in rows))
+    axes.set_title(f"{names}: {figure.num_sequences} sequences", fontsize="medium")
     canvas.legend(loc="outside right upper", fontsize="small")
     axes.grid(alpha=0.3)
     canvas.savefig(path, dpi=150)

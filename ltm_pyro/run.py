@@ -185,15 +185,28 @@ def texts_to_score(run: Run, data: str | None, text_column: str) -> Texts:
             held out of it now may have been trained on.
     """
     config, resolved = run.read_config()
-    if data is not None and data != config.data:
+    if data is not None and not _is_same_source(data, config.data):
         return load_texts(data, text_column)
-    corpus = load_corpus(config.data, config.text_column)
+    try:
+        corpus = load_corpus(config.data, config.text_column)
+    except InputError as error:
+        raise InputError(f"the corpus of {run.path}: {error}; --data gives other text") from None
     if corpus.sha256 != resolved.get("corpus_sha256"):
         raise InputError(
             f"{config.data} is not the corpus that {run.path} was trained on: its hash has changed, so what is held "
             "out of it now may have been trained on; give --data another text"
         )
-    return Texts(f"{corpus.name}, held-out part", corpus.validation, corpus.sha256)
+    return Texts.of(f"{corpus.name}, held-out part", corpus.validation)
+
+
+def _is_same_source(data: str, other: str) -> bool:
+    """Whether two values of `--data` name the same corpus, however they spell its path."""
+    if data == other:
+        return True
+    try:
+        return Path(data).expanduser().samefile(Path(other).expanduser())
+    except (OSError, RuntimeError):  # one of them is no path
+        return False
 
 
 def build_model(config: TrainConfig, encoding: tiktoken.Encoding) -> LatentThoughtModel:

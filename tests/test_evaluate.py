@@ -135,6 +135,10 @@ def test_the_text_is_what_the_run_held_out_or_what_is_given(command, runs):
     (given,) = figures_of("given.json")
     assert given["nats_per_token"] == pytest.approx(own["nats_per_token"])
 
+    # However the path of the run's own corpus is spelt, what was trained on is not scored.
+    assert command("none", "--num-sequences", "0", "--data", "./text.jsonl", "--json", "same.json")[0] == 0
+    assert figures_of("same.json")[0]["data_sha256"] == own["data_sha256"] == given["data_sha256"]
+
     Path("one.txt").write_text("A single text.")
     assert command("none", "--data", "one.txt", "--json", "one.json")[0] == 0
     (one,) = figures_of("one.json")
@@ -220,7 +224,7 @@ BAD = {
     "an empty text": (["vi", "--data", "empty.txt"], "empty.txt"),
     "text that is none": (["vi", "--data", "binary.txt"], "binary.txt"),
     "half a character": (["vi", "--data", "surrogate.jsonl"], "surrogate"),
-    "a column that is not there": (["vi", "--data", "text.jsonl", "--text-column", "body"], "body"),
+    "a column that is not there": (["vi", "--data", "other.jsonl", "--text-column", "body"], "body"),
     "an unknown set": (["vi", "--data", "nonsense=text.jsonl"], "nonsense"),
     "a block longer than a sequence": (["vi", "--block-size", "33"], "32 tokens"),
     "an empty block": (["vi", "--block-size", "0"], "block_size"),
@@ -241,6 +245,7 @@ BAD = {
 @pytest.mark.parametrize(("args", "mentioned"), BAD.values(), ids=BAD)
 def test_bad_input_ends_in_one_line_with_status_2(args, mentioned, command):
     Path("empty.txt").write_text("")
+    Path("other.jsonl").write_text('{"text": "some"}\n')
     Path("binary.txt").write_bytes(b"\x00\xff\xfe" * 40)
     Path("surrogate.jsonl").write_text('{"text": "half \\ud83d of it"}\n')
     status, out, err = command(*args)
@@ -261,8 +266,8 @@ def test_cuda_where_there_is_none_is_bad_input(command):
 def test_a_corpus_that_has_changed_is_not_scored_as_held_out(command, runs):
     shutil.copytree(runs / "none", runs / "moved", dirs_exist_ok=True)
     config = runs / "moved" / "config.yaml"
-    config.write_text(config.read_text().replace("text.jsonl", "other.jsonl"))
-    (runs / "other.jsonl").write_text((runs / "text.jsonl").read_text().replace("Sentence", "Line"))
+    config.write_text(config.read_text().replace("text.jsonl", "changed.jsonl"))
+    (runs / "changed.jsonl").write_text((runs / "text.jsonl").read_text().replace("Sentence", "Line"))
     status, _, err = command("moved")
     assert (status, err.count("\n")) == (2, 1)
     assert "hash" in err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 
 import matplotlib.figure
@@ -96,12 +95,55 @@ def test_only_figures_of_the_same_sequences_are_compared(capsys):
     other = row("elbo", [6.0, 9.0], pairing=("another text",))
     cells = printed([EXACT, ELBO, other], capsys)
     assert [bool(line["Δ bits/byte"]) for line in cells] == [False, True, False]
-    assert other.compared(EXACT) is None
+    assert other.reference([EXACT, ELBO, other]) is None
+
+
+def test_a_difference_is_from_the_same_figure_of_the_first_run(tmp_path):
+    """And not from another kind of figure, which would compare a code with a bound."""
+    rows = [
+        row("elbo", [6.0, 9.0]),
+        row("prequential", [5.0, 8.0]),
+        row("elbo", [5.5, 9.0], steps=16),
+        row("elbo", [6.5, 9.0], run="runs/b"),
+        row("prequential", [5.0, 8.5], run="runs/b"),
+        row("iwae", [5.0, 8.5], run="runs/b"),
+    ]
+    report.write_json(str(tmp_path / "x.json"), {}, rows, [])
+    written = json.loads((tmp_path / "x.json").read_text())["figures"]
+    assert [line["difference_from"] for line in written] == [None, None, 0, 0, 1, None]
+    bits = [line["difference_bits_per_byte"] for line in written]
+    half = 0.5 / 10 / math.log(2)  # half a nat in ten bytes
+    assert bits == [None, None, pytest.approx(-half), pytest.approx(half), pytest.approx(half), None]
+
+
+def test_on_a_terminal_that_is_too_narrow_every_figure_is_a_paragraph(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for width, is_table in ((60, False), (300, True)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        report.print_report([EXACT, ELBO, IWAE], [])
+        text = capsys.readouterr().out
+        assert ("───" in text) is is_table
+        assert " ".join(text.split()).count("upper bound") == 2
+        assert "…" not in text
+
+
+def test_a_name_in_brackets_is_no_markup(capsys):
+    report.print_report([row("elbo", [6.0, 9.0], run="runs/[bold]a")], [])
+    assert "| runs/[bold]a |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (1, "1"), (999.4, "999"), (999.6, "1 k"), (1234, "1.23 k"), (99_999, "100 k"), (3.86e12, "3.86 T")],
+    [
+        (0, "0"),
+        (1, "1"),
+        (999.4, "999"),
+        (999.6, "1 k"),
+        (1234, "1.23 k"),
+        (99_999, "100 k"),
+        (3.86e12, "3.86 T"),
+        (1e21, "1 Z"),
+    ],
 )
 def test_counts_have_three_digits_and_a_unit(value, text):
     assert report.in_units(value) == text
@@ -114,9 +156,9 @@ def test_the_certificate_names_both_sides(capsys):
     certificate |= {"run": "a", "inference": "vi", "fast_steps": 4, "num_sequences": 3, "num_tokens": 1200}
     report.print_report([ELBO], [certificate])
     text = capsys.readouterr().out
-    assert "between 1.2500 and 1.5000" in text
+    assert "bounded by 1.2500 from below and by 1.5000 nats/token from above" in text
     assert "gap 0.2500 ± 0.1250" in text
-    assert re.search(r"the ELBO is 1\.7500, at most 0\.5000 above", text)
+    assert "the ELBO, 1.7500, is 0.5000 above the lower side" in text
 
 
 def test_the_plot_has_the_valid_figures_alone_with_their_own_error(tmp_path, monkeypatch):
@@ -135,7 +177,7 @@ def test_the_plot_has_the_valid_figures_alone_with_their_own_error(tmp_path, mon
     assert Path(tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
     (axes,) = drawn[0].axes
     labels = axes.get_legend_handles_labels()[1]
-    assert sorted(labels) == ["a: elbo, vi", "ar (exact)"]
+    assert sorted(labels) == ["runs/a: elbo, vi", "runs/ar (exact)"]
     (curve,) = axes.containers
     assert list(curve[0].get_xdata()) == [0, 1, 4]
     assert curve[0].get_ydata() == pytest.approx([(18 - t) / 10 / math.log(2) for t in (0, 1, 4)])

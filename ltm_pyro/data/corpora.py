@@ -128,6 +128,11 @@ class Texts:
     sha256: str
     """Over the documents in their order: two figures compare only where it is equal."""
 
+    @classmethod
+    def of(cls, name: str, documents: list[str]) -> Texts:
+        """These documents, with their hash."""
+        return cls(name, documents, _sha256(documents))
+
 
 def load_texts(data: str, text_column: str = "text") -> Texts:
     """Loads documents to score. Nothing is held out of them.
@@ -180,7 +185,7 @@ def load_texts(data: str, text_column: str = "text") -> Texts:
     documents = _without_blank(documents)
     if not documents:
         raise InputError(f"{data} holds no text to score")
-    return Texts(name, documents, _sha256(documents))
+    return Texts.of(name, documents)
 
 
 def _copy_splits(copy: str, benchmark: BenchmarkSet) -> dict[str, Callable[[], list[str]]]:

@@ -46,9 +46,9 @@ class ImportanceWeights:
     def pareto_k(self) -> Tensor:
         """[B]: k̂, the shape of the tail of the weights, by ArviZ's Pareto-smoothed importance sampling.
 
-        Above 0.7, the mean of the weights and every error of it are not to be trusted at this number of draws (Vehtari
-        et al. 2024, arXiv 1507.02646; Yao et al. 2018, arXiv 1802.02538). nan where there are too few draws to fit a
-        tail, or where all weights are equal and there is none.
+        Above `highest_pareto_k` the mean of the weights and every error of it are not to be trusted (Vehtari et al.
+        2024, arXiv 1507.02646; Yao et al. 2018, arXiv 1802.02538). nan where there are too few draws to fit a tail, or
+        where all weights are equal and there is none.
         """
         log_weights = self.log_weights.T.contiguous().numpy()
         num_draws = log_weights.shape[1]
@@ -57,6 +57,14 @@ class ImportanceWeights:
             varied = np.ptp(log_weights, axis=1) > 0
             shapes[varied] = _psis_shape(log_weights[varied])
         return torch.from_numpy(shapes)
+
+
+def highest_pareto_k(num_draws: int) -> float:
+    """The largest k̂ at which the mean of so many weights is to be trusted: 0.7, and less for fewer than 2,200.
+
+    min(0.7, 1 - 1 / log10 K) (Vehtari et al. 2024, eq. 14).
+    """
+    return min(0.7, 1 - 1 / math.log10(num_draws))
 
 
 def _psis_shape(log_weights: np.ndarray) -> np.ndarray:
