@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 import pyro
 import pytest
+import torch
+
+# The models here are too small to gain from more threads, which wait for each other wherever a core is busy.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
