@@ -18,6 +18,14 @@ def terminated() -> Iterator[list[int]]:
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.fixture
+def python_default() -> Iterator[None]:
+    """Ctrl-C as Python has it; a shell starts what runs in its background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_the_first_signal_is_a_request_and_the_second_acts_as_before(terminated):
     with StopSignal() as stop:
         assert stop.received is None
@@ -28,7 +36,7 @@ def test_the_first_signal_is_a_request_and_the_second_acts_as_before(terminated)
         assert terminated == [signal.SIGTERM]
 
 
-def test_a_second_ctrl_c_interrupts_at_once():
+def test_a_second_ctrl_c_interrupts_at_once(python_default):
     with StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == signal.SIGINT
