@@ -70,7 +70,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones():
         preset("huge")
 
 
-@pytest.mark.parametrize("inference", ["vi", "map", "langevin"])
+@pytest.mark.parametrize("inference", SCHEMES)
 def test_fast_steps_are_the_steps_of_the_scheme_that_is_named(inference):
     config = dataclasses.replace(preset("tiny"), inference=inference, fast_steps=37)
     scheme = scheme_of(config)

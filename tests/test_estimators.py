@@ -24,8 +24,12 @@ SETTINGS = EstimatorSettings(num_samples=32, block_size=2, num_temperatures=16, 
 GAUSSIAN = VI(num_steps=8)
 INFERENCES = {
     "vi": Inference("vi", SCHEMES["vi"](num_steps=8), GAUSSIAN),
+    "lowrank": Inference("lowrank", SCHEMES["lowrank"](num_steps=8, rank=2), GAUSSIAN),
     "map": Inference("map", SCHEMES["map"](num_steps=8), GAUSSIAN),
     "langevin": Inference("langevin", SCHEMES["langevin"](num_steps=8, num_chains=4), GAUSSIAN),
+    "mala": Inference("mala", SCHEMES["mala"](num_steps=8, num_chains=4), GAUSSIAN),
+    "hmc": Inference("hmc", SCHEMES["hmc"](num_steps=4, num_chains=4, num_leapfrogs=3), GAUSSIAN),
+    "underdamped": Inference("underdamped", SCHEMES["underdamped"](num_steps=8, num_chains=4), GAUSSIAN),
     "the prior": Inference.without(),
 }
 CONFIG = DecoderConfig(num_layers=1, width=2, num_heads=1, hidden=4, num_slots=1, window=2, length=6)
@@ -108,7 +112,7 @@ def test_the_prequential_code_is_no_shorter_than_the_entropy_of_the_models_own_t
     excess = scores.nats - exact
     assert excess.mean() > -3 * excess.std() / math.sqrt(len(excess))
     assert scores.posterior == inference.name
-    assert scores.num_samples == {"map": 1, "langevin": 4}.get(inference.name, 32)
+    assert scores.num_samples == (inference.scheme.num_draws or 32)
 
 
 def test_the_reused_noise_is_not_the_settings_of_a_bound(ltm, written):

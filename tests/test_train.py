@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import ltm_pyro
 from ltm_pyro import cli, config, train
-from ltm_pyro.inference import svi
+from ltm_pyro.inference import SCHEMES, svi
 from ltm_pyro.inference.vi import VI
 
 SMALL = shlex.split(
@@ -59,7 +59,7 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(sorted((run / "checkpoints").glob("step-*"))[-1] / "model.safetensors")
 
 
-@pytest.mark.parametrize("scheme", ["vi", "map", "langevin"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_each_scheme_trains_on_the_embedded_corpus_and_writes_a_run(scheme, command):
     status, out, _ = command(f"--inference={scheme}", "--steps", "20", "--validate-every", "10", data=None)
     assert status == 0
@@ -136,6 +136,7 @@ def signal_in(name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
         ("vi", "slow_step", 4, 3),  # and a validation is due at 3
         ("map", "slow_step", 5, 4),
         ("langevin", "random_prefix", 9, 4),  # between the two micro-batches of step 5, which is taken again
+        ("hmc", "random_prefix", 9, 4),
         ("vi", "held_out", 1, 3),
         ("vi", "held_out", 3, 7),  # in the closing report
         ("vi", "train_record", 3, 3),
@@ -217,6 +218,9 @@ BAD_INPUT = {
     "negative learning rate": (["--optimizer.learning-rate", "-1"], "learning_rate"),
     "not a learning rate": (["--vi.learning-rate", "nan"], "learning_rate"),
     "zero chains": (["--langevin.num-chains", "0"], "num_chains"),
+    "zero leapfrogs": (["--hmc.num-leapfrogs", "0"], "num_leapfrogs"),
+    "negative friction": (["--underdamped.friction", "-1"], "friction"),
+    "negative VI steps": (["--mala.vi-steps", "-1"], "vi_steps"),
     "negative seed": (["--seed", "-1"], "--seed"),
     "resume without folder": (["--resume"], "--out"),
     "resume of nothing": (["--resume", "--out", "nothing"], "nothing"),

@@ -5,9 +5,9 @@ From q(z) to p(x, z) along log f_β = (1 - β) log q(z) + β log p(x, z), in M t
     forwards    z_0 ~ q,         log w = Σ_m (β_m - β_{m-1}) U(z_{m-1}),   z_m ~ T_{β_m}(· | z_{m-1}),   E[w] = p(x)
     backwards   z ~ p(z | x),    the same sum along the path run the other way,                          E[1/w] = 1/p(x)
 
-with U(z) = log p(x, z) - log q(z) and T_β a Hamiltonian Monte Carlo step that leaves f_β invariant. So -log of the mean
-of w is, in expectation, at least -log p(x); and the log of the mean of 1/w at most. The backward side needs an exact
-draw of the posterior: on data simulated from the model, that is the z that made x.
+with U(z) = log p(x, z) - log q(z) and T_β a step of Hamiltonian Monte Carlo (`leapfrog.py`) that leaves f_β invariant.
+So -log of the mean of w is, in expectation, at least -log p(x); and the log of the mean of 1/w at most. The backward
+side needs an exact draw of the posterior: on data simulated from the model, that is the z that made x.
 
 Temperatures and step sizes are fitted to each sequence by a pilot run with randomness of its own, and then frozen:
 tuned on the very chains that are scored, E[w] = p(x) would no longer hold.
@@ -15,6 +15,7 @@ tuned on the very chains that are scored, E[w] = p(x) would no longer hold.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ltm_pyro.inference.base import Batch, Model, frozen, log_joint
+from ltm_pyro.inference.leapfrog import like_events, transition
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.weights import ImportanceWeights
 
@@ -55,9 +57,10 @@ class AnnealedWeights(ImportanceWeights):
 
 @dataclass(frozen=True)
 class _Point:
-    """Where the chains stand, [C, B, *event_shape], and what is known there, [C, B]."""
+    """Where the chains stand, [C, B, *event_shape], at which temperature, and what is known there, [C, B]."""
 
     z: Tensor
+    beta: Tensor
     log_joint: Tensor
     log_q: Tensor
     gradient_joint: Tensor
@@ -68,11 +71,15 @@ class _Point:
         """U(z)."""
         return self.log_joint - self.log_q
 
-    def log_density(self, beta: Tensor) -> Tensor:
-        return (1 - beta) * self.log_q + beta * self.log_joint
+    @property
+    def log_density(self) -> Tensor:
+        """log f_β(z)."""
+        return (1 - self.beta) * self.log_q + self.beta * self.log_joint
 
-    def gradient(self, beta: Tensor) -> Tensor:
-        beta = _like_events(beta, self.z)
+    @property
+    def gradient(self) -> Tensor:
+        """∇_z log f_β(z)."""
+        beta = like_events(self.beta, self.z)
         return (1 - beta) * self.gradient_q + beta * self.gradient_joint
 
 
@@ -91,8 +98,9 @@ def pilot(
     so that each adds the same part of it. A second run fits the step sizes to them.
 
     Args:
-        q: where the chains start, batch_shape [B]: a diagonal Gaussian, whose scales are also those of the steps.
-        rng: of another seed than the run that is scored.
+        q: where the chains start, batch_shape [B]. Its standard deviations are also the scales of the steps. Every
+            draw from it must use new noise, as of a scheme's `distribution`.
+        rng: of the transitions.
         num_temperatures: M.
         num_chains: C, of the run that is scored too.
     """
@@ -102,7 +110,7 @@ def pilot(
     step_sizes = torch.full_like(betas, start)
     for number in range(2):
         plan = AnnealingPlan(betas, step_sizes, num_leapfrogs, num_chains)
-        point = _start(model, batch, q, num_chains, rng, f"ais-pilot-start-{number}")
+        point = _start(model, batch, q, plan)
         step_size, fitted, spreads = step_sizes[1], [step_sizes[1]], []
         for m in range(1, num_temperatures + 1):
             spreads.append(point.log_ratio.std(0))
@@ -120,7 +128,7 @@ def pilot(
 
 def forward_ais(model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan, rng: Noise) -> AnnealedWeights:
     """Chains from q to the posterior: E[w] = p(x)."""
-    point = _start(model, batch, q, plan.num_chains, rng, "ais-forward-start")
+    point = _start(model, batch, q, plan)
     log_weights = torch.zeros_like(point.log_joint, dtype=torch.float64)
     acceptance_sum = torch.zeros_like(log_weights[0])
     last = len(plan.betas) - 1
@@ -155,7 +163,7 @@ def reverse_ais(
     Args:
         z: one draw of p(z | x) for each sequence, [B, *event_shape], of which q and the plan know nothing.
     """
-    point = _evaluate(model, batch, q, z.expand(plan.num_chains, *z.shape))
+    point = _evaluate(model, batch, q, z.expand(plan.num_chains, *z.shape), plan.betas[-1])
     log_weights = torch.zeros_like(point.log_joint, dtype=torch.float64)
     acceptance_sum = torch.zeros_like(log_weights[0])
     last = len(plan.betas) - 1
@@ -167,21 +175,19 @@ def reverse_ais(
     return ReverseWeights(log_weights.cpu(), (acceptance_sum / (last - 1)).cpu())
 
 
-def _start(model: Model, batch: Batch, q: TorchDistribution, num_chains: int, rng: Noise, purpose: str) -> _Point:
-    """Draws from q, [C, B, *event_shape]."""
-    steps = torch.zeros_like(batch.sequence_ids)
-    noise = rng.normal(purpose, batch.sequence_ids, steps, q.event_shape, (num_chains,), like=q.mean)
-    return _evaluate(model, batch, q, q.mean + q.stddev * noise)
+def _start(model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan) -> _Point:
+    """Draws from q, [C, B, *event_shape], which are new in every call."""
+    return _evaluate(model, batch, q, q.sample((plan.num_chains,)), plan.betas[0])
 
 
-def _evaluate(model: Model, batch: Batch, q: TorchDistribution, z: Tensor) -> _Point:
+def _evaluate(model: Model, batch: Batch, q: TorchDistribution, z: Tensor, beta: Tensor) -> _Point:
     with frozen(model), torch.enable_grad():
         z = z.detach().requires_grad_()
         joint = log_joint(model, batch, z, num_sample_dims=1)
         log_p, log_q = joint.log_likelihood + joint.log_prior, q.log_prob(z)
         (gradient_joint,) = torch.autograd.grad(log_p.sum(), z)
         (gradient_q,) = torch.autograd.grad(log_q.sum(), z)
-    return _Point(z.detach(), log_p.detach(), log_q.detach(), gradient_joint, gradient_q)
+    return _Point(z.detach(), beta.expand_as(log_p), log_p.detach(), log_q.detach(), gradient_joint, gradient_q)
 
 
 def _transition(
@@ -195,37 +201,19 @@ def _transition(
     purpose: str,
     step_size: Tensor,
 ) -> tuple[_Point, Tensor]:
-    """A Hamiltonian Monte Carlo step at temperature m (Neal 2011, section 5.3.2), and its acceptance, [C, B]."""
+    """A Hamiltonian Monte Carlo step at temperature m, and its acceptance, [C, B]."""
     steps = torch.full_like(batch.sequence_ids, m)
-    beta = plan.betas[m]
-    scale = q.stddev
+    beta = plan.betas[m].expand_as(point.beta)
     momentum = rng.normal(purpose, batch.sequence_ids, steps, q.event_shape, (plan.num_chains,), like=point.z)
-    stride = _like_events(step_size, point.z)
-    start = point.log_density(beta) - _kinetic(momentum)
-    proposal = point
-    for _ in range(plan.num_leapfrogs):
-        momentum = momentum + 0.5 * stride * scale * proposal.gradient(beta)
-        proposal = _evaluate(model, batch, q, proposal.z + stride * scale * momentum)
-        momentum = momentum + 0.5 * stride * scale * proposal.gradient(beta)
-    log_ratio = proposal.log_density(beta) - _kinetic(momentum) - start
-    # A path that has run out of the finite is refused.
-    acceptance = log_ratio.nan_to_num(nan=-torch.inf, posinf=-torch.inf).clamp(max=0).exp()
-    uniform = rng.uniform(f"{purpose}-accept", batch.sequence_ids, steps, (plan.num_chains,)).to(acceptance)
-    accepted = uniform < acceptance
-    kept = {
-        name: torch.where(_like_events(accepted, value) if value.dim() > 2 else accepted, value, getattr(point, name))
-        for name, value in vars(proposal).items()
-    }
-    return _Point(**kept), acceptance
-
-
-def _kinetic(momentum: Tensor) -> Tensor:
-    return 0.5 * momentum.square().flatten(2).sum(-1)
-
-
-def _like_events(values: Tensor, z: Tensor) -> Tensor:
-    """[B] or [C, B] to the number of dimensions of z, [C, B, *event_shape]."""
-    return values.view(*values.shape, *[1] * (z.dim() - 2))
+    uniform = rng.uniform(f"{purpose}-accept", batch.sequence_ids, steps, (plan.num_chains,))
+    return transition(
+        dataclasses.replace(point, beta=beta),
+        lambda z: _evaluate(model, batch, q, z, beta),
+        like_events(step_size, point.z) * q.stddev,
+        plan.num_leapfrogs,
+        momentum,
+        uniform,
+    )
 
 
 def _equal_shares(betas: Tensor, spreads: Tensor) -> Tensor:

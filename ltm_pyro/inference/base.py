@@ -73,6 +73,8 @@ class StepInfo:
 
     objective: Tensor
     """[B], nats: the estimate of what the scheme lowers, at the state the step started from."""
+    acceptance: Tensor | None = None
+    """[B]: the probability with which the proposals were accepted, mean over chains; None where nothing is refused."""
 
 
 class PosteriorScheme(Protocol):
@@ -91,6 +93,11 @@ class PosteriorScheme(Protocol):
     @property
     def num_draws(self) -> int | None:
         """Different draws that `posterior` has after `infer`; None where it has as many as are asked for."""
+        ...
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradients of the log joint that `infer` takes for each sequence, those of all its chains and of a warm-up."""
         ...
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
@@ -164,7 +171,7 @@ def infer(scheme: PosteriorScheme, model: Model, batch: Batch, rng: Noise, warm:
 def keep_finite(state: State, proposed: State) -> Any:
     """The proposed state; for the sequences in which it is not finite, the old one with the skip counted."""
     floats = {name: value for name, value in vars(proposed).items() if value.is_floating_point()}
-    finite = torch.stack([value.isfinite().flatten(1).all(1) for value in floats.values()]).all(0)
+    finite = torch.stack([value.isfinite().unsqueeze(-1).flatten(1).all(1) for value in floats.values()]).all(0)
     if finite.all():
         return proposed
     kept = {

@@ -54,6 +54,11 @@ class MAP:
     loss_is_bound: ClassVar[bool] = False
     num_draws: ClassVar[int] = 1
 
+    @property
+    def num_gradients(self) -> int:
+        """One a step."""
+        return self.num_steps
+
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "epsilon")
 

@@ -72,6 +72,11 @@ class VI:
     has_density: ClassVar[bool] = True
     num_draws: ClassVar[None] = None
 
+    @property
+    def num_gradients(self) -> int:
+        """One a step."""
+        return self.num_steps
+
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "epsilon", "initial_scale")
 

@@ -16,6 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ltm_pyro.inference import SequenceNoise
+from ltm_pyro.inference.posterior import import_arviz
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
 
 
@@ -123,6 +124,32 @@ class LinearGaussian:
         return 0.5 * (mean.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
 
 
+@dataclass(frozen=True)
+class Scales:
+    """A batch whose sequences differ in the scales of their posterior: N(mean, scales²) in independent dimensions."""
+
+    mean: Tensor
+    """[B, d]."""
+    scales: Tensor
+    """[B, d], below 1."""
+    sequence_ids: Tensor
+
+    def __len__(self):
+        return len(self.scales)
+
+    def __getitem__(self, index):
+        return Scales(self.mean[index], self.scales[index], self.sequence_ids[index])
+
+
+def scaled_world(batch):
+    """z ~ N(0, I), and one observation of each dimension, of such a value and noise that the posterior is as stated."""
+    noise_variance = batch.scales**2 / (1 - batch.scales**2)
+    with pyro.plate("sequences", len(batch), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(batch.mean[0]), 1).to_event(1))
+        x = batch.mean * noise_variance / batch.scales**2
+        pyro.sample("x", dist.Normal(z, noise_variance.sqrt()).to_event(1), obs=x)
+
+
 class LinearGaussianModule(PyroModule):
     """The linear-Gaussian model with weights to learn, which the module holds itself."""
 
@@ -143,7 +170,7 @@ class LinearGaussianModule(PyroModule):
 class Failing:
     """A linear-Gaussian model whose likelihood has a gradient that is not finite for some sequences.
 
-    Its value stays finite, and the gradient of the other sequences as it was.
+    Its value stays finite, and value and gradient of the other sequences as they were.
     """
 
     world: LinearGaussian
@@ -164,7 +191,7 @@ class Failing:
             if self.num_evaluations in self.bad_evaluations:
                 # The slope of a root is infinite at 0; times 0 it is not a number.
                 zero = (z - z.detach()).sum(-1) * (0 if self.gradient == "nan" else 1)
-                pyro.factor("failure", torch.where(is_bad, zero, 1.0).sqrt())
+                pyro.factor("failure", torch.where(is_bad, zero, 1.0).sqrt() - torch.where(is_bad, 0.0, 1.0))
         self.num_evaluations += 1
 
 
@@ -189,6 +216,36 @@ class RecordingNoise:
 def linear_gaussian():
     """The class, to build one of any size."""
     return LinearGaussian
+
+
+@pytest.fixture
+def scaled():
+    """A model and a batch of it whose sequences have posteriors of the given means and scales, [B, d]."""
+
+    def build(mean, scales):
+        scales = torch.as_tensor(scales, dtype=torch.float64)
+        mean = torch.as_tensor(mean, dtype=torch.float64).expand_as(scales)
+        return scaled_world, Scales(mean, scales, torch.arange(len(scales)))
+
+    return build
+
+
+@pytest.fixture
+def assert_mean():
+    """Checks that draws [chain, draw, …] have an expected mean, to 5 Monte Carlo standard errors (Vehtari et al. 2021).
+
+    Which must be small enough for the check to mean something: at most `at_most`.
+    """
+    arviz, _ = import_arviz()
+
+    def check(draws, expected, at_most):
+        values = draws.flatten(2).numpy()
+        error = torch.as_tensor([arviz.mcse(values[:, :, i], method="mean") for i in range(values.shape[2])])
+        assert error.max() <= at_most, f"standard errors up to {error.max():.2g}"
+        deviation = (draws.mean((0, 1)) - expected).flatten() / error
+        assert deviation.abs().max() < 5, f"off by {deviation.abs().max():.1f} standard errors"
+
+    return check
 
 
 @pytest.fixture

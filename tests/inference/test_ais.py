@@ -9,6 +9,7 @@ import torch
 
 from ltm_pyro.inference import VI, SequenceNoise, infer
 from ltm_pyro.inference.ais import forward_ais, pilot, reverse_ais
+from ltm_pyro.inference.lowrank import LowRank
 
 NUM_CHAINS = 8
 NUM_TEXTS = 40
@@ -73,6 +74,18 @@ def test_one_temperature_is_importance_sampling_from_q(linear_gaussian):
     weights = reverse_ais(world, batch, q, plan, z, SequenceNoise(4)).log_weights
     # q is the prior here, so the weight is the likelihood of z.
     assert torch.allclose(weights, -world.neg_log_likelihood(z, batch.x).expand(2, 4), rtol=1e-10)
+
+
+def test_chains_start_at_draws_of_q_with_its_correlations(linear_gaussian):
+    """From a q whose dimensions are strongly correlated, with a single step: E[w] = p(x) for draws of q alone."""
+    world, _ = linear_gaussian.with_posterior_variances([0.9, 0.5, 0.05])
+    batch = world.sample(4)
+    scheme = LowRank(num_steps=200, rank=2)
+    q = scheme.distribution(infer(scheme, world, batch, SequenceNoise(1)), SequenceNoise(1))
+    plan = pilot(world, batch, q, SequenceNoise(2), num_temperatures=1, num_leapfrogs=1, num_chains=20_000)
+    weights = (forward_ais(world, batch, q, plan, SequenceNoise(3)).log_weights + world.neg_log_evidence(batch.x)).exp()
+    assert ((weights.mean(0) - 1).abs() < 5 * weights.std(0) / math.sqrt(20_000)).all()
+    assert weights.std(0).max() < 1
 
 
 def test_a_plan_rises_from_zero_to_one_and_its_steps_are_accepted(linear_gaussian):

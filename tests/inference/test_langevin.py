@@ -46,6 +46,28 @@ def test_chains_have_the_stationary_moments_of_the_discretised_chain(rotated):
     assert ((stationary - v) > 10 * spread.diagonal()).all()
 
 
+def test_in_the_scales_of_q_chains_have_the_stationary_covariance_of_the_scaled_chain(rotated):
+    """Of z ← z - s P Λ (z - mean) + √(2 s P) ε with P = diag(σ²): the S of S = (I - s P Λ) S (I - s P Λ)ᵀ + 2 s P."""
+    model, _ = rotated
+    step_size, num_chains = 0.5, 10_000
+    batch = model.sample(2)
+    scheme = Langevin(num_steps=60, step_size=step_size, num_chains=num_chains, vi_steps=50)
+    state = infer(scheme, model, batch, generator_noise())
+    for z, scale, mean in zip(state.z, state.scale, model.posterior_mean(batch.x), strict=True):
+        metric = scale.square().diag()
+        keep = torch.eye(3) - step_size * metric @ model.precision
+        stationary = 2 * step_size * metric
+        for _ in range(20):  # S = Σ_k A^k (2 s P) (A^k)ᵀ, twice as many terms each time
+            stationary, keep = stationary + keep @ stationary @ keep.T, keep @ keep
+        variances = stationary.diagonal()
+        assert ((z.mean(0) - mean).abs() < 5 * (variances / num_chains).sqrt()).all()
+        covariance = (z - mean).T @ (z - mean) / num_chains
+        spread = ((torch.outer(variances, variances) + stationary.square()) / num_chains).sqrt()
+        assert ((covariance - stationary).abs() < 5 * spread).all()
+        # The test can tell that from the covariance of the posterior itself.
+        assert ((stationary - model.precision.inverse()).diagonal() > 10 * spread.diagonal()).any()
+
+
 def test_chains_diverge_where_the_step_size_is_above_twice_a_posterior_variance(rotated):
     model, rotation = rotated
     batch = model.sample(2)

@@ -13,9 +13,13 @@ import torch
 
 from ltm_pyro.data.synthetic import token_batch
 from ltm_pyro.inference import SCHEMES, SequenceNoise
+from ltm_pyro.inference.hmc import HMC
 from ltm_pyro.inference.langevin import Langevin
+from ltm_pyro.inference.lowrank import LowRank
+from ltm_pyro.inference.mala import MALA
 from ltm_pyro.inference.map import MAP
 from ltm_pyro.inference.prequential import prequential
+from ltm_pyro.inference.underdamped import Underdamped
 from ltm_pyro.inference.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
 
@@ -23,7 +27,11 @@ NUM_SAMPLES = 4
 SETTINGS = {
     "map": MAP(num_steps=3),
     "vi": VI(num_steps=3),
+    "lowrank": LowRank(num_steps=3, rank=2),
     "langevin": Langevin(num_steps=3, num_chains=NUM_SAMPLES),
+    "mala": MALA(num_steps=3, num_chains=NUM_SAMPLES),
+    "hmc": HMC(num_steps=3, num_chains=NUM_SAMPLES, num_leapfrogs=2),
+    "underdamped": Underdamped(num_steps=3, num_chains=NUM_SAMPLES, vi_steps=2),
 }
 
 

@@ -7,23 +7,26 @@ import math
 import arviz
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from safetensors.torch import load_file, save_file
 
-from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, State, StepInfo, infer
+from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, State, StepInfo, base, infer
 from ltm_pyro.inference.svi import elbo_backward
 from ltm_pyro.models import TokenBatch
 
 NUM_STEPS = 5
+CHAINS = ("langevin", "mala", "hmc", "underdamped")
 VARIANTS = {
     **{name: (name, {}) for name in SCHEMES},
     "vi-adam": ("vi", {"learning_rate": 0.3, "epsilon": 1e-8, "initial_scale": 0.3}),
     "vi-reused-noise": ("vi", {"noise": "reused"}),
     "map-adam": ("map", {"learning_rate": 0.3, "epsilon": 1e-8}),
-    "langevin-chains": ("langevin", {"num_chains": 2, "num_kept": 3}),
+    **{f"{name}-chains": (name, {"num_chains": 2, "num_kept": 3}) for name in CHAINS},
+    **{f"{name}-scaled": (name, {"num_chains": 2, "num_kept": 2, "vi_steps": 3}) for name in CHAINS},
 }
 """Every scheme as it comes, and with other settings."""
 
@@ -212,10 +215,36 @@ def test_a_failing_sequence_stays_where_it_was_and_the_others_go_on_as_without_i
     assert state.num_skipped.tolist() == [0, NUM_STEPS, 0, NUM_STEPS]
     healthy, bad = torch.tensor([0, 2]), torch.tensor([1, 3])
     assert fields_equal(state[healthy], infer(scheme, world, batch, rng)[healthy])
-    start = scheme.init(world, batch, rng)[bad]
+    start = scheme.init(failing(world, gradient, bad_ids=(1, 3)), batch, rng)[bad]
     for name, value in vars(state[bad]).items():
         if value.is_floating_point():
             assert value.equal(getattr(start, name)), name
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, NUM_STEPS])
+def test_the_gradients_that_inference_takes_are_as_many_as_it_says(scheme, world, num_steps):
+    """Counted where they are taken: one for every z of a sequence that the program is run backwards from."""
+    batch, counts = world.sample(4), []
+
+    def counting(batch):
+        with pyro.plate("sequences", len(batch), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=torch.float64), 1).to_event(1))
+            if z.requires_grad:
+                z.register_hook(lambda gradient: counts.append(gradient.numel() / (3 * 4)))
+            pyro.sample("x", dist.Normal(z @ world.loadings.T, world.noise_scale).to_event(1), obs=batch.x)
+
+    scheme = dataclasses.replace(scheme, num_steps=num_steps)
+    infer(scheme, counting, batch, SequenceNoise(0))
+    assert sum(counts) == scheme.num_gradients
+
+
+def test_acceptance_is_a_probability_of_each_sequence_or_none(scheme, world):
+    rng, batch = SequenceNoise(0), world.sample(4)
+    _, info = scheme.step(world, scheme.init(world, batch, rng), batch, rng)
+    if info.acceptance is not None:
+        assert info.acceptance.shape == (4,)
+        assert ((info.acceptance >= 0) & (info.acceptance <= 1)).all()
+    assert (info.acceptance is not None) == hasattr(scheme, "target_acceptance")
 
 
 # --- what the posterior is
@@ -295,8 +324,8 @@ def test_draws_are_by_chain_draw_and_sequence(scheme, ltm, texts):
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_arviz_summarises_the_draws_of_a_scheme(name, world):
-    settings = {"num_chains": 2, "num_kept": 30} if name == "langevin" else {}
-    scheme, rng, batch = SCHEMES[name](num_steps=40, **settings), SequenceNoise(0), world.sample(2)
+    settings = {"num_chains": 2, "num_kept": 30} if name in CHAINS else {}
+    scheme, rng, batch = SCHEMES[name](num_steps=60, **settings), SequenceNoise(0), world.sample(2)
     posterior = scheme.posterior(infer(scheme, world, batch, rng), 60, rng)
     summary = arviz.summary(posterior.to_arviz(), kind="stats", round_to="none")
     assert len(summary) == 2 * 3
@@ -316,8 +345,9 @@ def test_a_state_has_at_least_float32_whatever_the_decoder_computes_in(scheme, l
     assert set(kinds.values()) == {expected}
 
 
-def test_ids_and_counts_stay_on_the_cpu_where_z_is_not(scheme, ltm, texts):
+def test_ids_and_counts_stay_on_the_cpu_where_z_is_not(scheme, ltm, texts, monkeypatch):
     """`meta` has a device's rules without needing one; its tensors have no values, so that none can be checked."""
+    monkeypatch.setattr(base, "keep_finite", lambda state, proposed: proposed)
     ltm, texts, rng = ltm.to("meta"), texts.to("meta"), SequenceNoise(0)
     with pyro.validation_enabled(False):
         state = scheme.init(ltm, texts, rng)

@@ -1,0 +1,81 @@
+"""A step of Hamiltonian Monte Carlo: a path of leapfrogs, and the rule that accepts or refuses where it ends.
+
+    p ← p + (ε/2) σ ∇ log f(z)        repeated L times from a momentum p ~ N(0, I)
+    z ← z + ε σ p
+    p ← p + (ε/2) σ ∇ log f(z)
+
+    accepted with probability min(1, f(z') exp(-|p'|²/2) / f(z) exp(-|p|²/2))
+
+(Neal 2011, sections 5.2.3, 5.3.2 and 5.4.2.4), which leaves f invariant whatever ε, σ > 0 and L are, if they do not
+depend on where the chain stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class Place(Protocol):
+    """Where C chains of B sequences stand. All fields have dimensions [C, B] and then, perhaps, others."""
+
+    z: Tensor
+    """[C, B, *event_shape]."""
+
+    @property
+    def log_density(self) -> Tensor:
+        """[C, B]: log f(z), up to a constant."""
+        ...
+
+    @property
+    def gradient(self) -> Tensor:
+        """[C, B, *event_shape]: of log f at z."""
+        ...
+
+
+P = TypeVar("P", bound=Place)
+
+
+def transition(
+    start: P, evaluate: Callable[[Tensor], P], stride: Tensor, num_leapfrogs: int, momentum: Tensor, uniform: Tensor
+) -> tuple[P, Tensor]:
+    """One step of every chain, accepted or refused by itself.
+
+    A proposal whose density is not finite is refused.
+
+    Args:
+        evaluate: what is known at a z.
+        stride: ε σ, broadcast with z.
+        num_leapfrogs: L.
+        momentum: [C, B, *event_shape], standard normal.
+        uniform: [C, B], from [0, 1).
+
+    Returns:
+        where the chains stand now, and the probability with which each accepted, [C, B].
+    """
+    place = start
+    before = start.log_density - _kinetic(momentum)
+    for _ in range(num_leapfrogs):
+        momentum = momentum + 0.5 * stride * place.gradient
+        place = evaluate(place.z + stride * momentum)
+        momentum = momentum + 0.5 * stride * place.gradient
+    after = place.log_density - _kinetic(momentum)
+    acceptance = torch.where(after.isfinite(), (after - before).clamp(max=0).exp(), 0.0).nan_to_num(0.0)
+    accepted = uniform.to(acceptance) < acceptance
+    kept = {
+        name: torch.where(like_events(accepted, value), value, getattr(start, name))
+        for name, value in vars(place).items()
+    }
+    return type(start)(**kept), acceptance
+
+
+def _kinetic(momentum: Tensor) -> Tensor:
+    return 0.5 * momentum.square().unsqueeze(-1).flatten(2).sum(-1)
+
+
+def like_events(values: Tensor, z: Tensor) -> Tensor:
+    """[B] or [C, B] to the number of dimensions of z, [C, B, *event_shape]."""
+    return values.view(*values.shape, *[1] * (z.dim() - 2))
