@@ -225,14 +225,18 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> TrainConfig:
     """The inverse of :func:`to_dict`.
 
-    A run may be older than some scheme, which it cannot have used: that scheme then has its default settings.
+    A run may be older than some scheme, or some setting of one: those have their defaults, which for a new setting
+    must be what schemes did before there was one.
 
     Raises:
         InputError: if a setting is unknown, missing, of the wrong kind or out of range.
     """
     nested = {"model": DecoderConfig, "optimizer": OptimizerConfig, **_SCHEME_SETTINGS}
     defaults = to_dict(preset("tiny"))
-    values = {**{name: defaults[name] for name in SCHEMES if name != values.get("inference")}, **values}
+    for name in SCHEMES:
+        given_settings = values.get(name, {})
+        if isinstance(given_settings, dict):
+            values = {**values, name: defaults[name] | given_settings}
     expected, given = _flat(defaults).keys(), _flat(values).keys()
     if expected != given:
         missing, unknown = ", ".join(sorted(expected - given)), ", ".join(sorted(given - expected))

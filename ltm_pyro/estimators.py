@@ -75,18 +75,25 @@ class Inference:
 
 
 class Inferred:
-    """A batch and the posteriors of its texts, which are inferred when a figure first asks for them."""
+    """A batch and the posteriors of its texts, which are inferred when a figure first asks for them.
 
-    def __init__(self, model: LatentThoughtModel, batch: TokenBatch, inference: Inference, rng: Noise) -> None:
+    Args:
+        state: of the scheme, where the posteriors have been inferred already.
+    """
+
+    def __init__(
+        self, model: LatentThoughtModel, batch: TokenBatch, inference: Inference, rng: Noise, state: Any = None
+    ) -> None:
         self.model = model
         self.batch = batch
         self.inference = inference
         self.rng = rng
+        self._state = state
 
     @functools.cached_property
     def _fitted(self) -> tuple[PosteriorScheme, Any]:
         scheme, model, batch, rng = self.inference.scheme, self.model, self.batch, self.rng
-        state = infer(scheme, model, batch, rng)
+        state = infer(scheme, model, batch, rng) if self._state is None else self._state
         if scheme.has_density:
             return scheme, state
         return bounds.gaussian_around(scheme, state, model, batch, rng, self.inference.gaussian)

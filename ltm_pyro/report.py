@@ -185,20 +185,23 @@ def _cells(row: Row, rows: list[Row]) -> dict[str, str]:
         "z from": figure.posterior or "",
         "T": str(figure.fast_steps) if has_z else "",
         "meaning": "not finite" if estimator.is_valid and not figure.is_valid else estimator.meaning,
-        "nats/token": _number(values["nats_per_token"], 4, values["standard_error"]),
-        "bits/byte": _number(values["bits_per_byte"], 4),
-        "Δ bits/byte": _number(difference[0], 4, difference[1], sign="+") if difference else "",
-        "perplexity": _number(values["perplexity"], 2),
-        "rate": _number(values["kl_nats_per_token"], 3, in_bits=True) if has_z else "",
-        "distortion": _number(values["nll_nats_per_token"], 3, in_bits=True) if has_z else "",
-        "MC error": _number(values["monte_carlo_standard_error"], 4),
+        "nats/token": number_text(values["nats_per_token"], 4, values["standard_error"]),
+        "bits/byte": number_text(values["bits_per_byte"], 4),
+        "Δ bits/byte": number_text(difference[0], 4, difference[1], sign="+") if difference else "",
+        "perplexity": number_text(values["perplexity"], 2),
+        "rate": number_text(values["kl_nats_per_token"], 3, in_bits=True) if has_z else "",
+        "distortion": number_text(values["nll_nats_per_token"], 3, in_bits=True) if has_z else "",
+        "MC error": number_text(values["monte_carlo_standard_error"], 4),
         "ESS": "" if size is None else f"{size:.1f} of {figure.num_samples}",
         "k̂": "" if values["pareto_k"] is None else f"{values['pareto_k']:.2f}",
         "op/token": in_units(row.operations),
     }
 
 
-def _number(value: float | None, digits: int, error: float | None = None, sign: str = "", in_bits: bool = False) -> str:
+def number_text(
+    value: float | None, digits: int, error: float | None = None, sign: str = "", in_bits: bool = False
+) -> str:
+    """A figure with so many digits, and its error; empty where there is none."""
     if value is None or not math.isfinite(value):
         return ""
     value = value / math.log(2) if in_bits else value

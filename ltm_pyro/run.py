@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,11 @@ def _record(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
-def check_is_free(out: str) -> None:
-    """Check that a new run may be written to this folder.
+def check_is_free(out: str, can_resume: bool = False) -> None:
+    """Check that a command may write its results to this folder.
+
+    Args:
+        can_resume: whether the command can go on with a run that is there already.
 
     Raises:
         InputError: if it holds anything already.
@@ -119,10 +123,9 @@ def check_is_free(out: str) -> None:
     path = Path(out)
     try:
         if path.exists() and any(path.iterdir()):
-            held, hint = "files", ""
-            if (path / "config.yaml").exists():
-                held, hint = "a run", "add --resume to go on with it, or "
-            raise InputError(f"--out {out} holds {held} already: {hint}give another folder")
+            is_run = (path / "config.yaml").exists()
+            hint = "add --resume to go on with it, or " if is_run and can_resume else ""
+            raise InputError(f"--out {out} holds {'a run' if is_run else 'files'} already: {hint}give another folder")
     except OSError as error:
         raise InputError(f"--out {out} cannot be used: {error}") from None
 
@@ -134,14 +137,26 @@ def create_run(out: str | None, default_name: str) -> Run:
         InputError: if `out` holds anything already, or the folder cannot be made or written to.
     """
     if out is not None:
-        check_is_free(out)
-    try:
-        path = Path(out) if out is not None else _numbered(Path("runs"), default_name)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "checkpoints").mkdir()
-    except OSError as error:
-        raise InputError(f"the folder of the run cannot be made: {error}; choose another with --out") from None
+        check_is_free(out, can_resume=True)
+    path = create_folder(out, Path("runs"), default_name)
+    (path / "checkpoints").mkdir()
     return Run(path)
+
+
+def create_folder(out: str | None, parent: Path, default_name: str) -> Path:
+    """Make a folder for results: `out`, or the first free one of PARENT/NAME, PARENT/NAME-2, …
+
+    Raises:
+        InputError: if it cannot be made or written to.
+    """
+    try:
+        path = Path(out) if out is not None else _numbered(parent, default_name)
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"the folder for the results cannot be used: {error}; choose another with --out") from None
+    return path
 
 
 def _numbered(parent: Path, name: str) -> Path:
@@ -254,6 +269,15 @@ class TrainedModel:
             torch.tensor([int(num_bytes[row].sum()) for row in rows]),
         )
         return batch.to(self.model.decoder.embedding.weight.device)
+
+    def texts(self, batch: TokenBatch) -> list[str]:
+        """What the sequences of a batch hold, end-of-text and padding left out."""
+        num_bytes = token_num_bytes(self.tokenizer)
+        rows = zip(batch.tokens.tolist(), batch.weights.tolist(), strict=True)
+        return [
+            self.tokenizer.decode([token for token, weight in zip(*row, strict=True) if weight and num_bytes[token]])
+            for row in rows
+        ]
 
     def decode(self, tokens: torch.Tensor) -> list[str]:
         """The texts of [B, T] tokens, each up to its end-of-text; ids that stand for no text are left out."""

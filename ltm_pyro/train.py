@@ -281,7 +281,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
         config = cli.parse(preset(known.preset, known.inference), args, "train")
         validate(config)
         if config.out is not None:
-            check_is_free(config.out)
+            check_is_free(config.out, can_resume=True)
         return config
     if known.out is None:
         raise InputError("--resume needs --out FOLDER, the run to go on with")

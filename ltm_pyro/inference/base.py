@@ -148,7 +148,14 @@ def require_full_weights(batch: Batch) -> None:
         raise ValueError("a figure needs position weights of 0 and 1")
 
 
-def infer(scheme: PosteriorScheme, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
+def infer(
+    scheme: PosteriorScheme,
+    model: Model,
+    batch: Batch,
+    rng: Noise,
+    warm: Tensor | None = None,
+    watch: Callable[[Any, StepInfo | None], None] | None = None,
+) -> Any:
     """Infer z of every sequence: `scheme.init`, then `scheme.num_steps` steps with the weights frozen.
 
     A sequence whose step has an outcome that is not finite keeps its state, and counts it in `num_skipped`.
@@ -156,15 +163,20 @@ def infer(scheme: PosteriorScheme, model: Model, batch: Batch, rng: Noise, warm:
     Args:
         rng: `BatchNoise`, or `SequenceNoise` for a result that does not depend on batch-mates.
         warm: where to start instead of the prior, [B, *event_shape].
+        watch: called with the state and what the step saw: at the start (None) and after every step.
 
     Returns:
         the scheme's state.
     """
     with frozen(model):
         state = scheme.init(model, batch, rng, warm)
+        if watch is not None:
+            watch(state, None)
         for _ in range(scheme.num_steps):
-            proposed, _ = scheme.step(model, state, batch, rng)
+            proposed, info = scheme.step(model, state, batch, rng)
             state = keep_finite(state, proposed)
+            if watch is not None:
+                watch(state, info)
     return state
 
 

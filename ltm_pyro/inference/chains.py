@@ -129,8 +129,8 @@ class Chains:
         return Posterior(state.draws[:, :, -num_draws:].movedim(0, 2), state.sequence_ids)
 
     def mean(self, state: ChainState) -> Tensor:
-        """Mean over the chains, where they stand, [B, *event_shape]."""
-        return state.z.mean(1)
+        """Mean over the draws that the chains have kept, [B, *event_shape]."""
+        return state.draws[:, :, -self._num_kept_after(int(state.step.min())) :].mean((1, 2))
 
     def _num_kept_after(self, num_steps: int) -> int:
         # Where a chain stands is always one draw, also before the first step.

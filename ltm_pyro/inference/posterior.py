@@ -59,7 +59,10 @@ class Posterior:
                 for name, value in variables.items()
             }
         labels: dict[str, Any] = {"dims": dims, "coords": {"sequence": self.sequence_ids.cpu().numpy()}}
-        data = arviz.from_dict(contents, **labels) if is_new else arviz.from_dict(**contents, **labels)
+        with warnings.catch_warnings():
+            # Whoever takes fewer draws than chains knows it.
+            warnings.filterwarnings("ignore", message="More chains", category=UserWarning)
+            data = arviz.from_dict(contents, **labels) if is_new else arviz.from_dict(**contents, **labels)
         if texts is not None:
             coordinate = ("sequence", np.array(list(texts), dtype=object))
             for group in contents:

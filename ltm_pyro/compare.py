@@ -1,0 +1,204 @@
+"""Posteriors of one model by several schemes, side by side: python -m ltm_pyro.compare RUN --inference vi map mala
+
+Every scheme infers z of the same texts, and none may spend more gradient evaluations than another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+import tyro
+from torch import Tensor
+from torch.distributions import kl_divergence
+from tqdm import tqdm
+
+from ltm_pyro import cli, comparison, figures
+from ltm_pyro.comparison import Comparison
+from ltm_pyro.config import NO_INFERENCE, inference_of
+from ltm_pyro.data import PACKING
+from ltm_pyro.errors import InputError
+from ltm_pyro.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred
+from ltm_pyro.figures import Figure
+from ltm_pyro.inference import SCHEMES, PosteriorScheme, SequenceNoise, StepInfo, infer
+from ltm_pyro.inference.chains import Chains
+from ltm_pyro.inference.diagnostics import mixing
+from ltm_pyro.inference.export import to_arviz
+from ltm_pyro.models import LatentThoughtModel, TokenBatch
+from ltm_pyro.run import Run, check_is_free, create_folder, load, texts_to_score
+
+SchemeName = Literal[tuple(SCHEMES)]  # type: ignore[valid-type]
+SAMPLES_ON_THE_WAY = 16
+"""Draws of z for the bounds that are drawn as a curve."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Infer z of the same texts by several schemes, at the same cost, and compare the posteriors."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
+    """Folder of a run."""
+    inference: tuple[SchemeName, ...] = ("vi", "map", "langevin", "mala")
+    """Schemes to compare, each with the run's settings for it. The plots set the others against the first."""
+    gradients: int = 256
+    """Gradient evaluations that a scheme may spend on a sequence, those of all its chains together."""
+    num_chains: int = 4
+    """Chains of the schemes that sample. The second half of each is kept."""
+    num_samples: int = 64
+    """Draws of z for the bound and for k-hat, and of a q with a density for what is written."""
+    data: str | None = None
+    """Texts, as in evaluate. Default: what the run has held out of its own corpus."""
+    text_column: str = "text"
+    """Column that holds the text (.jsonl, .parquet, Hugging Face)."""
+    num_sequences: int = 4
+    """Sequences to infer z of, drawn from all of the text, the same ones every time."""
+    seed: int = 0
+    """Seed of all draws."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is cuda where there is one."""
+    out: str | None = None
+    """Folder for the table, the draws and the plots. Default: RUN/comparison, numbered if that exists."""
+
+
+def parse(args: Sequence[str]) -> CompareConfig:
+    """The settings.
+
+    Raises:
+        InputError: if they cannot be used.
+    """
+    config = cli.parse(CompareConfig(), args, "compare")
+    if not config.run:
+        raise InputError("give the folder of a RUN that python -m ltm_pyro.train has written")
+    if not config.inference:
+        raise InputError(f"give at least one of --inference {' '.join(SCHEMES)}")
+    for name, least in (("num_chains", 1), ("num_samples", 2), ("num_sequences", 1), ("gradients", 1)):
+        if getattr(config, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(config, name)}")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--seed must be at least 0 and below 2^32, not {config.seed}")
+    if config.out is not None:
+        check_is_free(config.out)
+    return config
+
+
+def within_budget(inference: Inference, config: CompareConfig) -> Inference:
+    """The scheme with as many steps as the gradient evaluations allow.
+
+    Raises:
+        InputError: if not even one step is allowed.
+    """
+    scheme: PosteriorScheme = inference.scheme
+    if isinstance(scheme, Chains):
+        scheme = dataclasses.replace(scheme, num_chains=config.num_chains)
+    fixed = dataclasses.replace(scheme, num_steps=0).num_gradients
+    each = dataclasses.replace(scheme, num_steps=1).num_gradients - fixed
+    num_steps = (config.gradients - fixed) // each
+    if num_steps < 1:
+        raise InputError(
+            f"--gradients {config.gradients} is too few for {inference.name}, whose first step takes {fixed + each}"
+        )
+    scheme = dataclasses.replace(scheme, num_steps=num_steps)
+    if isinstance(scheme, Chains):
+        scheme = dataclasses.replace(scheme, num_kept=num_steps - num_steps // 2)
+    return dataclasses.replace(inference, scheme=scheme)
+
+
+def compared(
+    inference: Inference, model: LatentThoughtModel, batch: TokenBatch, document_ids: Tensor, config: CompareConfig
+) -> Comparison:
+    """Infer z of the texts by one scheme, and look at the posteriors."""
+    scheme, rng = inference.scheme, SequenceNoise(config.seed)
+    objectives: list[Tensor] = []
+    acceptances: list[Tensor] = []
+    curve: list[tuple[int, float]] = []
+    seconds_of_curve = 0.0
+
+    def figure(name: str, state: Any, num_samples: int) -> Figure:
+        inferred = Inferred(model, batch, inference, rng, state)
+        found = Figure(name, scheme.num_steps)
+        found.add(ESTIMATORS[name].score(inferred, EstimatorSettings(num_samples)), batch, document_ids)
+        return found
+
+    def watch(state: Any, info: StepInfo | None) -> None:
+        nonlocal seconds_of_curve
+        if info is not None:
+            objectives.append(info.objective)
+        if info is not None and info.acceptance is not None:
+            acceptances.append(info.acceptance)
+        step = len(objectives)
+        if step in (0, scheme.num_steps) or math.log(step, 4).is_integer():
+            started = time.perf_counter()
+            bound = figure("elbo", state, SAMPLES_ON_THE_WAY)
+            curve.append((dataclasses.replace(scheme, num_steps=step).num_gradients, bound.nats / bound.num_tokens))
+            seconds_of_curve += time.perf_counter() - started
+
+    started = time.perf_counter()
+    state = infer(scheme, model, batch, rng, watch=watch)
+    seconds = time.perf_counter() - started - seconds_of_curve
+    num_draws = config.num_samples if scheme.num_draws is None else scheme.num_draws
+    posterior = scheme.posterior(state, num_draws, rng)
+    q = Inferred(model, batch, inference, rng, state).q()
+    # Of the marginal of each number of z, a Gaussian, against the prior N(0, 1): [B, L, S].
+    kl = kl_divergence(dist.Normal(q.mean, q.stddev), dist.Normal(torch.zeros_like(q.mean), 1)).sum(-1)
+    return Comparison(
+        name=inference.name,
+        num_gradients=scheme.num_gradients,
+        seconds=seconds,
+        bound=figure("elbo", state, config.num_samples),
+        weights=figure("iwae", state, config.num_samples),
+        posterior=posterior,
+        mixing=mixing(posterior) if isinstance(scheme, Chains) else None,
+        acceptance=torch.stack(acceptances[len(acceptances) // 2 :]).mean().item() if acceptances else None,
+        objective="-ELBO" if scheme.has_density else "-log p(x, z)",
+        objectives=(torch.stack(objectives) / batch.weights.sum(1)).cpu(),
+        curve=curve,
+        kl_per_slot=kl.mean(0).cpu(),
+    )
+
+
+def main(args: Sequence[str]) -> int:
+    config = parse(args)
+    device = cli.pick_device(config.device)
+    trained = load(config.run, device)
+    if trained.config.inference == NO_INFERENCE:
+        raise InputError(f"{config.run} is a model without z: there is no posterior to compare")
+    names = dict.fromkeys(config.inference)
+    inferences = [within_budget(inference_of(trained.config, name), config) for name in names]
+    texts = texts_to_score(Run(Path(config.run)), config.data, config.text_column)
+    packed = PACKING[trained.config.packing](texts.documents, trained.tokenizer, trained.config.model.length)
+    chosen = figures.chosen_sequences(len(packed), config.num_sequences)
+    batch, document_ids = packed.batch(chosen).to(device), packed.document_ids[torch.from_numpy(chosen)]
+    written, observed = trained.texts(batch), {"tokens": batch.tokens.cpu().numpy()}
+    out = create_folder(config.out, Path(config.run), "comparison")
+    results: list[Comparison] = []
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")  # such steps are left out
+        try:
+            for inference in tqdm(inferences, unit="scheme", disable=not sys.stderr.isatty(), leave=False):
+                result = compared(inference, trained.model, batch, document_ids, config)
+                (out / inference.name).mkdir()
+                draws = to_arviz(result.posterior, trained.model, batch, written, observed)
+                draws.to_netcdf(str(out / inference.name / "posterior.nc"))
+                results.append(result)
+        finally:
+            # Also after Ctrl-C: what is finished is not lost.
+            if results:
+                comparison.write(results, out)
+                print(f"{config.run} on {texts.name}: {len(batch)} sequences, {result.bound.num_tokens:,} tokens")
+                comparison.print_table(results)
+                print(f"\ntable, plots, and draws (NAME/posterior.nc, for ArviZ): {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,46 @@
+"""Draws of z, with all that ArviZ can use of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ltm_pyro.inference.base import Batch, Model, frozen, log_joint
+from ltm_pyro.inference.posterior import Posterior
+
+
+@torch.no_grad()
+def to_arviz(
+    posterior: Posterior,
+    model: Model,
+    batch: Batch,
+    texts: Sequence[str] | None = None,
+    observed: dict[str, np.ndarray] | None = None,
+) -> Any:
+    """The draws as ArviZ's container (see :meth:`Posterior.to_arviz`), with what the model says of each.
+
+    Groups: `posterior` (z), `sample_stats` (`lp`, the log joint), `log_likelihood` (`log_p`, log p(x | z) of each
+    text), and `observed_data` where `observed` is given.
+
+    Args:
+        texts: becomes the coordinate `text` of the dimension `sequence`.
+        observed: arrays of [B, …], by name.
+    """
+    samples = posterior.samples
+    terms = []
+    with frozen(model):
+        # One draw at a time: memory does not grow with their number.
+        for z in samples.flatten(0, 1):
+            joint = log_joint(model, batch, z)
+            terms.append(torch.stack([joint.log_likelihood, joint.log_prior]).double().cpu())
+    log_likelihood, log_prior = torch.stack(terms, dim=1).unflatten(1, samples.shape[:2])
+    groups: dict[str, dict[str, np.ndarray]] = {
+        "sample_stats": {"lp": (log_likelihood + log_prior).numpy()},
+        "log_likelihood": {"log_p": log_likelihood.numpy()},
+    }
+    if observed is not None:
+        groups["observed_data"] = observed
+    return posterior.to_arviz(groups, texts)

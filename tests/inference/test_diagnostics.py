@@ -1,0 +1,52 @@
+"""Mixing of chains: held against chains whose effective sample size is known."""
+
+from __future__ import annotations
+
+import arviz
+import numpy as np
+import pytest
+import torch
+
+from ltm_pyro.inference import Posterior
+from ltm_pyro.inference.diagnostics import mixing
+
+
+def autoregressive(coefficient, num_chains=4, num_draws=4000, event_shape=(2,), num_sequences=1):
+    """Stationary chains x ← a x + √(1 - a²) ε, of which a draw is worth (1 - a) / (1 + a) independent ones."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (num_draws, num_chains, num_sequences, *event_shape)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    draws = [noise[0]]
+    for step in noise[1:]:
+        draws.append(coefficient * draws[-1] + (1 - coefficient**2) ** 0.5 * step)
+    return torch.stack(draws, dim=1)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.5, 0.9])
+def test_the_effective_sample_size_is_that_of_the_chain(coefficient):
+    found = mixing(Posterior(autoregressive(coefficient), torch.tensor([0])))
+    expected = 16_000 * (1 - coefficient) / (1 + coefficient)
+    assert found.effective_sample_size.item() == pytest.approx(expected, rel=0.15)
+    assert found.largest_r_hat.item() < 1.01
+
+
+def test_a_sequence_and_a_dimension_are_looked_at_by_themselves():
+    samples = autoregressive(0.5, num_draws=300, event_shape=(3, 2), num_sequences=2)
+    samples[0, :, 1, 2, 1] += 3  # one chain of one number of the second sequence stands elsewhere
+    found = mixing(Posterior(samples, torch.tensor([0, 1])))
+    assert found.largest_r_hat[0] < 1.05
+    assert found.largest_r_hat[1] > 1.3
+    expected = arviz.rhat(np.ascontiguousarray(samples[:, :, 1, 2, 1].numpy()))
+    assert found.largest_r_hat[1].item() == pytest.approx(float(expected))
+    sizes = [float(arviz.ess(samples[:, :, 0, i, j].numpy())) for i in range(3) for j in range(2)]
+    assert found.effective_sample_size[0].item() == pytest.approx(np.median(sizes))
+
+
+def test_of_many_dimensions_some_are_looked_at():
+    found = mixing(Posterior(autoregressive(0.0, num_draws=20, event_shape=(600,)), torch.tensor([0])))
+    assert 40 < found.effective_sample_size.item() < 160
+
+
+@pytest.mark.parametrize("samples", [torch.zeros(2, 10, 1, 3), torch.randn(2, 3, 1, 3)])
+def test_points_and_few_draws_have_none(samples):
+    assert mixing(Posterior(samples, torch.tensor([0]))) is None

@@ -1,0 +1,219 @@
+"""The command that compares schemes: its budget, its files, its table, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import arviz
+import numpy as np
+import pytest
+import torch
+
+from ltm_pyro import cli, compare, train
+from ltm_pyro.config import inference_of, preset
+from ltm_pyro.errors import InputError
+from ltm_pyro.figures import chosen_sequences
+from ltm_pyro.inference import SCHEMES, SequenceNoise, bounds, infer, log_joint
+from ltm_pyro.run import load
+
+SCHEMES_OF_A_RUN = [name for name in SCHEMES if name != "amortized"]
+SHAPE = shlex.split(
+    "--model.width 8 --model.num-heads 2 --model.hidden 12 --model.num-layers 2 --model.num-slots 3 --model.window 8 "
+    "--model.length 24 --batch-size 4 --steps 3 --validation-sequences 2 --validation-samples 2 --device cpu"
+)
+FAST = shlex.split("--device cpu --num-sequences 3 --num-samples 30 --num-chains 2 --gradients 62")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of `vi` and one without z."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = [{"text": f"Ünit {n} of {2 * n}."} for n in range(60)]
+    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = [*SHAPE, "--data", str(folder / "text.jsonl")]
+    assert train.main([*common, "--out", str(folder / "vi"), "--fast-steps", "2"]) == 0
+    none = [*common, "--out", str(folder / "none"), "--inference", "none", "--model.num-slots", "0"]
+    assert train.main(none) == 0
+    return folder
+
+
+@pytest.fixture
+def command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process, in that folder: (exit status, standard output, standard error)."""
+    monkeypatch.chdir(folder)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit:
+            cli.run(compare.main, [*FAST, *args])
+        return exit.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def compared(folder: Path) -> Path:
+    """The results for every scheme."""
+    out = folder / "all"
+    assert compare.main([str(folder / "vi"), *FAST, "--inference", *SCHEMES_OF_A_RUN, "--out", str(out)]) == 0
+    return out
+
+
+def records_of(out: Path) -> dict[str, dict]:
+    return {record["inference"]: record for record in json.loads((out / "comparison.json").read_text())}
+
+
+@pytest.mark.parametrize("gradients", [20, 62, 300])
+@pytest.mark.parametrize("name", SCHEMES_OF_A_RUN)
+def test_a_scheme_takes_as_many_steps_as_the_budget_has_and_no_more(name, gradients):
+    config = compare.CompareConfig(gradients=gradients, num_chains=3)
+    inference = compare.within_budget(inference_of(preset("tiny"), name), config)
+    scheme = inference.scheme
+    assert scheme.num_gradients <= gradients
+    assert scheme.num_steps >= 1
+    assert dataclasses.replace(scheme, num_steps=scheme.num_steps + 1).num_gradients > gradients
+    if scheme.num_draws not in (1, None):
+        # The second half of every chain.
+        assert scheme.num_draws == 3 * (scheme.num_steps - scheme.num_steps // 2)
+
+
+def test_a_budget_below_one_step_is_refused_by_the_name_of_the_scheme():
+    with pytest.raises(InputError, match="--gradients 5 is too few for hmc, whose first step takes 24"):
+        compare.within_budget(inference_of(preset("tiny"), "hmc"), compare.CompareConfig(gradients=5))
+
+
+def test_the_table_says_what_each_scheme_cost_and_gave(compared):
+    records = records_of(compared)
+    assert list(records) == SCHEMES_OF_A_RUN
+    for name, record in records.items():
+        assert record["valid_bound"] is True
+        assert 31 < record["gradients_per_sequence"] <= 62
+        assert record["nelbo_nats_per_token"] == pytest.approx(
+            record["nll_nats_per_token"] + record["kl_nats_per_token"]
+        )
+        assert record["monte_carlo_standard_error"] > 0
+        assert record["inference_seconds"] > 0
+        steps = [gradients for gradients, _ in record["bound_by_gradients"]]
+        assert steps == sorted(steps)
+        assert steps[-1] == record["gradients_per_sequence"]
+        # hmc has kept three draws a chain, too few to say.
+        is_chain = name in ("langevin", "mala", "underdamped")
+        assert (record["r_hat"] is not None) == is_chain
+        assert (record["acceptance"] is not None) == (name in ("mala", "hmc"))
+        has_size = is_chain and record["r_hat"] <= 1.1
+        for key in ("", "_per_gradient", "_per_second"):
+            assert (record[f"effective_sample_size{key}"] is not None) == has_size
+
+
+def test_the_bound_is_that_of_evaluate(compared, folder):
+    """Computed anew with the functions that have tests of their own."""
+    trained = load(folder / "vi")
+    record = records_of(compared)["vi"]
+    data = arviz.from_netcdf(str(compared / "vi" / "posterior.nc"))
+    batch = trained.batch([str(text) for text in data.posterior["text"].values])
+    batch = dataclasses.replace(batch, sequence_ids=torch.tensor(data.posterior["sequence"].values))
+    scheme, rng = inference_of(trained.config, "vi", 62).scheme, SequenceNoise(0)
+    state = infer(scheme, trained.model, batch, rng)
+    expected = bounds.elbo(trained.model, batch, scheme.distribution(state, rng), 30)
+    assert record["nelbo_nats_per_token"] == pytest.approx(
+        (expected.nelbo.sum() / batch.weights.sum()).item(), rel=1e-5
+    )
+    assert record["num_tokens"] == batch.weights.sum()
+
+
+def test_the_draws_can_be_read_by_arviz_with_their_texts_and_densities(compared, folder):
+    trained = load(folder / "vi")
+    for name in SCHEMES_OF_A_RUN:
+        data = arviz.from_netcdf(str(compared / name / "posterior.nc"))
+        z = data.posterior["z"]
+        assert z.dims == ("chain", "draw", "sequence", "layer", "slot", "dim")
+        assert z.shape[2:] == (3, 2, 3, 8)
+        assert z.shape[0] * z.shape[1] == records_of(compared)[name]["num_draws"]
+        texts = [str(text) for text in data.posterior["text"].values]
+        assert all(text.startswith("Ünit ") for text in texts)
+        # What the model says of a draw, computed from the file alone.
+        batch = trained.batch(texts)
+        joint = log_joint(trained.model, batch, torch.tensor(z.values[-1, -1]))
+        likelihood = data.log_likelihood["log_p"].values[-1, -1]
+        assert np.allclose(likelihood, joint.log_likelihood.detach(), rtol=1e-5)
+        lp = data.sample_stats["lp"].values[-1, -1]
+        assert np.allclose(lp, (joint.log_likelihood + joint.log_prior).detach(), rtol=1e-5)
+        tokens = data.observed_data["tokens"].values
+        assert [text.strip() for text in trained.decode(torch.tensor(tokens))] == texts
+        if name != "map":  # a single point has no spread
+            assert len(arviz.summary(data, kind="stats")) == 3 * 2 * 3 * 8
+
+
+def test_the_plots_are_there(compared):
+    for name in ("bound", "objectives", "kl", "agreement"):
+        assert (compared / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_printed_is_a_table_and_where_the_results_are(command):
+    status, out, err = command("vi", "--inference", "map", "--out", "one")
+    assert (status, err) == (0, "")
+    (line,) = [line for line in out.splitlines() if line.startswith("| map")]
+    record = records_of(Path("one"))["map"]
+    assert f"{record['nats_per_token']:.4f} ± {record['monte_carlo_standard_error']:.4f}" in line
+    assert out.splitlines()[-1].endswith(": one")
+    assert not Path("one/agreement.png").exists()  # with nothing
+
+
+def test_without_out_the_folder_is_numbered(command):
+    for number in ("", "-2"):
+        assert command("vi", "--inference", "map", "--gradients", "2")[0] == 0
+        assert Path(f"vi/comparison{number}/map/posterior.nc").exists()
+
+
+def test_the_sequences_are_those_of_evaluate(command, folder):
+    assert command("vi", "--inference", "map", "--gradients", "1", "--out", "chosen")[0] == 0
+    data = arviz.from_netcdf("chosen/map/posterior.nc")
+    num_sequences = 3  # the held-out part of 60 short documents
+    assert data.posterior["sequence"].values.tolist() == chosen_sequences(num_sequences, 3).tolist()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "give the folder of a RUN"),
+        (["nowhere"], "holds no run"),
+        (["none"], "without z"),
+        (["vi", "--inference"], "--inference"),
+        (["vi", "--inference", "none"], "none"),
+        (["vi", "--gradients", "0"], "--gradients must be at least 1, not 0"),
+        (["vi", "--num-samples", "1"], "--num-samples must be at least 2, not 1"),
+        (["vi", "--num-chains", "0"], "--num-chains must be at least 1, not 0"),
+        (["vi", "--num-sequences", "0"], "--num-sequences must be at least 1, not 0"),
+        (["vi", "--seed", "-1"], "--seed"),
+        (["vi", "--data", "missing.txt"], "missing.txt"),
+        (["vi", "--out", "vi"], "--out vi holds a run already: give another folder"),
+        (["vi", "--out", "text.jsonl"], "--out text.jsonl cannot be used"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(args, says, command):
+    status, out, err = command(*args)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_what_is_finished_is_kept_when_a_later_scheme_is_interrupted(command, monkeypatch):
+    original = compare.compared
+
+    def interrupted(inference, *args):
+        if inference.name == "map":
+            raise KeyboardInterrupt
+        return original(inference, *args)
+
+    monkeypatch.setattr(compare, "compared", interrupted)
+    status, out, _ = command("vi", "--inference", "vi", "map", "--gradients", "4", "--out", "broken")
+    assert status == 130
+    assert list(records_of(Path("broken"))) == ["vi"]
+    assert Path("broken/vi/posterior.nc").exists()
+    assert "| vi" in out
