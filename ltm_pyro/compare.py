@@ -157,6 +157,7 @@ def compared(
         bound=figure("elbo", state, config.num_samples),
         weights=figure("iwae", state, config.num_samples),
         posterior=posterior,
+        q=q if scheme.has_density else None,
         mixing=mixing(posterior) if isinstance(scheme, Chains) else None,
         acceptance=torch.stack(acceptances[len(acceptances) // 2 :]).mean().item() if acceptances else None,
         objective="-ELBO" if scheme.has_density else "-log p(x, z)",
@@ -187,7 +188,7 @@ def main(args: Sequence[str]) -> int:
             for inference in tqdm(inferences, unit="scheme", disable=not sys.stderr.isatty(), leave=False):
                 result = compared(inference, trained.model, batch, document_ids, config)
                 (out / inference.name).mkdir()
-                draws = to_arviz(result.posterior, trained.model, batch, written, observed)
+                draws = to_arviz(result.posterior, trained.model, batch, written, observed, result.q)
                 draws.to_netcdf(str(out / inference.name / "posterior.nc"))
                 results.append(result)
         finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ltm_pyro.figures import Figure
@@ -37,6 +38,8 @@ class Comparison:
     """The importance weights of that q."""
     posterior: Posterior
     """Draws of the scheme itself."""
+    q: TorchDistribution | None
+    """What they were drawn from, where that has a density."""
     mixing: Mixing | None
     """Of chains."""
     acceptance: float | None

@@ -13,7 +13,7 @@ from ltm_pyro.data.batches import batch_indices
 from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS, BenchmarkSet
 from ltm_pyro.data.corpora import Corpus, Texts, load_corpus, load_texts
 from ltm_pyro.data.packing import PACKING, PackedSequences, pack_as_stream, pack_by_document
-from ltm_pyro.data.synthetic import TopicLanguage, UniformLanguage, token_batch
+from ltm_pyro.data.synthetic import TopicLanguage, UniformLanguage, UnigramLanguage, token_batch
 from ltm_pyro.data.tokenizers import begin_of_text, end_of_text, fingerprint, get_tokenizer, token_num_bytes
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Texts",
     "TopicLanguage",
     "UniformLanguage",
+    "UnigramLanguage",
     "batch_indices",
     "begin_of_text",
     "end_of_text",

@@ -107,6 +107,34 @@ class UniformLanguage:
         return torch.full((num_sequences,), -length * math.log(self.vocab_size), dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class UnigramLanguage:
+    """Every text has symbol probabilities of its own, which are all that z could say of it.
+
+    They are a draw from a symmetric Dirichlet, and the symbols are independent given them: a Dirichlet-multinomial.
+    """
+
+    vocab_size: int
+    """V."""
+
+    concentration: float
+    """Of the Dirichlet, positive. The smaller, the more the texts differ."""
+
+    def sample(self, num_sequences: int, length: int, generator: torch.Generator) -> Tensor:
+        """Texts [num_sequences, length] int64."""
+        # torch's own Dirichlet takes no generator.
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        probs = rng.dirichlet(np.full(self.vocab_size, self.concentration), size=num_sequences)
+        return torch.multinomial(torch.from_numpy(probs), length, replacement=True, generator=generator)
+
+    def log_prob(self, tokens: Tensor) -> Tensor:
+        """log p(text) in nats, [N] float64, of texts [N, T]: exact, the probabilities integrated out."""
+        counts = torch.nn.functional.one_hot(tokens, self.vocab_size).sum(1).double()
+        total, a = self.vocab_size * self.concentration, self.concentration
+        each = (torch.lgamma(counts + a) - math.lgamma(a)).sum(1)
+        return each + math.lgamma(total) - math.lgamma(total + tokens.shape[1])
+
+
 def token_batch(tokens: Tensor) -> TokenBatch:
     """Texts [N, T] as a batch: every position has weight 1, the ids are 0 to N - 1, a symbol counts as one byte."""
     num_sequences, length = tokens.shape

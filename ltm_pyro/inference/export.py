@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.distributions import TorchDistribution
 
 from ltm_pyro.inference.base import Batch, Model, frozen, log_joint
 from ltm_pyro.inference.posterior import Posterior
@@ -19,15 +20,18 @@ def to_arviz(
     batch: Batch,
     texts: Sequence[str] | None = None,
     observed: dict[str, np.ndarray] | None = None,
+    q: TorchDistribution | None = None,
 ) -> Any:
     """The draws as ArviZ's container (see :meth:`Posterior.to_arviz`), with what the model says of each.
 
-    Groups: `posterior` (z), `sample_stats` (`lp`, the log joint), `log_likelihood` (`log_p`, log p(x | z) of each
-    text), and `observed_data` where `observed` is given.
+    Groups: `posterior` (z), `sample_stats` (`lp`, the log joint, and with `q` also `log_q`), `log_likelihood` (`log_p`,
+    log p(x | z) of each text), and `observed_data` where `observed` is given. lp - log_q are the log-weights of
+    importance sampling.
 
     Args:
         texts: becomes the coordinate `text` of the dimension `sequence`.
         observed: arrays of [B, …], by name.
+        q: what the draws were drawn from, batch_shape [B], where that has a density.
     """
     samples = posterior.samples
     terms = []
@@ -41,6 +45,8 @@ def to_arviz(
         "sample_stats": {"lp": (log_likelihood + log_prior).numpy()},
         "log_likelihood": {"log_p": log_likelihood.numpy()},
     }
+    if q is not None:
+        groups["sample_stats"]["log_q"] = q.log_prob(samples).double().cpu().numpy()
     if observed is not None:
         groups["observed_data"] = observed
     return posterior.to_arviz(groups, texts)

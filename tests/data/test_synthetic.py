@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ltm_pyro.data.synthetic import TopicLanguage, UniformLanguage, token_batch
+from ltm_pyro.data.synthetic import TopicLanguage, UniformLanguage, UnigramLanguage, token_batch
 
 
 def tiny_language(concentration=0.5):
@@ -102,6 +102,26 @@ def test_the_uniform_language_spends_log_v_on_every_token():
     assert language.log_prob(all_texts(3, 4)).exp().sum().item() == pytest.approx(1, abs=1e-12)
     texts = language.sample(20_000, 1, torch.Generator().manual_seed(0))
     within_5_standard_errors(torch.bincount(texts[:, 0], minlength=3), torch.full((3,), 1 / 3), 20_000)
+
+
+def test_the_unigram_language_spends_what_the_polya_urn_does():
+    """Symbol by symbol: the next one has probability (a + its count) / (V a + all counts) (Johnson et al. 1997)."""
+    language = UnigramLanguage(3, concentration=0.4)
+    texts = all_texts(3, 4)
+    log_prob = language.log_prob(texts)
+    assert log_prob.exp().sum().item() == pytest.approx(1)
+    for text, value in zip(texts.tolist(), log_prob.tolist(), strict=True):
+        expected = math.prod((0.4 + text[:n].count(symbol)) / (1.2 + n) for n, symbol in enumerate(text))
+        assert math.exp(value) == pytest.approx(expected)
+
+
+def test_samples_of_the_unigram_language_have_its_probabilities():
+    """100,000 texts of three symbols: a relative frequency has a standard error of at most 0.0016."""
+    language = UnigramLanguage(3, concentration=0.4)
+    samples = language.sample(100_000, 3, torch.Generator().manual_seed(0))
+    counts = torch.bincount((samples * torch.tensor([9, 3, 1])).sum(1), minlength=27)
+    assert torch.allclose(counts / 100_000, language.log_prob(all_texts(3, 3)).exp().float(), atol=5 * 0.0016)
+    assert samples.equal(language.sample(100_000, 3, torch.Generator().manual_seed(0)))
 
 
 def test_a_batch_of_synthetic_texts_counts_every_position():

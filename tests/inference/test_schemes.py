@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import math
 
 import arviz
@@ -245,6 +246,32 @@ def test_acceptance_is_a_probability_of_each_sequence_or_none(scheme, world):
         assert info.acceptance.shape == (4,)
         assert ((info.acceptance >= 0) & (info.acceptance <= 1)).all()
     assert (info.acceptance is not None) == hasattr(scheme, "target_acceptance")
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_memory_is_flat_over_200_calls(name, ltm, texts):
+    """Tensors that live, and the most memory that the process has held."""
+    resource = pytest.importorskip("resource")
+    scheme = SCHEMES[name](num_steps=2)
+
+    def call(number):
+        rng = SequenceNoise(number)
+        scheme.posterior(infer(scheme, ltm, texts, rng), 1, rng)
+
+    def held():
+        gc.collect()
+        num_tensors = sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+        return num_tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    for number in range(20):
+        call(number)
+    before = held()
+    for number in range(200):
+        call(number)
+    after = held()
+    assert after[0] <= before[0]
+    assert after[1] - before[1] < 5_000  # kB
+    assert len(pyro.get_param_store()) == 0
 
 
 # --- what the posterior is
