@@ -25,6 +25,7 @@ GAUSSIAN = VI(num_steps=8)
 INFERENCES = {
     "vi": Inference("vi", SCHEMES["vi"](num_steps=8), GAUSSIAN),
     "lowrank": Inference("lowrank", SCHEMES["lowrank"](num_steps=8, rank=2), GAUSSIAN),
+    "amortized": Inference("amortized", SCHEMES["amortized"](num_steps=4), GAUSSIAN),
     "map": Inference("map", SCHEMES["map"](num_steps=8), GAUSSIAN),
     "langevin": Inference("langevin", SCHEMES["langevin"](num_steps=8, num_chains=4), GAUSSIAN),
     "mala": Inference("mala", SCHEMES["mala"](num_steps=8, num_chains=4), GAUSSIAN),
@@ -32,7 +33,7 @@ INFERENCES = {
     "underdamped": Inference("underdamped", SCHEMES["underdamped"](num_steps=8, num_chains=4), GAUSSIAN),
     "the prior": Inference.without(),
 }
-CONFIG = DecoderConfig(num_layers=1, width=2, num_heads=1, hidden=4, num_slots=1, window=2, length=6)
+CONFIG = DecoderConfig(num_layers=1, width=2, num_heads=1, hidden=4, num_slots=1, window=2, length=6, encoder_layers=1)
 
 
 def test_every_scheme_is_tested_here():
@@ -172,7 +173,9 @@ LENGTH = 32
 def learned() -> LatentThoughtModel:
     """A model trained on texts with a hidden topic."""
     torch.manual_seed(0)
-    shape = DecoderConfig(num_layers=2, width=16, num_heads=2, hidden=32, num_slots=2, window=4, length=LENGTH)
+    shape = DecoderConfig(
+        num_layers=2, width=16, num_heads=2, hidden=32, num_slots=2, window=4, length=LENGTH, encoder_layers=1
+    )
     model = LatentThoughtModel(shape, LANGUAGE.vocab_size + 2, LANGUAGE.vocab_size)
     config, num_steps = OptimizerConfig(learning_rate=2e-2, final_learning_rate=1e-3, warmup_steps=20), 150
     optimizer, generator = WeightOptimizer(model, config, num_steps), torch.Generator().manual_seed(0)
@@ -180,7 +183,8 @@ def learned() -> LatentThoughtModel:
     for step in range(num_steps):
         batch = token_batch(LANGUAGE.sample(32, LENGTH, generator)[0])
         rng = BatchNoise(generator)
-        elbo_backward(model, scheme.guide(infer(scheme, model, batch, rng), rng), batch, batch.tokens.numel())
+        guide = scheme.guide(model, infer(scheme, model, batch, rng), batch, rng)
+        elbo_backward(model, guide, batch, batch.tokens.numel())
         optimizer.update(step)
     return model
 
