@@ -33,7 +33,7 @@ INFERENCES = {
     "underdamped": Inference("underdamped", SCHEMES["underdamped"](num_steps=8, num_chains=4), GAUSSIAN),
     "the prior": Inference.without(),
 }
-CONFIG = DecoderConfig(num_layers=1, width=2, num_heads=1, hidden=4, num_slots=1, window=2, length=6, encoder_layers=1)
+CONFIG = DecoderConfig(num_layers=1, width=2, num_heads=1, hidden=4, num_slots=1, window=2, length=6)
 
 
 def test_every_scheme_is_tested_here():
@@ -53,7 +53,15 @@ def sharp(config: DecoderConfig) -> LatentThoughtModel:
 
 @pytest.fixture(scope="module")
 def ltm() -> LatentThoughtModel:
-    return sharp(CONFIG)
+    """With an encoder whose proposals are not the prior, nor far from it."""
+    decoder = sharp(CONFIG).decoder
+    model = LatentThoughtModel(dataclasses.replace(CONFIG, encoder_layers=1), vocab_size=6, end_of_text=4).double()
+    model.decoder = decoder
+    with torch.no_grad():
+        for weight in model.encoder.parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=0.3)
+    return model
 
 
 @pytest.fixture(scope="module")

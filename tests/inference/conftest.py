@@ -312,7 +312,16 @@ def recording():
 
 def small_ltm(encoder_layers=0):
     model = LatentThoughtModel(
-        DecoderConfig(num_layers=2, width=8, num_heads=2, hidden=12, num_slots=2, window=4, length=12, encoder_layers=encoder_layers),
+        DecoderConfig(
+            num_layers=2,
+            width=8,
+            num_heads=2,
+            hidden=12,
+            num_slots=2,
+            window=4,
+            length=12,
+            encoder_layers=encoder_layers,
+        ),
         vocab_size=11,
         end_of_text=9,
     )
