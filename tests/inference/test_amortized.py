@@ -106,10 +106,17 @@ def test_every_draw_uses_noise_that_no_step_has_seen(world, recording):
 
 def test_nothing_but_the_guide_of_a_slow_step_has_a_gradient(world, model):
     batch, rng, scheme = world.sample(5), SequenceNoise(0), Amortized(num_steps=2)
-    state = scheme.init(model, batch, rng)
-    state, info = scheme.step(model, state, batch, rng)
+    start = scheme.init(model, batch, rng)
+    state, info = scheme.step(model, start, batch, rng)
     q = scheme.distribution(state, rng)
-    tensors = [*vars(state).values(), info.objective, q.rsample(), q.mean, scheme.posterior(state, 2, rng).samples]
+    tensors = [
+        *vars(start).values(),
+        *vars(state).values(),
+        info.objective,
+        q.rsample(),
+        q.mean,
+        scheme.posterior(state, 2, rng).samples,
+    ]
     assert not any(tensor.requires_grad for tensor in tensors)
     guide = scheme.guide(model, state, batch, rng)
     assert poutine.trace(guide).get_trace().nodes["z"]["value"].requires_grad
