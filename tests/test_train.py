@@ -112,7 +112,7 @@ def test_the_baseline_without_z_trains_by_the_same_command_and_its_figures_are_e
 
 
 def test_an_encoder_is_trained_saved_and_compared_with_vi_that_takes_steps(command):
-    """Without refinement, and from prefixes: SMALL asks for two fast steps, and the preset's own are four."""
+    """Trained without refinement; the four steps of VI are the preset's own."""
     status, _, _ = command("--inference=amortized", "--fast-steps", "0", "--steps", "3", "--out", "run")
     assert status == 0
     run = Path("run")
