@@ -219,7 +219,7 @@ def train(scheme: VI, language: UniformLanguage, num_slow_steps: int) -> LatentT
     for step in range(num_slow_steps):
         batch = token_batch(language.sample(BATCH_SIZE, DECODER.length, generator))
         state = infer(scheme, model, batch, rng)
-        elbo_backward(model, scheme.guide(state, rng), batch, batch.tokens.numel())
+        elbo_backward(model, scheme.guide(model, state, batch, rng), batch, batch.tokens.numel())
         if not optimizer.update(step):
             raise RuntimeError(f"slow step {step} was not finite")
     return model

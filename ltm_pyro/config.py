@@ -19,6 +19,7 @@ from ltm_pyro.inference.svi import OptimizerConfig
 from ltm_pyro.models import DecoderConfig
 
 NO_INFERENCE = "none"
+AMORTIZED = "amortized"
 InferenceName = Literal[(*SCHEMES, NO_INFERENCE)]  # type: ignore[valid-type]
 PackingName = Literal[tuple(PACKING)]  # type: ignore[valid-type]
 PresetName = Literal["tiny", "small", "medium", "large"]
@@ -27,7 +28,8 @@ PresetName = Literal["tiny", "small", "medium", "large"]
 @dataclass(frozen=True)
 class _RunSettings:
     inference: InferenceName = "vi"
-    """How z is inferred: map (a point), vi (a Gaussian), langevin (draws).
+    """How z is inferred: map (a point), vi (a Gaussian), langevin (draws),
+    amortized (a Gaussian that an encoder proposes, which --fast-steps refine).
     none: the same decoder without z, the autoregressive model to compare with."""
     preset: PresetName = "tiny"
     """Sizes and training settings to start from; other options change them one by one.
@@ -134,7 +136,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, inference: str = "vi") -> TrainConfig:
-    """The settings of a preset; with inference `none`, without z.
+    """The settings of a preset; with inference `none`, without z; with `amortized`, with an encoder, unrefined.
 
     Raises:
         InputError: if there is none of that name.
@@ -142,10 +144,13 @@ def preset(name: str, inference: str = "vi") -> TrainConfig:
     if name not in _PRESETS:
         raise InputError(f"unknown preset {name!r}: choose from {', '.join(_PRESETS)}")
     config = TrainConfig(preset=name, **_PRESETS[name])
-    if inference != NO_INFERENCE:
+    if inference == NO_INFERENCE:
+        model = dataclasses.replace(config.model, num_slots=0)
+    elif inference == AMORTIZED:
+        model = dataclasses.replace(config.model, encoder_layers=2)
+    else:
         return config
-    without_z = dataclasses.replace(config.model, num_slots=0)
-    return dataclasses.replace(config, inference=inference, fast_steps=0, model=without_z)
+    return dataclasses.replace(config, inference=inference, fast_steps=0, model=model)
 
 
 def scheme_of(config: TrainConfig, inference: str | None = None, fast_steps: int | None = None) -> Any:
@@ -154,10 +159,18 @@ def scheme_of(config: TrainConfig, inference: str | None = None, fast_steps: int
     Args:
         inference: another scheme.
         fast_steps: another number of steps than the config's.
+
+    Raises:
+        InputError: if it is `amortized`, and the config's model has no encoder.
     """
     inference = inference or config.inference
     if inference == NO_INFERENCE:
         return PRIOR
+    if inference == AMORTIZED and not config.model.encoder_layers:
+        raise InputError(
+            f"--inference {AMORTIZED}: {config.out or 'the model'} has no encoder: "
+            f"it was trained with --inference {config.inference}"
+        )
     return dataclasses.replace(
         getattr(config, inference), num_steps=config.fast_steps if fast_steps is None else fast_steps
     )
@@ -169,6 +182,9 @@ def inference_of(config: TrainConfig, inference: str | None = None, fast_steps: 
     Args:
         inference: another scheme.
         fast_steps: another number of steps than the config's.
+
+    Raises:
+        InputError: as :func:`scheme_of`.
     """
     name = inference or config.inference
     if name == NO_INFERENCE:
@@ -201,6 +217,11 @@ def validate(config: TrainConfig) -> None:
             f"--inference {config.inference} with --model.num-slots {config.model.num_slots}: 'none' is for the model "
             "without z, which has 0 slots, and every other scheme needs at least 1"
         )
+    if (config.inference == AMORTIZED) != (config.model.encoder_layers > 0):
+        raise InputError(
+            f"--inference {config.inference} with --model.encoder-layers {config.model.encoder_layers}: '{AMORTIZED}' "
+            "needs an encoder of at least 1 layer, and no other scheme trains one, so it must have 0"
+        )
     if config.inference == NO_INFERENCE and config.fast_steps:
         raise InputError(f"--inference none has nothing to infer: --fast-steps must be 0, not {config.fast_steps}")
     # What NumPy's and torch's generators both take.
@@ -226,17 +247,18 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     """The inverse of :func:`to_dict`.
 
     A run may be older than some scheme, or some setting of one: those have their defaults, which for a new setting
-    must be what schemes did before there was one.
+    must be what schemes did before there was one. One that is older than the encoder has none.
 
     Raises:
         InputError: if a setting is unknown, missing, of the wrong kind or out of range.
     """
     nested = {"model": DecoderConfig, "optimizer": OptimizerConfig, **_SCHEME_SETTINGS}
     defaults = to_dict(preset("tiny"))
-    for name in SCHEMES:
-        given_settings = values.get(name, {})
-        if isinstance(given_settings, dict):
-            values = {**values, name: defaults[name] | given_settings}
+    newer = {name: defaults[name] for name in SCHEMES} | {"model": {"encoder_layers": 0}}
+    for name, settings in newer.items():
+        missing = {} if name not in (values.get("inference"), "model") else None  # those it cannot be without
+        if isinstance(values.get(name, missing), dict):
+            values = {**values, name: settings | values.get(name, {})}
     expected, given = _flat(defaults).keys(), _flat(values).keys()
     if expected != given:
         missing, unknown = ", ".join(sorted(expected - given)), ", ".join(sorted(given - expected))

@@ -138,7 +138,11 @@ def load_run(path: str, config: EvaluateConfig, device: torch.device) -> Loaded:
 
 
 def inferences(config: EvaluateConfig, trained: TrainConfig) -> list[Inference]:
-    """The ways in which z of a run is inferred, each once."""
+    """The ways in which z of a run is inferred, each once.
+
+    Raises:
+        InputError: if one of them needs what the run does not have.
+    """
     if trained.inference == NO_INFERENCE:
         return [Inference.without()]
     names = config.inference or (trained.inference,)
@@ -174,13 +178,15 @@ def main(args: Sequence[str]) -> int:
     config = parse(args)
     device = cli.pick_device(config.device)
     loaded = [load_run(path, config, device) for path in config.runs]
+    # Of all runs before the first is scored: one may not have what is asked for.
+    plan = [(run, inferences(config, run.trained.config)) for run in loaded]
     rows: list[Row] = []
     certificates: list[dict[str, Any]] = []
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")  # such steps are left out
         try:
-            for run in loaded:
-                for inference in inferences(config, run.trained.config):
+            for run, ways in plan:
+                for inference in ways:
                     rows += (new := score(run, inference, config))
                     save(config, rows, certificates)
                     if not sys.stdout.isatty():

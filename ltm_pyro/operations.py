@@ -33,7 +33,7 @@ def of_training(model: LatentThoughtModel, scheme: PosteriorScheme) -> float:
 
     def step() -> None:
         state = infer(scheme, model, batch, rng)
-        elbo_backward(model, scheme.guide(state, rng), batch, batch.tokens.numel())
+        elbo_backward(model, scheme.guide(model, state, batch, rng), batch, batch.tokens.numel())
 
     try:
         return count(step) / batch.tokens.numel()

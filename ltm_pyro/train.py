@@ -114,7 +114,8 @@ def slow_step(training: Training, stop: StopSignal) -> StepResult | None:
         rng = BatchNoise(generator_of(config.seed, progress.step, number, training.device))
         observed = batch if config.infer_from == "whole" else random_prefix(batch, rng)
         state = infer(training.scheme, training.model, observed, rng)
-        loss = elbo_backward(training.model, training.scheme.guide(state, rng), batch, num_tokens)
+        guide = training.scheme.guide(training.model, state, observed, rng)
+        loss = elbo_backward(training.model, guide, batch, num_tokens)
         nelbo, rate = nelbo + loss.nelbo, rate + loss.rate
         num_skipped_fast_steps += int(state.num_skipped.sum())
         # Where no sequence could take any step, the posteriors are no better than their start.
@@ -250,7 +251,9 @@ def report(training: Training, run: Run, corpus: Corpus, trained: TrainedModel, 
     inferences = [inference_of(config)]
     if config.inference != NO_INFERENCE:
         fresh = dataclasses.replace(config, vi=dataclasses.replace(config.vi, noise="fresh"))
-        inferences += [inference_of(fresh, "vi"), Inference.without()]
+        # Of a run that takes no fast steps, VI would be the prior.
+        vi_steps = config.fast_steps or preset(config.preset).fast_steps
+        inferences += [inference_of(fresh, "vi", vi_steps), Inference.without()]
     order_zero = figures.order_zero_bits_per_byte(corpus.validation)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
     for inference in dict.fromkeys(inferences):

@@ -21,6 +21,7 @@ from ltm_pyro.inference import SCHEMES, SequenceNoise, bounds, infer, log_joint
 from ltm_pyro.run import load
 
 SCHEMES_OF_A_RUN = [name for name in SCHEMES if name != "amortized"]
+"""All that need no encoder."""
 SHAPE = shlex.split(
     "--model.width 8 --model.num-heads 2 --model.hidden 12 --model.num-layers 2 --model.num-slots 3 --model.window 8 "
     "--model.length 24 --batch-size 4 --steps 3 --validation-sequences 2 --validation-samples 2 --device cpu"
@@ -30,12 +31,14 @@ FAST = shlex.split("--device cpu --num-sequences 3 --num-samples 30 --num-chains
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of `vi` and one without z."""
+    """A folder with a run of `vi`, one with an encoder, and one without z."""
     folder = tmp_path_factory.mktemp("runs")
     rows = [{"text": f"Ünit {n} of {2 * n}."} for n in range(60)]
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = [*SHAPE, "--data", str(folder / "text.jsonl")]
     assert train.main([*common, "--out", str(folder / "vi"), "--fast-steps", "2"]) == 0
+    encoder = [*common, "--out", str(folder / "amortized"), "--inference", "amortized", "--model.encoder-layers", "1"]
+    assert train.main(encoder) == 0
     none = [*common, "--out", str(folder / "none"), "--inference", "none", "--model.num-slots", "0"]
     assert train.main(none) == 0
     return folder
@@ -164,6 +167,13 @@ def test_what_is_printed_is_a_table_and_where_the_results_are(command):
     assert not Path("one/agreement.png").exists()  # with nothing
 
 
+def test_an_encoder_is_refined_within_the_budget(command):
+    assert command("amortized", "--inference", "amortized", "vi", "--out", "refined")[0] == 0
+    records = records_of(Path("refined"))
+    assert [record["gradients_per_sequence"] for record in records.values()] == [62, 62]
+    assert records["amortized"]["valid_bound"] is True
+
+
 def test_without_out_the_folder_is_numbered(command):
     for number in ("", "-2"):
         assert command("vi", "--inference", "map", "--gradients", "2")[0] == 0
@@ -185,6 +195,7 @@ def test_the_sequences_are_those_of_evaluate(command, folder):
         (["none"], "without z"),
         (["vi", "--inference"], "--inference"),
         (["vi", "--inference", "none"], "none"),
+        (["vi", "--inference", "vi", "amortized"], "has no encoder"),
         (["vi", "--gradients", "0"], "--gradients must be at least 1, not 0"),
         (["vi", "--num-samples", "1"], "--num-samples must be at least 2, not 1"),
         (["vi", "--num-chains", "0"], "--num-chains must be at least 1, not 0"),

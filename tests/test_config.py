@@ -23,6 +23,7 @@ from ltm_pyro.config import (
 )
 from ltm_pyro.errors import InputError
 from ltm_pyro.inference import SCHEMES
+from ltm_pyro.inference.amortized import Amortized
 from ltm_pyro.models import LatentThoughtModel
 
 PRESETS = ("tiny", "small", "medium", "large")
@@ -72,7 +73,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones():
 
 @pytest.mark.parametrize("inference", SCHEMES)
 def test_fast_steps_are_the_steps_of_the_scheme_that_is_named(inference):
-    config = dataclasses.replace(preset("tiny"), inference=inference, fast_steps=37)
+    config = dataclasses.replace(preset("tiny", inference), inference=inference, fast_steps=37)
     scheme = scheme_of(config)
     assert scheme.num_steps == 37
     assert isinstance(scheme, type(getattr(config, inference)))
@@ -187,9 +188,45 @@ def test_every_preset_has_its_baseline_without_z(name):
     assert scheme_of(without).num_steps == 0
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_its_encoder_which_nothing_refines(name):
+    without, amortized = preset(name), preset(name, "amortized")
+    assert differences(without, amortized).keys() == {"inference", "fast_steps", "model.encoder_layers"}
+    assert (amortized.fast_steps, amortized.model.encoder_layers) == (0, 2)
+    validate(amortized)
+    assert from_dict(to_dict(amortized)) == amortized
+    assert isinstance(scheme_of(amortized), Amortized)
+    assert scheme_of(amortized, "vi", 16) == scheme_of(without, "vi", 16)
+
+
+@pytest.mark.parametrize(("inference", "layers"), [("amortized", 0), ("vi", 1), ("none", 2)])
+def test_an_encoder_is_trained_by_the_scheme_that_has_one_and_by_no_other(inference, layers):
+    config = preset("tiny", inference)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, encoder_layers=layers))
+    with pytest.raises(InputError, match=f"--inference {inference} with --model.encoder-layers {layers}"):
+        validate(config)
+
+
+def test_a_run_without_an_encoder_has_no_amortised_inference():
+    config = dataclasses.replace(preset("tiny"), inference="map", out="runs/some")
+    for of in (scheme_of, inference_of):
+        with pytest.raises(InputError, match="runs/some has no encoder: it was trained with --inference map"):
+            of(config, "amortized")
+
+
+def test_a_run_older_than_the_encoder_has_none():
+    values = to_dict(preset("tiny"))
+    del values["model"]["encoder_layers"], values["amortized"]
+    assert from_dict(values) == preset("tiny")
+    assert from_dict(values).model.encoder_layers == 0
+    # With a word of the encoder's settings or without, what is asked for must be there.
+    with pytest.raises(InputError, match="encoder"):
+        from_dict(values | {"inference": "amortized", "amortized": to_dict(preset("tiny"))["amortized"]})
+
+
 def test_a_run_older_than_a_scheme_can_be_read_but_not_without_its_own():
     values = to_dict(preset("tiny"))
-    del values["langevin"]
+    del values["langevin"], values["mala"]["vi_steps"]
     assert from_dict(values) == preset("tiny")
     del values["vi"]
     with pytest.raises(InputError, match="vi"):
@@ -198,7 +235,11 @@ def test_a_run_older_than_a_scheme_can_be_read_but_not_without_its_own():
 
 def test_the_gaussian_around_points_is_fitted_and_to_fresh_noise():
     config = preset("tiny")
-    config = dataclasses.replace(config, vi=dataclasses.replace(config.vi, noise="reused", learning_rate=0.05))
+    config = dataclasses.replace(
+        config,
+        vi=dataclasses.replace(config.vi, noise="reused", learning_rate=0.05),
+        model=dataclasses.replace(config.model, encoder_layers=1),
+    )
     for name in SCHEMES:
         gaussian = inference_of(config, name).gaussian
         assert gaussian.num_steps > 0

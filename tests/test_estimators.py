@@ -25,6 +25,7 @@ GAUSSIAN = VI(num_steps=8)
 INFERENCES = {
     "vi": Inference("vi", SCHEMES["vi"](num_steps=8), GAUSSIAN),
     "lowrank": Inference("lowrank", SCHEMES["lowrank"](num_steps=8, rank=2), GAUSSIAN),
+    "amortized": Inference("amortized", SCHEMES["amortized"](num_steps=4), GAUSSIAN),
     "map": Inference("map", SCHEMES["map"](num_steps=8), GAUSSIAN),
     "langevin": Inference("langevin", SCHEMES["langevin"](num_steps=8, num_chains=4), GAUSSIAN),
     "mala": Inference("mala", SCHEMES["mala"](num_steps=8, num_chains=4), GAUSSIAN),
@@ -52,7 +53,15 @@ def sharp(config: DecoderConfig) -> LatentThoughtModel:
 
 @pytest.fixture(scope="module")
 def ltm() -> LatentThoughtModel:
-    return sharp(CONFIG)
+    """With an encoder whose proposals are not the prior, nor far from it."""
+    decoder = sharp(CONFIG).decoder
+    model = LatentThoughtModel(dataclasses.replace(CONFIG, encoder_layers=1), vocab_size=6, end_of_text=4).double()
+    model.decoder = decoder
+    with torch.no_grad():
+        for weight in model.encoder.parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=0.3)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +181,9 @@ LENGTH = 32
 def learned() -> LatentThoughtModel:
     """A model trained on texts with a hidden topic."""
     torch.manual_seed(0)
-    shape = DecoderConfig(num_layers=2, width=16, num_heads=2, hidden=32, num_slots=2, window=4, length=LENGTH)
+    shape = DecoderConfig(
+        num_layers=2, width=16, num_heads=2, hidden=32, num_slots=2, window=4, length=LENGTH, encoder_layers=1
+    )
     model = LatentThoughtModel(shape, LANGUAGE.vocab_size + 2, LANGUAGE.vocab_size)
     config, num_steps = OptimizerConfig(learning_rate=2e-2, final_learning_rate=1e-3, warmup_steps=20), 150
     optimizer, generator = WeightOptimizer(model, config, num_steps), torch.Generator().manual_seed(0)
@@ -180,7 +191,8 @@ def learned() -> LatentThoughtModel:
     for step in range(num_steps):
         batch = token_batch(LANGUAGE.sample(32, LENGTH, generator)[0])
         rng = BatchNoise(generator)
-        elbo_backward(model, scheme.guide(infer(scheme, model, batch, rng), rng), batch, batch.tokens.numel())
+        guide = scheme.guide(model, infer(scheme, model, batch, rng), batch, rng)
+        elbo_backward(model, guide, batch, batch.tokens.numel())
         optimizer.update(step)
     return model
 

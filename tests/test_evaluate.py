@@ -32,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     rows = [{"text": f"Sentence number {n} says that {n} plus {n} makes {2 * n}. " * (1 + n % 3)} for n in range(60)]
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for scheme in ("vi", "map", "langevin", "none"):
+    for scheme in ("vi", "map", "langevin", "amortized", "none"):
         slots = ["--model.num-slots", "0" if scheme == "none" else "2"]
         args = [
             *SHAPE,
@@ -68,12 +68,14 @@ def figures_of(path: str) -> list[dict]:
 
 
 def test_every_figure_of_every_scheme_says_what_it_is(command):
-    status, out, err = command("none", "vi", "map", "langevin", "--estimators", *FIGURES, "--json", "all.json")
+    status, out, err = command(
+        "none", "vi", "map", "langevin", "amortized", "--estimators", *FIGURES, "--json", "all.json"
+    )
     assert (status, err) == (0, "")
     rows = figures_of("all.json")
     assert [(row["run"], row["estimator"]) for row in rows] == [
         ("none", "exact"),
-        *((run, figure) for run in ("vi", "map", "langevin") for figure in FIGURES),
+        *((run, figure) for run in ("vi", "map", "langevin", "amortized") for figure in FIGURES),
     ]
     for row in rows:
         assert row["valid_bound"] is (row["estimator"] != "reused-noise")
@@ -184,6 +186,27 @@ def test_fast_steps_give_a_curve_and_a_plot(command, runs):
 def test_inference_may_be_another_than_in_training(command):
     assert command("map", "--inference", "vi", "map", "none", "--estimators", "elbo", "--json", "x.json")[0] == 0
     assert [row["posterior"] for row in figures_of("x.json")] == ["vi", "a Gaussian around map", "the prior"]
+
+
+def test_an_encoder_may_be_refined_or_left_out(command):
+    """The run was trained with two steps of refinement."""
+    ways = ("--inference", "amortized", "vi", "--fast-steps", "0", "16", "--estimators", "elbo", "--json", "ways.json")
+    assert command("amortized", *ways)[0] == 0
+    rows = figures_of("ways.json")
+    expected = [(posterior, steps) for posterior in ("amortized", "vi") for steps in (0, 16)]
+    assert [(row["posterior"], row["fast_steps"]) for row in rows] == expected
+    kl = [row["kl_nats_per_token"] for row in rows]
+    assert kl[2] == 0
+    assert kl[0] > 0
+    assert len(set(kl)) == 4
+
+
+def test_a_run_without_an_encoder_is_named_before_another_is_scored(command):
+    status, out, err = command("amortized", "map", "--inference", "amortized", "--json", "none.json")
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "map has no encoder: it was trained with --inference map" in err
+    assert not Path("none.json").exists()
 
 
 def test_the_certificate_has_both_sides(command):

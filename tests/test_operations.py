@@ -10,6 +10,7 @@ import torch
 from ltm_pyro import operations
 from ltm_pyro.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference
 from ltm_pyro.inference import PRIOR
+from ltm_pyro.inference.amortized import Amortized
 from ltm_pyro.inference.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
 
@@ -65,6 +66,24 @@ def test_a_draw_costs_a_pass_and_a_step_of_inference_less_than_two():
     # The slow step has no gradient of z.
     training = operations.of_training(model, VI(num_steps=7))
     assert training == pytest.approx(7 * step + 3 * FORWARD_WITH_Z - L * SLOTS / T)
+
+
+def test_an_encoder_costs_two_passes_and_a_gradient_to_train_and_one_to_score():
+    """It runs where inference starts, and again in the guide, whose gradient costs two passes more.
+
+    Its layers have no cross-attention; L·S queries stand in front of T tokens, and the head reads the queries alone.
+    """
+    num_layers, queries = 3, L * S
+    positions = queries + T
+    layer = positions * LAYER + 2 * 2 * positions * positions * D
+    encoder = (num_layers * layer + queries * 2 * D * 2 * D) / T
+    model, settings = model_of(encoder_layers=num_layers), EstimatorSettings(num_samples=3)
+    inference = Inference("amortized", Amortized(), VI())
+    scored = operations.of_estimate(model, ESTIMATORS["elbo"], inference, settings)
+    assert scored == pytest.approx(3 * FORWARD_WITH_Z + encoder)
+    # z has a gradient here: that of the keys and values of the slots, which vi's slow step does without.
+    training = operations.of_training(model, Amortized())
+    assert training == pytest.approx(3 * FORWARD_WITH_Z + 4 * encoder)
 
 
 def test_prequential_infers_from_what_stands_before_a_block_alone():

@@ -19,6 +19,7 @@ import ltm_pyro
 from ltm_pyro import cli, config, train
 from ltm_pyro.inference import SCHEMES, svi
 from ltm_pyro.inference.vi import VI
+from ltm_pyro.models import LatentThoughtModel
 
 SMALL = shlex.split(
     "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
@@ -68,14 +69,15 @@ def test_each_scheme_trains_on_the_embedded_corpus_and_writes_a_run(scheme, comm
     steps = [record for record in records(run) if record["split"] == "train"]
     assert [record["step"] for record in steps] == list(range(1, 21))
     nullable = {"nelbo_nats_per_token", "kl_nats_per_token", "bits_per_byte", "perplexity"}
+    has_density = SCHEMES[scheme].has_density
     for record in steps:
         assert record["tokens_seen"] > 0
         assert math.isfinite(record["nll_nats_per_token"])
         assert {"learning_rate", "fast_steps", "tokens_per_second", "seconds"} <= record.keys()
-        assert all((record[key] is None) == (scheme != "vi") for key in nullable)
-        assert record["valid_bound"] == (scheme == "vi")
-        assert ("neg_log_joint_nats_per_token" in record) == (scheme != "vi")
-    own = "vi" if scheme == "vi" else f"a Gaussian around {scheme}"
+        assert all((record[key] is None) == (not has_density) for key in nullable)
+        assert record["valid_bound"] == has_density
+        assert ("neg_log_joint_nats_per_token" in record) == (not has_density)
+    own = scheme if has_density else f"a Gaussian around {scheme}"
     (validated,) = [record for record in records(run) if record["split"] == "validation"]
     assert (validated["step"], validated["posterior"]) == (10, own)
     report = [record for record in records(run) if record["split"] == "report"]
@@ -109,6 +111,68 @@ def test_the_baseline_without_z_trains_by_the_same_command_and_its_figures_are_e
     assert ltm_pyro.load(run).config.model.num_slots == 0
 
 
+def test_an_encoder_is_trained_saved_and_compared_with_vi_that_takes_steps(command):
+    """Trained without refinement; the four steps of VI are the preset's own."""
+    status, _, _ = command("--inference=amortized", "--fast-steps", "0", "--steps", "3", "--out", "run")
+    assert status == 0
+    run = Path("run")
+    report = [record for record in records(run) if record["split"] == "report"]
+    assert [(record["posterior"], record["fast_steps"]) for record in report] == [
+        ("amortized", 0),
+        ("vi", 4),
+        ("the prior", 0),
+    ]
+    weights, loaded = final_weights(run), ltm_pyro.load(run)
+    assert loaded.config.model.encoder_layers == 2
+    # At the start the head is zero, and the prior is what it proposes.
+    assert (weights["encoder.head.weight"] != 0).any()
+    for name, weight in loaded.model.encoder.state_dict().items():
+        assert weight.equal(weights[f"encoder.{name}"]), name
+
+
+@pytest.mark.parametrize("fast_steps", ["0", "2"])
+def test_an_encoder_sees_no_more_of_a_text_than_inference_does(fast_steps, command, monkeypatch):
+    """Neither where inference starts nor in the guide, each of which asks it once for every micro-batch."""
+    encode, random_prefix = LatentThoughtModel.encode, train.random_prefix
+    wholes, prefixes, seen = [], [], []
+
+    def recorded_prefix(batch, rng):
+        wholes.append(batch.weights)
+        prefixes.append(random_prefix(batch, rng))
+        return prefixes[-1]
+
+    def recorded_encode(self, batch):
+        seen.append(batch.weights)
+        return encode(self, batch)
+
+    monkeypatch.setattr(train, "random_prefix", recorded_prefix)
+    monkeypatch.setattr(LatentThoughtModel, "encode", recorded_encode)
+    monkeypatch.setattr(train, "report", lambda *args: None)
+    args = ("--inference=amortized", "--fast-steps", fast_steps, "--infer-from", "prefix", "--steps", "3")
+    assert command(*args)[0] == 0
+    assert len(prefixes) == 3 * 2
+    expected = [prefix.weights for prefix in prefixes for _ in range(2)]
+    assert len(seen) == len(expected)
+    assert all(weights.equal(prefix) for weights, prefix in zip(seen, expected, strict=True))
+    assert sum(map(torch.sum, wholes)) > sum(prefix.weights.sum() for prefix in prefixes)
+
+
+def test_an_encoder_that_is_not_finite_costs_the_step(command, monkeypatch):
+    encode, calls = LatentThoughtModel.encode, []
+
+    def failing_encode(self, batch):
+        calls.append(batch)
+        mean, log_scale = encode(self, batch)
+        # Of two micro-batches a step and two calls each, in the second step.
+        return (mean * math.nan if 4 < len(calls) <= 8 else mean), log_scale
+
+    monkeypatch.setattr(LatentThoughtModel, "encode", failing_encode)
+    assert command("--inference=amortized", "--fast-steps", "0", "--steps", "4", "--out", "run")[0] == 0
+    counts = [record["num_skipped_steps"] for record in records(Path("run")) if record["split"] == "train"]
+    assert counts == [0, 1, 1, 1]
+    assert all(weight.isfinite().all() for weight in final_weights(Path("run")).values())
+
+
 def test_the_same_command_twice_numbers_its_folders_and_gives_the_same_weights(command):
     for _ in range(2):
         assert command("--steps", "2")[0] == 0
@@ -137,6 +201,7 @@ def signal_in(name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
         ("map", "slow_step", 5, 4),
         ("langevin", "random_prefix", 9, 4),  # between the two micro-batches of step 5, which is taken again
         ("hmc", "random_prefix", 9, 4),
+        ("amortized", "slow_step", 4, 3),
         ("vi", "held_out", 1, 3),
         ("vi", "held_out", 3, 7),  # in the closing report
         ("vi", "train_record", 3, 3),
@@ -208,6 +273,10 @@ BAD_INPUT = {
     "slots of a model without z": (["--inference", "none"], "num-slots"),
     "a model with z that has no slots": (["--model.num-slots", "0"], "num-slots"),
     "thinking without z": (["--inference", "none", "--model.num-slots", "0"], "fast-steps"),
+    "amortised without an encoder": (["--inference", "amortized", "--model.encoder-layers", "0"], "encoder-layers"),
+    "an encoder that is not trained": (["--inference", "vi", "--model.encoder-layers", "1"], "encoder-layers"),
+    "amortised without z": (["--inference", "amortized", "--model.num-slots", "0"], "num-slots"),
+    "negative encoder": (["--inference", "amortized", "--model.encoder-layers", "-1"], "encoder_layers"),
     "negative slots": (["--model.num-slots", "-1"], "num_slots"),
     "width and heads": (["--model.num-heads", "3"], "width"),
     "zero window": (["--model.window", "0"], "window"),

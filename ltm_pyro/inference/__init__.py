@@ -4,6 +4,7 @@ To add a scheme: write it in a file of its own after the protocol in `base.py`, 
 then have it as `--inference NAME`, with its settings as `--NAME.setting`.
 """
 
+from ltm_pyro.inference.amortized import Amortized
 from ltm_pyro.inference.base import PosteriorScheme, State, StepInfo, infer, log_joint
 from ltm_pyro.inference.hmc import HMC
 from ltm_pyro.inference.langevin import Langevin
@@ -19,6 +20,7 @@ SCHEMES = {
     "map": MAP,
     "vi": VI,
     "lowrank": LowRank,
+    "amortized": Amortized,
     "langevin": Langevin,
     "mala": MALA,
     "hmc": HMC,

@@ -108,8 +108,12 @@ class PosteriorScheme(Protocol):
         """One step for every sequence. Reads the model's weights, and leaves their `.grad` alone."""
         ...
 
-    def guide(self, state: Any, rng: Noise) -> Guide:
-        """The posterior as a Pyro guide with the one site "z", for a slow step; each call draws anew."""
+    def guide(self, model: Model, state: Any, batch: Batch, rng: Noise) -> Guide:
+        """The posterior as a Pyro guide with the one site "z", for a slow step; each call draws anew.
+
+        Args:
+            batch: what z was inferred from, which may be less than what the slow step is taken on.
+        """
         ...
 
     def posterior(self, state: Any, num_samples: int, rng: Noise) -> Posterior:

@@ -107,7 +107,7 @@ class Chains:
             z = warm.detach().unsqueeze(1).repeat_interleave(self.num_chains, 1)
         return ChainState(*first_fields(batch), z, scale, z.unsqueeze(2).repeat_interleave(self.num_kept, 2))
 
-    def guide(self, state: ChainState, rng: Noise) -> Guide:
+    def guide(self, model: Model, state: ChainState, batch: Batch, rng: Noise) -> Guide:
         """All mass where one chain stands, picked uniformly for each sequence."""
         sequence = torch.arange(len(state))
         chain = (rng.uniform("guide", state.sequence_ids, state.step) * self.num_chains).long()

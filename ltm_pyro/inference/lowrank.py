@@ -192,7 +192,7 @@ class LowRank:
         like = state.mean.new_empty(len(state), *_noise_shape(state))
         return _normal(state.mean, state.log_scale, state.factor, draw=fresh_noise(state, like, rng, purpose))
 
-    def guide(self, state: LowRankState, rng: Noise) -> Guide:
+    def guide(self, model: Model, state: LowRankState, batch: Batch, rng: Noise) -> Guide:
         """q(z), drawn afresh."""
         return guide_of(self.distribution(state, rng, purpose="guide"))
 

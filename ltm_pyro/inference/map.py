@@ -77,7 +77,7 @@ class MAP:
         )
         return MAPState(state.sequence_ids, state.step + 1, state.num_skipped, *moved), StepInfo(objective.detach())
 
-    def guide(self, state: MAPState, rng: Noise) -> Guide:
+    def guide(self, model: Model, state: MAPState, batch: Batch, rng: Noise) -> Guide:
         """All mass at z."""
         return guide_of(point(state.z))
 

@@ -142,7 +142,7 @@ class VI:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         return normal(state.mean, state.log_scale.exp(), fresh_noise(state, state.mean, rng, purpose))
 
-    def guide(self, state: VIState, rng: Noise) -> Guide:
+    def guide(self, model: Model, state: VIState, batch: Batch, rng: Noise) -> Guide:
         """q(z), drawn afresh; with `noise="reused"`, drawn at the noise that q was fitted to."""
         if self.noise == "reused":
             return guide_of(normal(state.mean, state.log_scale.exp(), lambda outer: state.noise))

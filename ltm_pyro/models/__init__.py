@@ -1,6 +1,7 @@
-"""The generative model: p(z) and p(x | z), as Pyro programs. Knows nothing of inference, data or files.
+"""The generative model: p(z) and p(x | z), as Pyro programs, and the encoder that proposes z from a text. Knows
+nothing of inference, data or files.
 
-To add a prior, write it in `ltm.py` at site "z"; to change the network, `decoder.py`.
+To add a prior, write it in `ltm.py` at site "z"; to change the networks, `decoder.py` and `encoder.py`.
 """
 
 from ltm_pyro.models.batch import TokenBatch

@@ -20,7 +20,7 @@ from ltm_pyro.models.attention import CrossAttention, SelfAttention
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of the decoder and of its latent variable."""
+    """The shape of the decoder, of its latent variable, and of the encoder where there is one."""
 
     num_layers: int = 3
     """Number of decoder layers; each has thought vectors of its own."""
@@ -37,10 +37,12 @@ class DecoderConfig:
     """Positions that self-attention sees, the current one included [tokens]."""
     length: int = 256
     """Predicted tokens of a sequence [tokens]."""
+    encoder_layers: int = 0
+    """Layers of the encoder that proposes z from a text (inference amortized). 0: none."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name == "num_slots" else 1
+            least = 0 if name in ("num_slots", "encoder_layers") else 1
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         if self.width % (2 * self.num_heads):
@@ -50,6 +52,22 @@ class DecoderConfig:
     def latent_shape(self) -> tuple[int, int, int]:
         """[L, S, D], the shape of z of one sequence."""
         return self.num_layers, self.num_slots, self.width
+
+
+def draw_weights(network: nn.Module) -> None:
+    """Draw all weights of a network anew, from torch's global generator.
+
+    Normal of scale 0.02, as GPT-2; the projections that end in the residual stream are divided by the square root
+    of their number, so that the stream does not grow with depth (Radford et al. 2019, section 2.3).
+    """
+    residual_scale = 0.02 / math.sqrt(sum(name.endswith(".output") for name, _ in network.named_modules()))
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=residual_scale if name.endswith(".output") else 0.02)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
 
 
 class SwiGLU(nn.Module):
@@ -102,19 +120,8 @@ class Decoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew, from torch's global generator.
-
-        Normal of scale 0.02, as GPT-2; the projections that end in the residual stream are divided by the square root
-        of their number, so that the stream does not grow with depth (Radford et al. 2019, section 2.3).
-        """
-        residual_scale = 0.02 / math.sqrt(sum(name.endswith(".output") for name, _ in self.named_modules()))
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=residual_scale if name.endswith(".output") else 0.02)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            elif isinstance(module, nn.RMSNorm):
-                nn.init.ones_(module.weight)
+        """Draw the weights anew, from torch's global generator."""
+        draw_weights(self)
 
     @property
     def begin_of_text(self) -> int:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
 from ltm_pyro.models.batch import TokenBatch
 from ltm_pyro.models.decoder import Decoder, DecoderConfig
+from ltm_pyro.models.encoder import Encoder
 from ltm_pyro.models.tokens import TokenSequence
 
 
@@ -27,7 +28,7 @@ class LatentThoughtModel(PyroModule):
     `pyro.settings.set(module_local_params=True)`, or clears the parameter store in between.
 
     Args:
-        config: shape of the decoder and of z.
+        config: shape of the decoder, of z, and of the encoder if there is to be one.
         vocab_size: V, of which the last id is begin-of-text.
         end_of_text: id of the token that ends a text.
 
@@ -42,6 +43,9 @@ class LatentThoughtModel(PyroModule):
         self.config = config
         self.end_of_text = end_of_text
         self.decoder = Decoder(config, vocab_size)
+        # After the decoder, whose weights so are the same with it and without.
+        if config.encoder_layers:
+            self.encoder = Encoder(config)
 
     def forward(self, batch: TokenBatch | None = None, num_sequences: int = 1) -> Tensor:
         """Run the program: on the texts of a batch, or without one to generate texts.
@@ -64,3 +68,19 @@ class LatentThoughtModel(PyroModule):
                 return pyro.sample("tokens", likelihood)
             likelihood = TokenSequence(decoder, z, self.end_of_text, batch.tokens.shape[-1], batch.weights)
             return pyro.sample("tokens", likelihood, obs=batch.tokens)
+
+    @pyro_method
+    def encode(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Mean and log scale of the q(z|x) that the encoder proposes, [B, L, S, D] each.
+
+        It sees the texts as `batch.weights` says, and nothing of what weighs 0.
+
+        Raises:
+            ValueError: if the model has no encoder.
+        """
+        if not self.config.encoder_layers:
+            raise ValueError("the model has no encoder: its encoder_layers are 0")
+        # The prior is N(0, I): what is relative to it is absolute.
+        mean, log_scale = self.encoder(self.decoder.embedding(batch.tokens), batch.weights)
+        dtype = torch.promote_types(mean.dtype, torch.float32)
+        return mean.to(dtype), log_scale.to(dtype)

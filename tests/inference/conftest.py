@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ltm_pyro.inference import SequenceNoise
@@ -74,6 +74,11 @@ class LinearGaussian:
         z = torch.randn(num_sequences, num_latent, generator=generator, dtype=torch.float64)
         noise = torch.randn(num_sequences, num_observed, generator=generator, dtype=torch.float64)
         return Observations(z @ self.loadings.T + self.noise_scale * noise, torch.arange(num_sequences))
+
+    def encode(self, batch):
+        """Mean and log scale of an amortised q: half the way from the prior to the best of mean field."""
+        log_scale = -0.25 * self.precision.diagonal().log()
+        return 0.5 * self.posterior_mean(batch.x), log_scale.expand(len(batch), -1)
 
     @property
     def precision(self):
@@ -151,19 +156,39 @@ def scaled_world(batch):
 
 
 class LinearGaussianModule(PyroModule):
-    """The linear-Gaussian model with weights to learn, which the module holds itself."""
+    """The linear-Gaussian model with weights to learn, which the module holds itself; on demand with an encoder."""
 
-    def __init__(self, world):
+    def __init__(self, world, has_encoder=False):
         super().__init__()
         self.loadings = nn.Parameter(world.loadings.clone())
         self.offset = nn.Parameter(torch.zeros(world.loadings.shape[0], dtype=torch.float64))
         self.noise_scale = world.noise_scale
+        if has_encoder:
+            self.encoder = LinearEncoder(*world.loadings.shape)
 
     def forward(self, batch):
         with pyro.plate("sequences", len(batch), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(self.loadings.shape[1]).double(), 1).to_event(1))
             mean = z @ self.loadings.T + self.offset
             pyro.sample("x", dist.Normal(mean, self.noise_scale).to_event(1), obs=batch.x)
+
+    @pyro_method
+    def encode(self, batch):
+        return self.encoder(batch)
+
+
+class LinearEncoder(nn.Module):
+    """q(z|x) = N(A x + b, σ²), at the prior before it is trained."""
+
+    def __init__(self, num_observed, num_latent):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.zeros(num_latent, num_observed, dtype=torch.float64))
+        self.offset = nn.Parameter(torch.zeros(num_latent, dtype=torch.float64))
+        self.log_scale = nn.Parameter(torch.zeros(num_latent, dtype=torch.float64))
+
+    def forward(self, batch):
+        mean = batch.x @ self.matrix.T + self.offset
+        return mean, self.log_scale.expand_as(mean)
 
 
 @dataclass
@@ -180,6 +205,9 @@ class Failing:
     bad_evaluations: tuple[int, ...] | range
     """At which evaluations of the likelihood, counted from 0."""
     num_evaluations: int = 0
+
+    def encode(self, batch):
+        return self.world.encode(batch)
 
     def __call__(self, batch):
         num_latent = self.world.loadings.shape[1]
@@ -249,6 +277,12 @@ def assert_mean():
 
 
 @pytest.fixture
+def linear_encoder():
+    """The class of an encoder for a linear-Gaussian model, of one's size."""
+    return LinearEncoder
+
+
+@pytest.fixture
 def observations():
     """The class of its batches."""
     return Observations
@@ -276,31 +310,41 @@ def recording():
     return lambda seed=0: RecordingNoise(SequenceNoise(seed))
 
 
-def small_ltm(dtype):
+def small_ltm(encoder_layers=0):
     model = LatentThoughtModel(
-        DecoderConfig(num_layers=2, width=8, num_heads=2, hidden=12, num_slots=2, window=4, length=12),
+        DecoderConfig(
+            num_layers=2,
+            width=8,
+            num_heads=2,
+            hidden=12,
+            num_slots=2,
+            window=4,
+            length=12,
+            encoder_layers=encoder_layers,
+        ),
         vocab_size=11,
         end_of_text=9,
     )
-    # At their initial scale the weights make the text next to independent of z, and its posterior the prior.
+    # At their initial scale the weights make the text next to independent of z, its posterior the prior, and what an
+    # encoder says independent of the text.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.copy_(0.5 * torch.randn(weight.shape, generator=generator))
-    return model.to(dtype)
+    return model.double()
 
 
 @pytest.fixture
 def ltm():
     """A Latent Thought Model in float64 whose texts depend on z."""
-    return small_ltm(torch.float64)
+    return small_ltm()
 
 
 @pytest.fixture
-def ltm_float32():
-    """The same in float32."""
-    return small_ltm(torch.float32)
+def ltm_with_encoder():
+    """The same with an encoder that tells texts apart."""
+    return small_ltm(encoder_layers=1)
 
 
 @pytest.fixture

@@ -330,7 +330,8 @@ def trained(scheme, sample, num_slow_steps, weight_scale):
     for step in range(num_slow_steps):
         batch = token_batch(sample(8, generator))
         state = infer(scheme, model, batch, rng)
-        losses.append(elbo_backward(model, scheme.guide(state, rng), batch, 8 * LENGTH).nelbo / (8 * LENGTH))
+        guide = scheme.guide(model, state, batch, rng)
+        losses.append(elbo_backward(model, guide, batch, 8 * LENGTH).nelbo / (8 * LENGTH))
         assert optimizer.update(step)
     return model, torch.tensor(losses, dtype=torch.float64)
 

@@ -178,8 +178,9 @@ def test_draws_that_were_never_taken_cannot_be_asked_for(rotated):
 def test_the_guide_is_one_chain_picked_uniformly_for_each_sequence(rng):
     num_sequences, num_chains = 4000, 4
     scheme = Langevin(num_chains=num_chains)
-    state = scheme.init(shifted_prior, Sequences(num_sequences), SequenceNoise(0))
-    z = poutine.trace(scheme.guide(state, rng)).get_trace().nodes["z"]["value"]
+    batch = Sequences(num_sequences)
+    state = scheme.init(shifted_prior, batch, SequenceNoise(0))
+    z = poutine.trace(scheme.guide(shifted_prior, state, batch, rng)).get_trace().nodes["z"]["value"]
     is_chain = (z[:, None] == state.z).all(-1)
     assert (is_chain.sum(1) == 1).all()
     frequency = is_chain.double().mean(0)

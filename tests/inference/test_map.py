@@ -62,7 +62,7 @@ def test_steps_are_those_of_torch_adam_on_the_negative_log_joint(world):
 def test_the_guide_and_the_draws_are_the_point(world):
     batch, scheme = world.sample(5), MAP(3, learning_rate=0.3)
     state = infer(scheme, world, batch, SequenceNoise(0))
-    trace = poutine.trace(scheme.guide(state, SequenceNoise(0))).get_trace(batch)
+    trace = poutine.trace(scheme.guide(world, state, batch, SequenceNoise(0))).get_trace(batch)
     assert trace.nodes["z"]["value"].equal(state.z)
     samples = scheme.posterior(state, 4, SequenceNoise(0)).samples
     assert samples.equal(state.z.expand(1, 4, 5, 3))

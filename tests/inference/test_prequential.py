@@ -13,6 +13,7 @@ import torch
 
 from ltm_pyro.data.synthetic import token_batch
 from ltm_pyro.inference import SCHEMES, SequenceNoise
+from ltm_pyro.inference.amortized import Amortized
 from ltm_pyro.inference.hmc import HMC
 from ltm_pyro.inference.langevin import Langevin
 from ltm_pyro.inference.lowrank import LowRank
@@ -28,6 +29,7 @@ SETTINGS = {
     "map": MAP(num_steps=3),
     "vi": VI(num_steps=3),
     "lowrank": LowRank(num_steps=3, rank=2),
+    "amortized": Amortized(num_steps=1),
     "langevin": Langevin(num_steps=3, num_chains=NUM_SAMPLES),
     "mala": MALA(num_steps=3, num_chains=NUM_SAMPLES),
     "hmc": HMC(num_steps=3, num_chains=NUM_SAMPLES, num_leapfrogs=2),
@@ -42,7 +44,9 @@ def test_every_scheme_is_tested_here():
 @pytest.fixture
 def ltm():
     """A model of a language of three symbols whose z has a say in what follows."""
-    config = DecoderConfig(num_layers=2, width=8, num_heads=2, hidden=8, num_slots=2, window=2, length=4)
+    config = DecoderConfig(
+        num_layers=2, width=8, num_heads=2, hidden=8, num_slots=2, window=2, length=4, encoder_layers=1
+    )
     model = LatentThoughtModel(config, vocab_size=4, end_of_text=2).double()
     with torch.no_grad():
         for weight in model.parameters():

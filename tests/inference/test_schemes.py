@@ -39,6 +39,11 @@ def scheme(request):
 
 
 @pytest.fixture
+def ltm(ltm_with_encoder):
+    return ltm_with_encoder
+
+
+@pytest.fixture
 def world(linear_gaussian):
     return linear_gaussian.random(num_observed=6, num_latent=3, noise_scale=0.7)
 
@@ -136,7 +141,7 @@ def test_inference_leaves_gradients_weights_and_flags_as_they_were(scheme, ltm, 
     rng = SequenceNoise(0)
     state = infer(scheme, ltm, texts, rng)
     scheme.posterior(state, num_draws(scheme), rng)
-    scheme.guide(state, rng)(texts)
+    scheme.guide(ltm, state, texts, rng)(texts)
     for name, weight in weights.items():
         value, gradient = before[name]
         assert weight.equal(value), name
@@ -160,8 +165,9 @@ def test_pyros_store_and_torchs_generator_are_not_used(scheme, ltm, texts, rng):
     before = torch.random.get_rng_state()
     state = infer(scheme, ltm, texts, rng)
     scheme.posterior(state, num_draws(scheme), rng)
-    guide = scheme.guide(state, rng)
-    guide(texts)
+    guide = scheme.guide(ltm, state, texts, rng)
+    with pyro.get_param_store().scope():  # a guide may have weights, which it has to tell Pyro of
+        guide(texts)
     elbo_backward(ltm, guide, texts, 1.0)
     assert torch.random.get_rng_state().equal(before)
     assert len(pyro.get_param_store()) == 0
@@ -234,6 +240,7 @@ def test_the_gradients_that_inference_takes_are_as_many_as_it_says(scheme, world
                 z.register_hook(lambda gradient: counts.append(gradient.numel() / (3 * 4)))
             pyro.sample("x", dist.Normal(z @ world.loadings.T, world.noise_scale).to_event(1), obs=batch.x)
 
+    counting.encode = world.encode
     scheme = dataclasses.replace(scheme, num_steps=num_steps)
     infer(scheme, counting, batch, SequenceNoise(0))
     assert sum(counts) == scheme.num_gradients
@@ -294,7 +301,7 @@ def test_inference_explains_the_observations_better_than_the_prior(scheme, world
 def test_the_guide_is_one_site_that_fits_the_model(scheme, ltm, texts):
     """Pyro's own ELBO takes it, with its checks of shapes and plates on."""
     rng = SequenceNoise(0)
-    guide = scheme.guide(infer(scheme, ltm, texts, rng), rng)
+    guide = scheme.guide(ltm, infer(scheme, ltm, texts, rng), texts, rng)
     trace = poutine.trace(guide).get_trace(texts)
     assert trace.stochastic_nodes == ["sequences", "z"]
     assert trace.nodes["z"]["fn"].batch_shape == (5,)
@@ -306,7 +313,7 @@ def test_the_guide_is_one_site_that_fits_the_model(scheme, ltm, texts):
 def test_inference_starts_where_it_is_told(scheme, world):
     batch, rng = world.sample(5), SequenceNoise(0)
     warm = torch.randn(5, 3, dtype=torch.float64)
-    guide = scheme.guide(scheme.init(world, batch, rng, warm), rng)
+    guide = scheme.guide(world, scheme.init(world, batch, rng, warm), batch, rng)
     assert poutine.trace(guide).get_trace(batch).nodes["z"]["fn"].mean.equal(warm)
 
 
@@ -328,7 +335,7 @@ def test_a_loss_that_is_said_to_be_a_bound_is_one(scheme, world):
         return
     batch, rng = world.sample(2000), BatchNoise(torch.Generator().manual_seed(0))
     state = infer(dataclasses.replace(scheme, num_steps=40), world, batch, rng)
-    loss = TraceMeanField_ELBO().loss(world, scheme.guide(state, rng), batch)
+    loss = TraceMeanField_ELBO().loss(world, scheme.guide(world, state, batch, rng), batch)
     q = scheme.distribution(state, rng)
     error = world.nll_variance(q.mean, q.stddev, batch.x).sum().sqrt()
     is_above = loss > world.neg_log_evidence(batch.x).sum() - 5 * error
@@ -380,7 +387,7 @@ def test_ids_and_counts_stay_on_the_cpu_where_z_is_not(scheme, ltm, texts, monke
         state = scheme.init(ltm, texts, rng)
         for _ in range(NUM_STEPS):
             state, _ = scheme.step(ltm, state, texts, rng)
-        scheme.guide(state, rng)(texts)
+        scheme.guide(ltm, state, texts, rng)(texts)
         assert scheme.posterior(state, num_draws(scheme), rng).samples.device.type == "meta"
     devices = {name: value.device.type for name, value in vars(state).items()}
     assert {devices.pop(name) for name in ("sequence_ids", "step", "num_skipped")} == {"cpu"}

@@ -54,7 +54,7 @@ def small():
     for step in range(300):
         batch = token_batch(LANGUAGE.sample(32, LENGTH, generator))
         state = infer(scheme, model, batch, rng)
-        elbo_backward(model, scheme.guide(state, rng), batch, 32 * LENGTH)
+        elbo_backward(model, scheme.guide(model, state, batch, rng), batch, 32 * LENGTH)
         assert optimizer.update(step)
     return model
 

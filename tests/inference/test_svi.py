@@ -12,6 +12,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import nn
 
 from ltm_pyro.inference import BatchNoise, SequenceNoise, infer
+from ltm_pyro.inference.amortized import Amortized
 from ltm_pyro.inference.langevin import Langevin
 from ltm_pyro.inference.map import MAP
 from ltm_pyro.inference.svi import OptimizerConfig, SlowLoss, WeightOptimizer, elbo_backward
@@ -22,6 +23,8 @@ SCHEMES = {
     "vi-reused-noise": VI(num_steps=3, learning_rate=0.2, noise="reused"),
     "map": MAP(num_steps=3, learning_rate=0.2),
     "langevin": Langevin(num_steps=3, num_chains=2),
+    "amortized": Amortized(),
+    "amortized-refined": Amortized(num_steps=3, learning_rate=0.2),
 }
 WEIGHT_DECAY = 0.1
 
@@ -44,8 +47,9 @@ def constant_rate(rate, max_gradient_norm=math.inf):
 class PlainModule(nn.Module):
     """The linear-Gaussian model as a plain torch module, which tells Pyro of its weights by `pyro.module`."""
 
-    def __init__(self, world):
+    def __init__(self, world, encoder=None):
         super().__init__()
+        self.encoder = encoder
         self.inner = nn.Linear(world.loadings.shape[1], world.loadings.shape[0]).double()
         self.noise_scale = world.noise_scale
 
@@ -55,26 +59,38 @@ class PlainModule(nn.Module):
             z = pyro.sample("z", dist.Normal(torch.zeros(self.inner.in_features).double(), 1).to_event(1))
             pyro.sample("x", dist.Normal(self.inner(z), self.noise_scale).to_event(1), obs=batch.x)
 
+    def encode(self, batch):
+        return pyro.module("encoder", self.encoder)(batch)
+
 
 @pytest.fixture
 def world(linear_gaussian):
     return linear_gaussian.random(num_observed=6, num_latent=3, noise_scale=0.7)
 
 
+@pytest.fixture(params=SCHEMES.values(), ids=SCHEMES)
+def scheme(request):
+    return request.param
+
+
 @pytest.fixture(params=["ltm", "ltm_float32", "pyro_module", "plain_module"])
-def model_and_batches(request, world, learnable, texts):
-    """A model with weights, and three batches for it."""
+def model_and_batches(request, scheme, world, learnable, linear_encoder, texts):
+    """A model with weights, all of which the scheme trains, and three batches for it."""
+    has_encoder = isinstance(scheme, Amortized)
     if request.param.startswith("ltm"):
-        model = request.getfixturevalue(request.param)
+        model = request.getfixturevalue("ltm_with_encoder" if has_encoder else "ltm")
+        model = model.float() if request.param == "ltm_float32" else model
         return model, [texts, texts[torch.tensor([4, 0])], texts[1:4]]
-    module = {"pyro_module": learnable, "plain_module": PlainModule}[request.param]
-    return module(world), [world.sample(5, seed) for seed in range(3)]
+    if request.param == "pyro_module":
+        model = learnable(world, has_encoder)
+    else:
+        model = PlainModule(world, linear_encoder(*world.loadings.shape) if has_encoder else None)
+    return model, [world.sample(5, seed) for seed in range(3)]
 
 
 # --- the step
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_a_slow_step_is_that_of_pyro_svi_bit_for_bit(model_and_batches, scheme):
     ours, batches = model_and_batches
     pyros = copy.deepcopy(ours)
@@ -93,12 +109,12 @@ def test_a_slow_step_is_that_of_pyro_svi_bit_for_bit(model_and_batches, scheme):
         batch = batches[step % 3]
         rng = batch_noise(step)
         state = infer(scheme, ours, batch, rng)
-        loss = elbo_backward(ours, scheme.guide(state, rng), batch, num_tokens=1.0)
+        loss = elbo_backward(ours, scheme.guide(ours, state, batch, rng), batch, num_tokens=1.0)
         assert optimizer.update(step)
 
         rng = batch_noise(step)
         state = infer(scheme, pyros, batch, rng)
-        guide = scheme.guide(state, rng)
+        guide = scheme.guide(pyros, state, batch, rng)
         assert svi.step(batch) == loss.nelbo
         for (name, weight), other in zip(ours.named_parameters(), pyros.parameters(), strict=True):
             assert weight.equal(other), (step, name)
@@ -114,7 +130,7 @@ def test_two_half_batches_have_the_gradient_of_the_whole(ltm, texts):
         losses = []
         for part in parts:
             state = infer(scheme, model, part, rng)
-            losses.append(elbo_backward(model, scheme.guide(state, rng), part, num_tokens))
+            losses.append(elbo_backward(model, scheme.guide(model, state, part, rng), part, num_tokens))
         nelbo, rate = sum(loss.nelbo for loss in losses), sum(loss.rate for loss in losses)
         return [weight.grad for weight in model.parameters()], nelbo, rate
 
@@ -130,7 +146,7 @@ def test_the_gradient_is_that_of_the_log_likelihood_per_token(world, learnable):
     """With z known: ∂/∂W of |x - W z|² / 2s² is -(x - W z) zᵀ / s²."""
     model, batch = learnable(world), world.sample(5)
     state = infer(SCHEMES["map"], model, batch, SequenceNoise(0))
-    elbo_backward(model, SCHEMES["map"].guide(state, SequenceNoise(0)), batch, num_tokens=30.0)
+    elbo_backward(model, SCHEMES["map"].guide(model, state, batch, SequenceNoise(0)), batch, num_tokens=30.0)
     residual = (batch.x - state.z @ world.loadings.T) / world.noise_scale**2
     assert torch.allclose(model.loadings.grad, -residual.T @ state.z / 30, rtol=1e-10)
     assert torch.allclose(model.offset.grad, -residual.sum(0) / 30, rtol=1e-10)
@@ -138,7 +154,7 @@ def test_the_gradient_is_that_of_the_log_likelihood_per_token(world, learnable):
 
 def test_gradients_add_to_those_that_are_there(ltm, texts):
     state = infer(SCHEMES["map"], ltm, texts, SequenceNoise(0))
-    guide = SCHEMES["map"].guide(state, SequenceNoise(0))
+    guide = SCHEMES["map"].guide(ltm, state, texts, SequenceNoise(0))
     elbo_backward(ltm, guide, texts, num_tokens=1.0)
     once = [weight.grad.clone() for weight in ltm.parameters()]
     elbo_backward(ltm, guide, texts, num_tokens=1.0)
@@ -153,7 +169,7 @@ def test_the_loss_of_a_gaussian_is_that_of_the_formula_at_its_draw(world, learna
     batch, scheme, rng = world.sample(5), SCHEMES["vi"], recording()
     state = infer(scheme, world, batch, rng)
     model = learnable(world)
-    loss = elbo_backward(model, scheme.guide(state, rng), batch, num_tokens=30.0)
+    loss = elbo_backward(model, scheme.guide(model, state, batch, rng), batch, num_tokens=30.0)
     (_, noise) = rng.normals[-1]
     scale = state.log_scale.exp()
     nll = world.neg_log_likelihood(state.mean + scale * noise, batch.x).sum().item()
@@ -167,7 +183,7 @@ def test_the_loss_of_a_point_is_the_negative_log_joint_there(world, learnable, n
     rng = SequenceNoise(0)
     state = infer(scheme, world, batch, rng)
     sites = []
-    guide = scheme.guide(state, rng)
+    guide = scheme.guide(world, state, batch, rng)
 
     def watched(batch):
         with pyro.poutine.trace() as trace:
@@ -186,9 +202,9 @@ def test_the_parts_of_a_loss_add_up():
 
 def test_z_of_a_prefix_pays_for_the_whole_text(ltm, texts, recording):
     """Inferred from nothing, z has KL 0, and the loss is that of all tokens at a draw of the prior."""
-    rng, scheme = recording(), SCHEMES["vi"]
-    state = infer(scheme, ltm, texts.prefix(torch.zeros(5)), rng)
-    loss = elbo_backward(ltm, scheme.guide(state, rng), texts, num_tokens=41.0)
+    rng, scheme, nothing = recording(), SCHEMES["vi"], texts.prefix(torch.zeros(5))
+    state = infer(scheme, ltm, nothing, rng)
+    loss = elbo_backward(ltm, scheme.guide(ltm, state, nothing, rng), texts, num_tokens=41.0)
     (_, z) = rng.normals[-1]
     expected = 0.0
     for tokens, length, z_of_text in zip(texts.tokens, texts.num_bytes.tolist(), z, strict=True):
@@ -202,7 +218,7 @@ def test_z_of_a_prefix_pays_for_the_whole_text(ltm, texts, recording):
 def test_the_slow_step_leaves_no_weights_in_pyros_store(ltm, texts):
     pyro.param("the_users_own", torch.tensor(3.0))
     state = infer(SCHEMES["vi"], ltm, texts, SequenceNoise(0))
-    elbo_backward(ltm, SCHEMES["vi"].guide(state, SequenceNoise(0)), texts, 1.0)
+    elbo_backward(ltm, SCHEMES["vi"].guide(ltm, state, texts, SequenceNoise(0)), texts, 1.0)
     assert list(pyro.get_param_store().keys()) == ["the_users_own"]
 
 
@@ -212,7 +228,7 @@ def test_two_models_in_one_process_do_not_share_weights(ltm, texts):
     with torch.no_grad():
         other.decoder.embedding.weight.mul_(2)
     state = infer(SCHEMES["map"], ltm, texts, SequenceNoise(0))
-    guide = SCHEMES["map"].guide(state, SequenceNoise(0))
+    guide = SCHEMES["map"].guide(ltm, state, texts, SequenceNoise(0))
     losses = [elbo_backward(model, guide, texts, 1.0).nelbo for model in (ltm, other)]
     assert losses[0] != losses[1]
     assert not ltm.decoder.embedding.weight.grad.equal(other.decoder.embedding.weight.grad)
@@ -276,7 +292,7 @@ def test_a_weight_that_is_frozen_is_not_trained(ltm, texts):
     before = embedding.clone()
     optimizer = WeightOptimizer(ltm, constant_rate(0.1), num_steps=10)
     state = infer(SCHEMES["map"], ltm, texts, SequenceNoise(0))
-    elbo_backward(ltm, SCHEMES["map"].guide(state, SequenceNoise(0)), texts, 1.0)
+    elbo_backward(ltm, SCHEMES["map"].guide(ltm, state, texts, SequenceNoise(0)), texts, 1.0)
     assert optimizer.update(0)
     assert embedding.equal(before)
 

@@ -79,7 +79,7 @@ def test_steps_are_those_of_torch_adam_on_the_reparameterised_elbo(world, record
 def test_every_step_draws_new_noise_and_every_later_use_noise_that_no_step_has_seen(world, recording):
     batch, rng, scheme = world.sample(5), recording(), VI(num_steps=4)
     state = infer(scheme, world, batch, rng)
-    guide = scheme.guide(state, rng)
+    guide = scheme.guide(world, state, batch, rng)
     for _ in range(2):
         guide()
     q = scheme.distribution(state, rng)
@@ -95,7 +95,7 @@ def test_reused_noise_is_that_of_the_guide_but_never_of_the_bound(world):
     batch, rng = world.sample(5), SequenceNoise(0)
     scheme = VI(num_steps=4, noise="reused")
     state = infer(scheme, world, batch, rng)
-    guide = scheme.guide(state, rng)
+    guide = scheme.guide(world, state, batch, rng)
     at_the_fit = state.mean + state.log_scale.exp() * state.noise
     for _ in range(2):
         assert poutine.trace(guide).get_trace().nodes["z"]["value"].equal(at_the_fit)
@@ -145,7 +145,7 @@ def test_q_stays_exactly_at_the_prior_where_no_token_counts(ltm, texts, epsilon)
 def test_the_guide_is_the_gaussian_of_the_state(world):
     batch, scheme, rng = world.sample(5), VI(num_steps=4, learning_rate=0.3), SequenceNoise(0)
     state = infer(scheme, world, batch, rng)
-    site = poutine.trace(scheme.guide(state, rng)).get_trace(batch).nodes["z"]
+    site = poutine.trace(scheme.guide(world, state, batch, rng)).get_trace(batch).nodes["z"]
     assert site["fn"].mean.equal(state.mean)
     assert site["fn"].stddev.equal(state.log_scale.exp())
     standardised = (site["value"] - state.mean) / state.log_scale.exp()

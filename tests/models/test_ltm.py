@@ -267,9 +267,8 @@ def test_without_slots_it_is_the_autoregressive_model():
     )
     weights = list(model.parameters())
     expected = torch.autograd.grad(loss, weights)
-    nelbo = elbo_backward(
-        model, PRIOR.guide(infer(PRIOR, model, batch, SequenceNoise(0)), SequenceNoise(0)), batch, 1.0
-    )
+    rng = SequenceNoise(0)
+    nelbo = elbo_backward(model, PRIOR.guide(model, infer(PRIOR, model, batch, rng), batch, rng), batch, 1.0)
     assert (nelbo.nelbo, nelbo.rate) == (pytest.approx(loss.item()), 0)
     for weight, gradient in zip(weights, expected, strict=True):
         assert torch.allclose(weight.grad, gradient)
