@@ -153,7 +153,13 @@ def print_rows(rows: list[dict[str, str]], words: tuple[str, ...]) -> None:
     from rich.text import Text
 
     is_terminal = sys.stdout.isatty()
-    console = Console(width=None if is_terminal else 1000, highlight=False, markup=False)
+    console = Console(
+        width=None if is_terminal else 1000,
+        highlight=False,
+        markup=False,
+        force_terminal=is_terminal,
+        force_jupyter=False,  # in a notebook it is Markdown too
+    )
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     width = sum(3 + max(len(name), *(len(row[name]) for row in rows)) for name in names)
     if width > console.width:

@@ -317,13 +317,13 @@ def test_inference_starts_where_it_is_told(scheme, world):
     assert poutine.trace(guide).get_trace(batch).nodes["z"]["fn"].mean.equal(warm)
 
 
-def test_the_mean_is_that_of_the_density_or_of_where_the_chains_stand(scheme, world):
+def test_the_mean_is_that_of_the_density_or_of_the_draws(scheme, world):
     batch, rng = world.sample(5), SequenceNoise(0)
     state = infer(scheme, world, batch, rng)
     if scheme.has_density:
         expected = scheme.distribution(state, rng).mean
     else:
-        expected = scheme.posterior(state, getattr(scheme, "num_chains", 1), rng).samples.mean((0, 1))
+        expected = scheme.posterior(state, scheme.num_draws, rng).samples.mean((0, 1))
         assert not hasattr(scheme, "distribution")
     assert torch.allclose(scheme.mean(state), expected, rtol=1e-12)
 
