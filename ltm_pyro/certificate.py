@@ -12,15 +12,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ltm_pyro.estimators import EstimatorSettings, Inference, Inferred, annealing_plan, elbo
 from ltm_pyro.inference import SequenceNoise, ais
-from ltm_pyro.models import LatentThoughtModel, TokenBatch
+from ltm_pyro.models import LatentThoughtModel, simulate
 
 
 @dataclass(frozen=True)
@@ -77,23 +74,9 @@ def certify(
     for start in range(0, num_texts, batch_size):
         z, batch = simulate(model, min(batch_size, num_texts - start), first_id=start, seed=seed)
         inferred = Inferred(model, batch, inference, rng)
-        q = inferred.q()
+        q = inferred.q("annealing")
         plan = annealing_plan(inferred, q, settings)
         upper = ais.forward_ais(model, batch, q, plan, rng).nats
         lower = ais.reverse_ais(model, batch, q, plan, z, rng).nats
         parts.append((batch.weights.sum(1).cpu().double(), lower, upper, elbo(inferred, settings).nats))
     return Certificate(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-
-@torch.no_grad()
-def simulate(model: LatentThoughtModel, num_texts: int, first_id: int, seed: int) -> tuple[Tensor, TokenBatch]:
-    """Texts from the model, each up to its end-of-text, and the z that made them, [B, L, S, D]."""
-    device = model.decoder.embedding.weight.device
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        torch.manual_seed(int(np.random.SeedSequence([seed, first_id]).generate_state(1)[0]))
-        trace = poutine.trace(model).get_trace(num_sequences=num_texts)
-    z, tokens = trace.nodes["z"]["value"], trace.nodes["tokens"]["value"]
-    is_end = (tokens == model.end_of_text).long()
-    weights = (is_end.cumsum(-1) - is_end == 0).to(z)
-    ids = torch.arange(first_id, first_id + num_texts)
-    return z, TokenBatch(tokens, weights, ids, torch.zeros_like(ids)).to(device)

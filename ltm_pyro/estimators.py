@@ -98,10 +98,10 @@ class Inferred:
             return scheme, state
         return bounds.gaussian_around(scheme, state, model, batch, rng, self.inference.gaussian)
 
-    def q(self) -> TorchDistribution:
-        """q(z), batch_shape [B], whose draws use noise that no step has seen; the same draws for every figure."""
+    def q(self, purpose: str = "distribution") -> TorchDistribution:
+        """q(z), batch_shape [B], whose draws use noise that no step has seen; the same draws for the same purpose."""
         scheme, state = self._fitted
-        return scheme.distribution(state, self.rng)
+        return scheme.distribution(state, self.rng, purpose)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def iwae(inferred: Inferred, settings: EstimatorSettings) -> Scores:
 
 
 def annealed(inferred: Inferred, settings: EstimatorSettings) -> Scores:
-    q = inferred.q()
+    q = inferred.q("annealing")
     plan = annealing_plan(inferred, q, settings)
     weights = ais.forward_ais(inferred.model, inferred.batch, q, plan, inferred.rng)
     return _of_weights(weights, f"{inferred.inference.posterior}, annealed")

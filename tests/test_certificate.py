@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ltm_pyro import certificate
-from ltm_pyro.certificate import Certificate, certify, simulate
+from ltm_pyro.certificate import Certificate, certify
 from ltm_pyro.estimators import EstimatorSettings, Inference
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.inference.vi import VI
-from ltm_pyro.models import DecoderConfig, LatentThoughtModel
+from ltm_pyro.models import DecoderConfig, LatentThoughtModel, simulate
 
 INFERENCE = Inference("vi", VI(num_steps=8), VI())
 NUM_TEXTS = 40

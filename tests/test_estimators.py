@@ -276,7 +276,7 @@ def test_the_settings_reach_the_estimates(ltm, written):
         "prequential": 27,
         "reused-noise": 1,
     }
-    plan = annealing_plan(inferred, inferred.q(), settings)
+    plan = annealing_plan(inferred, inferred.q("annealing"), settings)
     assert (len(plan.betas), plan.num_leapfrogs, plan.num_chains) == (5, 3, 5)
     assert scores["ais"].posterior == "vi, annealed"
     assert scores["iwae"].pareto_k.isfinite().all()  # 27 draws have a tail

@@ -73,9 +73,9 @@ class Amortized:
         """μ, [B, *event_shape]."""
         return self._refinement.mean(state)
 
-    def distribution(self, state: VIState, rng: Noise) -> TorchDistribution:
+    def distribution(self, state: VIState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
-        return self._refinement.distribution(state, rng)
+        return self._refinement.distribution(state, rng, purpose)
 
     def guide(self, model: Model, state: VIState, batch: Batch, rng: Noise) -> Guide:
         """q(z), drawn afresh; its mean and log scale have the gradient of what the encoder proposes."""

@@ -124,8 +124,12 @@ class PosteriorScheme(Protocol):
         """Mean of the posterior, [B, *event_shape]."""
         ...
 
-    def distribution(self, state: Any, rng: Noise) -> TorchDistribution:
-        """q(z), batch_shape [B], whose draws use noise no step has seen. Only a scheme that has a density has it."""
+    def distribution(self, state: Any, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
+        """q(z), batch_shape [B], whose draws use noise no step has seen. Only a scheme that has a density has it.
+
+        Args:
+            purpose: whose noise: draws for one purpose have nothing to do with those for another.
+        """
         ...
 
 

@@ -8,6 +8,7 @@ both under the plate "sequences".
 
 from __future__ import annotations
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -84,3 +85,25 @@ class LatentThoughtModel(PyroModule):
         mean, log_scale = self.encoder(self.decoder.embedding(batch.tokens), batch.weights)
         dtype = torch.promote_types(mean.dtype, torch.float32)
         return mean.to(dtype), log_scale.to(dtype)
+
+
+@torch.no_grad()
+def simulate(model: LatentThoughtModel, num_texts: int, first_id: int, seed: int) -> tuple[Tensor, TokenBatch]:
+    """Texts from the model, each up to its end-of-text, and the z that made them, [B, L, S, D].
+
+    torch's global generator is as it was afterwards.
+
+    Args:
+        num_texts: B.
+        first_id: the sequence ids count from here; other ids are other texts.
+        seed: the same seed and ids give the same texts.
+    """
+    device = model.decoder.embedding.weight.device
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(int(np.random.SeedSequence([seed, first_id]).generate_state(1)[0]))
+        trace = pyro.poutine.trace(model).get_trace(num_sequences=num_texts)
+    z, tokens = trace.nodes["z"]["value"], trace.nodes["tokens"]["value"]
+    is_end = (tokens == model.end_of_text).long()
+    weights = (is_end.cumsum(-1) - is_end == 0).to(z)
+    ids = torch.arange(first_id, first_id + num_texts)
+    return z, TokenBatch(tokens, weights, ids, torch.zeros_like(ids)).to(device)

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltm_pyro.certificate import simulate
 from ltm_pyro.data.synthetic import UnigramLanguage, token_batch
 from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, bounds, infer
 from ltm_pyro.inference.calibration import LOG_LIKELIHOOD, calibrate
@@ -22,7 +21,7 @@ from ltm_pyro.inference.nuts import nuts
 from ltm_pyro.inference.posterior import import_arviz
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
 from ltm_pyro.inference.vi import VI
-from ltm_pyro.models import DecoderConfig, LatentThoughtModel
+from ltm_pyro.models import DecoderConfig, LatentThoughtModel, simulate
 
 pytestmark = pytest.mark.slow
 LENGTH, LANGUAGE = 32, UnigramLanguage(12, concentration=0.2)
