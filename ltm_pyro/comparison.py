@@ -81,7 +81,8 @@ bound: -ELBO in nats/token ± Monte Carlo error, an upper bound on -log p(x); of
 around the point or the mean of the draws. KL: its rate, in nats/token. gradients: evaluations for each sequence, those
 of all its chains. k̂: tail shape of the importance weights of that q, median over texts; above 0.7 q is far from the
 posterior. R̂: the largest of all numbers of z; above 1.01 the chains have not mixed. ESS: effective sample size of a
-number of z, median over z and texts, and per gradient and second of all texts; none where R̂ is above 1.1."""
+number of z (above the number of draws where they alternate), median over z and texts, and per gradient and second of
+all texts; none where R̂ is above 1.1."""
 
 
 def print_table(results: list[Comparison]) -> None:
