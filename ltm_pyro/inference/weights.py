@@ -73,5 +73,5 @@ def _psis_shape(log_weights: np.ndarray) -> np.ndarray:
     if is_new:
         from arviz_stats.base import array_stats
 
-        return array_stats.psislw(log_weights)[1]
+        return array_stats.psislw(-log_weights)[1]  # of ArviZ 1.x: it negates what it is given, a log-likelihood
     return arviz.psislw(log_weights)[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -258,17 +259,30 @@ def scaled():
     return build
 
 
+@pytest.fixture(scope="session")
+def standard_errors():
+    """Monte Carlo standard errors of the means of draws [chain, draw, d], [d], by ArviZ (Vehtari et al. 2021)."""
+    arviz, is_new = import_arviz()
+
+    def of(values):
+        if is_new:
+            from arviz_stats.base import array_stats
+
+            return array_stats.mcse(values, method="mean", chain_axis=0, draw_axis=1)
+        return np.array([float(arviz.mcse(values[:, :, i], method="mean")) for i in range(values.shape[2])])
+
+    return of
+
+
 @pytest.fixture
-def assert_mean():
-    """Checks that draws [chain, draw, …] have an expected mean, to 5 Monte Carlo standard errors (Vehtari et al. 2021).
+def assert_mean(standard_errors):
+    """Checks that draws [chain, draw, …] have an expected mean, to 5 Monte Carlo standard errors.
 
     Which must be small enough for the check to mean something: at most `at_most`.
     """
-    arviz, _ = import_arviz()
 
     def check(draws, expected, at_most):
-        values = draws.flatten(2).numpy()
-        error = torch.as_tensor([arviz.mcse(values[:, :, i], method="mean") for i in range(values.shape[2])])
+        error = torch.as_tensor(standard_errors(draws.flatten(2).numpy()))
         assert error.max() <= at_most, f"standard errors up to {error.max():.2g}"
         deviation = (draws.mean((0, 1)) - expected).flatten() / error
         assert deviation.abs().max() < 5, f"off by {deviation.abs().max():.1f} standard errors"

@@ -11,7 +11,6 @@ import torch
 
 from ltm_pyro.inference import SCHEMES, BatchNoise, infer
 from ltm_pyro.inference.nuts import nuts
-from ltm_pyro.inference.posterior import import_arviz
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
 
 
@@ -87,12 +86,15 @@ def gold(sharp):
         return nuts(model, batch, num_chains=1, num_warmup=80, num_draws=200, seed=0).samples.flatten(2)
 
 
-def moments(samples):
+@pytest.fixture
+def moments(standard_errors):
     """Means and second moments of draws [chain, draw, d], and their Monte Carlo standard errors."""
-    arviz, _ = import_arviz()
-    values = torch.cat([samples, (samples[..., :, None] * samples[..., None, :]).flatten(2)], 2).numpy()
-    errors = [float(arviz.mcse(values[:, :, i], method="mean")) for i in range(values.shape[2])]
-    return values.mean((0, 1)), np.array(errors)
+
+    def of(samples):
+        values = torch.cat([samples, (samples[..., :, None] * samples[..., None, :]).flatten(2)], 2).numpy()
+        return values.mean((0, 1)), standard_errors(values)
+
+    return of
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def moments(samples):
         ("hmc", {"num_steps": 120, "num_kept": 60, "vi_steps": 100}),
     ],
 )
-def test_the_exact_schemes_agree_with_it_on_a_latent_thought_model(name, settings, sharp, gold):
+def test_the_exact_schemes_agree_with_it_on_a_latent_thought_model(name, settings, sharp, gold, moments):
     model, batch = sharp
     scheme, rng = SCHEMES[name](num_chains=40, **settings), BatchNoise(torch.Generator().manual_seed(0))
     with pyro.validation_enabled(False):

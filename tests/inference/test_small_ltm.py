@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pyro
@@ -18,7 +19,6 @@ from ltm_pyro.data.synthetic import UnigramLanguage, token_batch
 from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, bounds, infer
 from ltm_pyro.inference.calibration import LOG_LIKELIHOOD, calibrate
 from ltm_pyro.inference.nuts import nuts
-from ltm_pyro.inference.posterior import import_arviz
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
 from ltm_pyro.inference.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, simulate
@@ -85,12 +85,10 @@ class Moments:
     errors: np.ndarray
 
     @classmethod
-    def of(cls, samples: Tensor) -> Moments:
-        arviz, _ = import_arviz()
+    def of(cls, samples: Tensor, standard_errors: Callable[[np.ndarray], np.ndarray]) -> Moments:
         values = samples.flatten(2).double().numpy()
         numbers = np.concatenate([values, (values - values.mean((0, 1))) ** 2], axis=2)
-        errors = [float(arviz.mcse(numbers[:, :, i], method="mean")) for i in range(numbers.shape[2])]
-        return cls(numbers.mean((0, 1)), np.array(errors))
+        return cls(numbers.mean((0, 1)), standard_errors(numbers))
 
     @property
     def variances(self) -> np.ndarray:
@@ -98,9 +96,11 @@ class Moments:
 
 
 @pytest.fixture(scope="module")
-def gold(small, texts):
+def gold(small, texts, standard_errors):
     """By Pyro's NUTS, which shares no code with the schemes."""
-    return Moments.of(nuts(small, texts[:2], num_chains=2, num_warmup=150, num_draws=300, seed=0).samples)
+    return Moments.of(
+        nuts(small, texts[:2], num_chains=2, num_warmup=150, num_draws=300, seed=0).samples, standard_errors
+    )
 
 
 LONG_RUNS = {
@@ -113,7 +113,7 @@ LONG_RUNS = {
 
 
 @pytest.fixture(scope="module")
-def long_runs(small, texts):
+def long_runs(small, texts, standard_errors):
     """Moments by name, each run once."""
     done: dict[str, Moments] = {}
 
@@ -123,7 +123,7 @@ def long_runs(small, texts):
             scheme = SCHEMES[name](num_chains=64, num_kept=settings["num_steps"] // 2, **settings)
             rng = BatchNoise(torch.Generator().manual_seed(1))
             state = infer(scheme, small, texts[:2], rng)
-            done[name] = Moments.of(scheme.posterior(state, scheme.num_draws, rng).samples)
+            done[name] = Moments.of(scheme.posterior(state, scheme.num_draws, rng).samples, standard_errors)
         return done[name]
 
     return run
