@@ -24,6 +24,7 @@ SETTINGS = EstimatorSettings(num_samples=32, block_size=2, num_temperatures=16, 
 GAUSSIAN = VI(num_steps=8)
 INFERENCES = {
     "vi": Inference("vi", SCHEMES["vi"](num_steps=8), GAUSSIAN),
+    "ngvi": Inference("ngvi", SCHEMES["ngvi"](num_steps=8), GAUSSIAN),
     "lowrank": Inference("lowrank", SCHEMES["lowrank"](num_steps=8, rank=2), GAUSSIAN),
     "amortized": Inference("amortized", SCHEMES["amortized"](num_steps=4), GAUSSIAN),
     "map": Inference("map", SCHEMES["map"](num_steps=8), GAUSSIAN),

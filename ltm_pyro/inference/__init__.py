@@ -11,6 +11,7 @@ from ltm_pyro.inference.langevin import Langevin
 from ltm_pyro.inference.lowrank import LowRank
 from ltm_pyro.inference.mala import MALA
 from ltm_pyro.inference.map import MAP
+from ltm_pyro.inference.ngvi import NGVI
 from ltm_pyro.inference.noise import BatchNoise, Noise, SequenceNoise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.underdamped import Underdamped
@@ -19,6 +20,7 @@ from ltm_pyro.inference.vi import VI
 SCHEMES = {
     "map": MAP,
     "vi": VI,
+    "ngvi": NGVI,
     "lowrank": LowRank,
     "amortized": Amortized,
     "langevin": Langevin,

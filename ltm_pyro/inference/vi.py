@@ -64,6 +64,9 @@ class VI:
     with Adam's usual 1e-8 it would move by the learning rate too, at random, and cost KL."""
     initial_scale: float = 1.0
     """Scale of q at the start [prior scales]."""
+    stride: int = 1
+    """A step is taken on every stride-th position of a text, from a random first one, each counted stride times:
+    on average the log-likelihood of all positions, at a part of its cost and with more noise. 1: all positions."""
     noise: Literal["fresh", "reused"] = "fresh"
     """fresh: drawn anew in every step.
     reused: q is fitted to one draw, and the weights are trained on it, as in the reference implementation.
@@ -78,7 +81,7 @@ class VI:
         return self.num_steps
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "epsilon", "initial_scale")
+        require_positive(self, "learning_rate", "epsilon", "initial_scale", "stride")
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> VIState:
         prior = latent_prior(model, batch)
@@ -96,6 +99,11 @@ class VI:
         noise = state.noise
         if self.noise == "fresh":
             noise = rng.normal("vi", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
+        if self.stride > 1:
+            if not hasattr(batch, "every"):
+                raise ValueError("a stride needs a batch with a method `every`, as TokenBatch has it")
+            first = rng.uniform("positions", state.sequence_ids, state.step)
+            batch = batch.every(self.stride, (first * self.stride).long())
         with torch.enable_grad():
             mean = state.mean.detach().requires_grad_()
             log_scale = state.log_scale.detach().requires_grad_()

@@ -54,6 +54,15 @@ class TokenBatch:
         positions = torch.arange(self.tokens.shape[1], device=self.weights.device)
         return self.with_weights(self.weights * (positions < num_tokens.to(self.weights.device)[:, None]))
 
+    def every(self, stride: int, first: Tensor) -> TokenBatch:
+        """The same texts, weighted on every `stride`-th position only, by `stride` times as much.
+
+        Where `first` ([B]) is uniform from 0 to stride - 1, the log-likelihood is that of all positions on average.
+        """
+        positions = torch.arange(self.tokens.shape[1], device=self.weights.device)
+        is_chosen = (positions - first.to(self.weights.device)[:, None]) % stride == 0
+        return self.with_weights(self.weights * stride * is_chosen)
+
     def cut(self, num_positions: int) -> TokenBatch:
         """The first positions of the texts alone; `num_bytes` stays that of the whole texts."""
         return dataclasses.replace(self, tokens=self.tokens[:, :num_positions], weights=self.weights[:, :num_positions])

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltm_pyro.models.attention import CrossAttention, SelfAttention
+from ltm_pyro.models.vocabulary import target_log_probs
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,10 @@ class Decoder(nn.Module):
         for block, z_BSD in zip(self.blocks, z_BLSD.to(x_BTD.dtype).unbind(1), strict=True):
             x_BTD = block(x_BTD, z_BSD)
         return self.final_norm(x_BTD)
+
+    def log_probs(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
+        """Log-probabilities of the tokens that follow, [N], at least in float32."""
+        return target_log_probs(hidden_ND, self.embedding.weight[:-1], tokens_N)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] to [..., V − 1]: every token but begin-of-text."""

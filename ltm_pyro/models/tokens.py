@@ -54,23 +54,30 @@ class TokenSequence(TorchDistribution):
 
     def token_log_probs(self, value: Tensor) -> Tensor:
         """log p(x_n | z, x_<n) at every position, unweighted: [*batch_shape, T] for a value of [..., T] tokens."""
+        return self._log_probs_where(torch.ones((), dtype=torch.bool, device=value.device), value)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x | z) = Σ_n weight_n · log p(x_n | z, x_<n) in nats, [*batch_shape], for [..., T] tokens.
+
+        Positions of weight 0 cost nothing in the vocabulary term.
+        """
+        weights = self._until_end_of_text(value) if self.weights is None else self.weights
+        return (self._log_probs_where(weights != 0, value) * weights).sum(-1)
+
+    def _log_probs_where(self, counts: Tensor, value: Tensor) -> Tensor:
+        """log p(x_n | z, x_<n) at the positions that count, 0 or itself elsewhere: [*batch_shape, T]."""
         if value.dtype != torch.int64:
             raise ValueError(f"tokens must be int64, not {value.dtype}")
         shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
         tokens_BT = value.expand(*shape, -1).reshape(-1, value.shape[-1])
-        z_BLSD = self._expanded_z(shape)
+        counts_BT = counts.expand(*shape, value.shape[-1]).reshape(tokens_BT.shape)
         inputs_BT = F.pad(tokens_BT[:, :-1], (1, 0), value=self.decoder.begin_of_text)
-        logits_BTV = self.decoder.logits(self.decoder(inputs_BT, z_BLSD))
-        # At least float32: a sum of a thousand log-probabilities in bfloat16 would lose nats.
-        logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
-        # Not `cross_entropy`, which ignores the id -100.
-        log_probs_BT = logits_BTV.log_softmax(-1).gather(-1, tokens_BT[..., None]).squeeze(-1)
+        hidden_BTD = self.decoder(inputs_BT, self._expanded_z(shape))
+        if hidden_BTD.device.type != "cpu":  # elsewhere the choice would have to wait for the device
+            return self.decoder.log_probs(hidden_BTD.flatten(0, 1), tokens_BT.flatten()).view(*shape, -1)
+        log_probs_N = self.decoder.log_probs(hidden_BTD[counts_BT], tokens_BT[counts_BT])
+        log_probs_BT = log_probs_N.new_zeros(tokens_BT.shape).masked_scatter(counts_BT, log_probs_N)
         return log_probs_BT.view(*shape, -1)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x | z) = Σ_n weight_n · log p(x_n | z, x_<n) in nats, [*batch_shape], for [..., T] tokens."""
-        weights = self._until_end_of_text(value) if self.weights is None else self.weights
-        return (self.token_log_probs(value) * weights).sum(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:

@@ -1,5 +1,6 @@
 """Mean-field VI: its optimum and its objective are known where the posterior is Gaussian."""
 
+import dataclasses
 import math
 
 import pyro
@@ -166,3 +167,28 @@ def test_draws_have_the_mean_and_scale_of_q(world, noise):
     # Draws are independent of each other.
     neighbours = (standardised[1:] * standardised[:-1]).mean(0)
     assert (neighbours.abs() < 5 / math.sqrt(num_draws)).all()
+
+
+def test_a_step_on_every_fourth_position_is_that_on_all_on_average(ltm, texts):
+    """4,000 copies of a text with noise of their own; the same draws of z in both, so that only positions differ."""
+    copies = dataclasses.replace(texts[torch.zeros(4000, dtype=torch.int64)], sequence_ids=torch.arange(4000))
+    rng = SequenceNoise(0)
+    objectives, means = [], []
+    for stride in (1, 4):
+        scheme = VI(num_steps=1, stride=stride, learning_rate=1e-3, epsilon=1e3)  # steps in proportion to the gradient
+        state, info = scheme.step(ltm, scheme.init(ltm, copies, rng), copies, rng)
+        objectives.append(info.objective)
+        means.append(state.mean)
+    for all_positions, some in (objectives, means):
+        difference = (some - all_positions).flatten(1) if some.dim() > 1 else (some - all_positions)[:, None]
+        error = difference.std(0) / math.sqrt(4000)
+        assert (difference.mean(0).abs() < 5 * error).all()
+        assert (error > 0).all()
+    # The positions are drawn anew for every text and step.
+    assert len((objectives[1] - objectives[0]).round(decimals=6).unique()) > 100
+
+
+def test_a_stride_needs_positions(world):
+    batch, scheme = world.sample(2), VI(stride=2)
+    with pytest.raises(ValueError, match="every"):
+        scheme.step(world, scheme.init(world, batch, SequenceNoise(0)), batch, SequenceNoise(0))

@@ -54,6 +54,18 @@ def test_the_empty_prefix_weighs_nothing_and_the_full_one_all(batch, num_tokens,
     assert torch.equal(batch.prefix(torch.full((3,), num_tokens)).weights, weights)
 
 
+def test_every_stride_th_position_counts_for_all_on_average(batch):
+    thinned = [batch.every(3, torch.full((len(batch),), first)) for first in range(3)]
+    assert torch.stack([part.weights for part in thinned]).mean(0).allclose(batch.weights)
+    assert set(thinned[0].weights.unique().tolist()) <= {0.0, *(3 * batch.weights.unique()).tolist()}
+    # Each sequence from a first position of its own.
+    firsts = torch.arange(len(batch)) % 3
+    mixed = batch.every(3, firsts).weights
+    for row, first in enumerate(firsts.tolist()):
+        assert mixed[row].equal(thinned[first].weights[row])
+    assert thinned[0].tokens is batch.tokens
+
+
 def test_a_cut_keeps_the_first_positions_alone(batch):
     assert_holds(batch.cut(2), TOKENS[:, :2], WEIGHTS[:, :2], batch.sequence_ids, NUM_BYTES)
     assert batch.cut(100).tokens.equal(TOKENS)

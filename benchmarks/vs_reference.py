@@ -1,0 +1,371 @@
+"""Beside the published implementation, in one process, on the same weights and the same text.
+
+    python benchmarks/vs_reference.py --reference PATH [--presets small medium large] [--json FILE]
+
+PATH is a clone of https://github.com/mingluzhao/Latent-Thought-LM; nothing of it is copied. Our weights are written
+into the reference's model, with rows of the projections reordered for its interleaved rotary pairs. Two differences
+are structural and are mapped for the comparison of log-likelihoods only: the reference rotates the queries and keys of
+cross-attention to positions along the text, and gives begin-of-text a logit. Then both must say the same log p(x | z).
+After that the two take turns (A B A B …), each as its own code has it.
+
+On a CPU the reference cannot use its Triton kernels, which stand in a module that is replaced here by PyTorch's own
+operations; on a CUDA device that module is used if it can be imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltm_pyro.config import preset
+from ltm_pyro.inference import SCHEMES, BatchNoise, bounds, infer
+from ltm_pyro.inference.base import frozen, log_joint
+from ltm_pyro.inference.svi import WeightOptimizer, elbo_backward
+from ltm_pyro.models import LatentThoughtModel, TokenBatch
+from ltm_pyro.models.attention import CrossAttention, join_heads, rotary, split_heads
+from ltm_pyro.models.vocabulary import target_log_probs
+
+VOCAB_SIZE = 50_258
+"""GPT-2's encoding and begin-of-text."""
+FAST_RATE = 0.34
+
+
+def import_reference(path: str, use_kernels: bool) -> types.SimpleNamespace:
+    """The reference's model and posterior optimiser."""
+    if not use_kernels:
+        stand_in = types.ModuleType("liger_module")
+        stand_in.LigerRMSNorm = lambda dim, eps: nn.RMSNorm(dim, eps=eps)
+        for name in ("LigerSwiGLUMLP", "liger_rotary_pos_emb", "LigerCrossEntropyLoss", "LigerLayerNorm"):
+            setattr(stand_in, name, None)
+        sys.modules["liger_module"] = stand_in
+    sys.path.insert(0, path)
+    import model
+    import optimizer
+
+    return types.SimpleNamespace(
+        Config=model.LTMConfig, Model=model.LatentThoughtModel, PosteriorOptimizer=optimizer.PosteriorOptimizer
+    )
+
+
+class Ours:
+    """Our model with its parts of a step."""
+
+    def __init__(self, config: Any, tokens: Tensor, stride: int) -> None:
+        self.model = LatentThoughtModel(config.model, VOCAB_SIZE, end_of_text=VOCAB_SIZE - 2).to(tokens.device)
+        num_texts, length = tokens.shape
+        ids = torch.arange(num_texts)
+        weights = torch.ones(tokens.shape, device=tokens.device)
+        self.batch = TokenBatch(tokens, weights, ids, torch.full((num_texts,), length))
+        self.scheme = SCHEMES["vi"](num_steps=config.fast_steps, stride=stride)
+        self.rng = BatchNoise(torch.Generator(tokens.device).manual_seed(0))
+        self.optimizer = WeightOptimizer(self.model, config.optimizer, 1000)
+        with frozen(self.model):
+            self.state = self.scheme.init(self.model, self.batch, self.rng)
+
+    def fast_step(self) -> None:
+        with frozen(self.model):
+            self.scheme.step(self.model, self.state, self.batch, self.rng)
+
+    def training_step(self) -> None:
+        state = infer(self.scheme, self.model, self.batch, self.rng)
+        guide = self.scheme.guide(self.model, state, self.batch, self.rng)
+        elbo_backward(self.model, guide, self.batch, self.batch.tokens.numel())
+        self.optimizer.update(0)
+
+    def evaluation(self) -> None:
+        state = infer(self.scheme, self.model, self.batch, self.rng)
+        bounds.elbo(self.model, self.batch, self.scheme.distribution(state, self.rng), num_samples=1)
+
+
+class Theirs:
+    """The reference's model with the parts of its own training loop."""
+
+    def __init__(self, reference: types.SimpleNamespace, config: Any, tokens: Tensor, use_kernels: bool) -> None:
+        shape = config.model
+        self.model = reference.Model(
+            reference.Config(
+                dim=shape.width,
+                n_layers=shape.num_layers,
+                n_heads=shape.num_heads,
+                n_kv_heads=shape.num_heads,
+                vocab_size=VOCAB_SIZE,
+                multiple_of=32,
+                max_seq_len=shape.length,
+                n_prior_layers=0,
+                n_cls_tokens=0,
+                window_size=shape.window,
+                use_liger=use_kernels,
+                max_z_len=shape.num_layers * shape.num_slots,
+            )
+        ).to(tokens.device)
+        self.inputs = F.pad(tokens[:, :-1], (1, 0), value=VOCAB_SIZE - 1)
+        self.targets = tokens
+        self.context = contextlib.nullcontext()
+        latent = {"max_z_len": shape.num_layers * shape.num_slots, "z_dim": shape.width}
+        settings = {"num_steps": config.fast_steps, "lr": FAST_RATE, **latent}
+        with contextlib.redirect_stdout(None):
+            self.posterior = reference.PosteriorOptimizer(self.model, eval_mode=False, **settings)
+            self.posterior_of_test = reference.PosteriorOptimizer(self.model, eval_mode=True, **settings)
+            rates = config.optimizer
+            self.optimizer = self.model.configure_optimizers(
+                rates.weight_decay, rates.learning_rate, (rates.beta_1, rates.beta_2), tokens.device.type
+            )
+        self.mean = torch.zeros(len(tokens), latent["max_z_len"], latent["z_dim"], device=tokens.device)
+        self.log_variance = self.mean - 5
+
+    def fast_step(self) -> None:
+        self.model.eval()
+        mean, log_variance = (value.clone().requires_grad_() for value in (self.mean, self.log_variance))
+        adamw = torch.optim.AdamW([mean, log_variance], lr=FAST_RATE)
+        loss = self.model.elbo(self.inputs, mean, log_variance, torch.randn_like(mean), self.targets)[0]
+        loss.backward()
+        adamw.step()
+
+    def training_step(self) -> None:
+        z, *_ = self.posterior.step([self.inputs, self.targets, None], self.context)
+        self.model(self.inputs, z, self.targets)
+        self.model.last_loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def evaluation(self) -> None:
+        z, *_ = self.posterior_of_test.step([self.inputs, self.targets, None], self.context)
+        self.model(self.inputs, z, self.targets)
+
+
+@torch.no_grad()
+def copy_weights(ours: LatentThoughtModel, theirs: nn.Module) -> None:
+    """Our weights into the reference's model; every one of its weights is written."""
+    decoder = ours.decoder
+    head_dim = decoder.config.width // decoder.config.num_heads
+    # A head's numbers 2 i and 2 i + 1 are a rotated pair there, i and i + K/2 here.
+    pairs = torch.arange(head_dim).view(2, -1).T.flatten()
+    rows = (torch.arange(decoder.config.num_heads)[:, None] * head_dim + pairs).flatten()
+    written = {"tok_embeddings.weight": decoder.embedding.weight, "norm.weight": decoder.final_norm.weight}
+    for number, block in enumerate(decoder.blocks):
+        name = f"layers.{number}"
+        query, key, value = block.self_attention.query_key_value.weight.chunk(3)
+        written |= {
+            f"{name}.attention.wq.weight": query[rows],
+            f"{name}.attention.wk.weight": key[rows],
+            f"{name}.attention.wv.weight": value,
+            f"{name}.attention.wo.weight": block.self_attention.output.weight,
+        }
+        key, value = block.cross_attention.key_value.weight.chunk(2)
+        gate, up = block.feed_forward.gate_up.weight.chunk(2)
+        written |= {
+            f"{name}.cross_attention.wq.weight": block.cross_attention.query.weight[rows],
+            f"{name}.cross_attention.wk.weight": key[rows],
+            f"{name}.cross_attention.wv.weight": value,
+            f"{name}.cross_attention.wo.weight": block.cross_attention.output.weight,
+            f"{name}.feed_forward.w1.weight": gate,
+            f"{name}.feed_forward.w2.weight": block.feed_forward.output.weight,
+            f"{name}.feed_forward.w3.weight": up,
+            f"{name}.attention_norm.weight": block.self_attention_norm.weight,
+            f"{name}.cross_attention_norm.weight": block.cross_attention_norm.weight,
+            f"{name}.ffn_norm.weight": block.feed_forward_norm.weight,
+        }
+    # Its names with kernels, and those of compiled modules.
+    kernels = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+    for name, weight in theirs.named_parameters():
+        plain = name.replace("_orig_mod.", "")
+        for kernel_name, plain_name in kernels.items():
+            plain = plain.replace(kernel_name, plain_name)
+        weight.copy_(written.pop(plain))
+    if written:
+        raise SystemExit(f"the reference has no place for {', '.join(written)}")
+
+
+@contextlib.contextmanager
+def as_the_reference(model: LatentThoughtModel) -> Iterator[None]:
+    """Within the block our model has the reference's positions in cross-attention, and its logit of begin-of-text."""
+    config = model.config
+    interval = config.length // (config.num_layers * config.num_slots)
+    positions = torch.arange(config.num_slots) * interval
+
+    def cross_attention(self: CrossAttention, x_BTD: Tensor, z_BSD: Tensor) -> Tensor:
+        k, v = (split_heads(x, self.num_heads) for x in self.key_value(z_BSD).chunk(2, dim=-1))
+        spread = k.new_zeros(*k.shape[:2], int(positions.max()) + 1, k.shape[-1])
+        spread[:, :, positions] = k
+        q = rotary(split_heads(self.query(x_BTD), self.num_heads))
+        return self.output(join_heads(F.scaled_dot_product_attention(q, rotary(spread)[:, :, positions], v)))
+
+    decoder, original = model.decoder, CrossAttention.forward
+    CrossAttention.forward = cross_attention
+    decoder.log_probs = lambda hidden, tokens: target_log_probs(hidden, decoder.embedding.weight, tokens)
+    try:
+        yield
+    finally:
+        CrossAttention.forward = original
+        del decoder.log_probs
+
+
+def log_likelihoods(ours: Ours, theirs: Theirs) -> tuple[float, float]:
+    """log p(x | z) of the batch by both, at the same z [nats]."""
+    z = torch.randn(len(ours.batch), *ours.model.config.latent_shape, device=ours.batch.tokens.device)
+    with torch.no_grad(), as_the_reference(ours.model):
+        mine = log_joint(ours.model, ours.batch, z).log_likelihood.double().sum().item()
+    with torch.no_grad():
+        flat = z.flatten(1, 2)
+        their_elbo = theirs.model.elbo(
+            theirs.inputs, flat, torch.full_like(flat, -100.0), torch.zeros_like(flat), theirs.targets, eval_mode=True
+        )
+    return mine, -their_elbo[4].item() * len(ours.batch)
+
+
+def measure(functions: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each, taking turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            started = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def build(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """The sides to compare, by name."""
+    config = preset(name)
+    device = torch.device(options.device)
+    use_kernels = device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
+    torch.manual_seed(0)
+    tokens = torch.randint(VOCAB_SIZE - 2, (options.batch_size, config.model.length), device=device)
+    sides: dict[str, Any] = {"ours": Ours(config, tokens, 1), "ours, stride 4": Ours(config, tokens, 4)}
+    sides["ours, stride 4"].model = sides["ours"].model
+    sides["ours, stride 4"].optimizer = sides["ours"].optimizer
+    sides["reference"] = Theirs(import_reference(options.reference, use_kernels), config, tokens, use_kernels)
+    copy_weights(sides["ours"].model, sides["reference"].model)
+    return sides
+
+
+def peak_memory(options: argparse.Namespace, name: str, side: str) -> float:
+    """Most memory that a process of its own holds in a training step of two fast steps [MB]."""
+    command = [
+        sys.executable,
+        __file__,
+        "--reference",
+        options.reference,
+        "--presets",
+        name,
+        "--device",
+        options.device,
+    ]
+    command += ["--batch-size", str(options.batch_size), "--only", side]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return float(output) if options.device == "cuda" else usage.ru_maxrss / 1024  # Linux counts in KiB
+
+
+def only(options: argparse.Namespace) -> None:
+    """One side alone, in a process whose memory is measured."""
+    config = preset(options.presets[0])
+    device = torch.device(options.device)
+    use_kernels = device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
+    tokens = torch.randint(VOCAB_SIZE - 2, (options.batch_size, config.model.length), device=device)
+    if options.only == "reference":
+        side: Any = Theirs(import_reference(options.reference, use_kernels), config, tokens, use_kernels)
+        side.posterior.kwargs["num_steps"] = 2
+    else:
+        side = Ours(config, tokens, 4 if "stride" in options.only else 1)
+        side.scheme = SCHEMES["vi"](num_steps=2, stride=side.scheme.stride)
+    with contextlib.redirect_stdout(sys.stderr):
+        side.training_step()
+    print(torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0)
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Operations a second of a large matrix product, the limit of the arithmetic."""
+    a, b = (torch.randn(4096, 4096, device=device) for _ in range(2))
+    a @ b
+    (seconds,) = measure({"product": lambda: a @ b}, 5, device).values()
+    return 2 * 4096**3 / statistics.median(seconds)
+
+
+def operations(side: Any) -> float:
+    """Of our training step, counted while it runs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        side.training_step()
+    return counter.get_total_flops()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", required=True, help="folder of a clone")
+    parser.add_argument("--presets", nargs="+", default=["small"], choices=["small", "medium", "large"])
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of a fast step")
+    parser.add_argument("--step-rounds", type=int, default=2, help="turns of a training step and of an evaluation")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json", help="file for all times")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        only(options)
+        return
+    device = torch.device(options.device)
+    print(
+        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), {device}"
+    )
+    records = []
+    for name in options.presets:
+        sides = build(options, name)
+        mine, theirs = log_likelihoods(sides["ours"], sides["reference"])
+        print(f"\n{name}: log p(x | z) of the same text at the same z: ours {mine:.2f}, reference {theirs:.2f} nats")
+        if abs(mine - theirs) > 1e-5 * abs(theirs):
+            raise SystemExit("they differ: the two do not run the same model")
+        rate = matrix_rate(device)
+        print(f"a product of 4096 x 4096 matrices: {rate / 1e9:.0f} G operations a second\n")
+        print("| | " + " | ".join(f"{side} [s]" for side in sides) + " | reference / ours | reference / stride 4 |")
+        print("|---|" + "---|" * (len(sides) + 2))
+        for what in ("fast_step", "training_step", "evaluation"):
+            rounds = options.rounds if what == "fast_step" else options.step_rounds
+            functions = {side: getattr(value, what) for side, value in sides.items()}
+            if what == "fast_step":
+                measure(functions, 1, device)  # to warm up
+            seconds = measure(functions, rounds, device)
+            medians = {side: statistics.median(values) for side, values in seconds.items()}
+            cells = [f"{medians[side]:.2f} ({min(v):.2f}-{max(v):.2f})" for side, v in seconds.items()]
+            ratios = [f"{medians['reference'] / medians[side]:.2f}" for side in ("ours", "ours, stride 4")]
+            print(f"| {what.replace('_', ' ')} | {' | '.join(cells + ratios)} |", flush=True)
+            records.append({"preset": name, "what": what, "seconds": seconds, "matrix_rate": rate})
+            if what == "training_step":
+                share = operations(sides["ours"]) / medians["ours"] / rate
+        memory = {side: peak_memory(options, name, side) for side in sides}
+        print(f"| peak memory [MB] | {' | '.join(f'{value:.0f}' for value in memory.values())} | | |")
+        print(f"\nour training step: {share:.0%} of the rate of the matrix product")
+        records.append({"preset": name, "what": "peak_memory_mb", **memory, "share_of_matrix_rate": share})
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(records, file, indent=2)
+
+
+if __name__ == "__main__":
+    with pyro.validation_enabled(False):
+        main()

@@ -1,0 +1,131 @@
+"""Natural-gradient VI: its step against closed forms of Gaussian posteriors, its optimum, and how soon it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from ltm_pyro.inference import BatchNoise, SequenceNoise, bounds, infer
+from ltm_pyro.inference.ngvi import NGVI
+from ltm_pyro.inference.vi import VI
+
+COPIES = 20_000
+
+
+@pytest.fixture
+def world(linear_gaussian):
+    return linear_gaussian.random(num_observed=6, num_latent=3, noise_scale=0.4)
+
+
+def copies_of(world):
+    """One text under many names, so that a step of all of them is many draws of one step."""
+    x = world.sample(1).x
+    return type(world.sample(1))(x.expand(COPIES, -1), torch.arange(COPIES))
+
+
+def test_the_path_gradient_is_on_average_that_of_the_mean_and_the_curvature(world):
+    """Of a linear-Gaussian posterior: E[g] = Λ (μ - m), and E[g ε / σ] = Λ_ii - 1/σ_i², whatever μ and σ are.
+
+    A small rate makes a step linear in them, up to ρ² / 2.
+    """
+    batch, rate = copies_of(world), 1e-4
+    scheme = NGVI(num_steps=10, learning_rate=rate)
+    start = scheme.init(world, batch, SequenceNoise(0))
+    start = dataclasses.replace(start, mean=start.mean + 0.3, log_scale=start.log_scale - 1.0)
+    state, _ = scheme.step(world, start, batch, BatchNoise(torch.Generator().manual_seed(0)))
+    precision = start.log_scale[0].mul(-2).exp()
+    curvature = ((-2 * state.log_scale).exp() - precision) / rate
+    expected = world.precision.diagonal() - precision
+    error = curvature.std(0) / math.sqrt(COPIES)
+    assert ((curvature.mean(0) - expected).abs() < 5 * error + 0.02 * expected.abs()).all()
+    gradient = (start.mean - state.mean) * (-2 * state.log_scale).exp() / rate
+    expected = world.precision @ (start.mean[0] - world.posterior_mean(batch.x[:1])[0])
+    error = gradient.std(0) / math.sqrt(COPIES)
+    assert ((gradient.mean(0) - expected).abs() < 5 * error).all()
+
+
+def test_without_correlations_the_path_gradient_vanishes_at_the_optimum(scaled):
+    """g has no noise there: whatever ε is drawn, q stays where it is."""
+    model, batch = scaled([0.3, -0.5], [[0.05, 0.9], [0.2, 0.4]])
+    scheme = NGVI(num_steps=10)
+    start = scheme.init(model, batch, SequenceNoise(0))
+    optimum = dataclasses.replace(start, mean=batch.mean.clone(), log_scale=batch.scales.log())
+    state, _ = scheme.step(model, optimum, batch, SequenceNoise(0))
+    assert torch.allclose(state.mean, optimum.mean, atol=1e-10)
+    assert torch.allclose(state.log_scale, optimum.log_scale, atol=1e-10)
+
+
+def test_it_converges_to_the_mean_field_optimum(linear_gaussian):
+    """Mean of the posterior, variances 1 / Λ_ii."""
+    world, _ = linear_gaussian.with_posterior_variances([0.9, 0.5, 0.05])
+    batch = world.sample(50)
+    scales = world.precision.diagonal().rsqrt()
+    errors = []
+    for num_steps in (100, 1600):
+        state = infer(NGVI(num_steps=num_steps), world, batch, SequenceNoise(0))
+        errors.append(((state.mean - world.posterior_mean(batch.x)) / scales).square().mean().sqrt())
+    # What is left of the noise of the steps; a chain of stochastic steps whose rate ends at 0 gets rid of it.
+    assert errors[1] < 0.25
+    assert errors[1] < 0.6 * errors[0]
+    assert (state.log_scale.exp() / scales - 1).mean(0).abs().max() < 0.05
+
+
+def test_sixteen_steps_give_a_better_bound_than_those_of_adam(linear_gaussian):
+    world, _ = linear_gaussian.with_posterior_variances([0.9, 0.2, 0.02, 0.005])
+    batch, rng = world.sample(40), SequenceNoise(0)
+    found = {}
+    for name, scheme in (("natural", NGVI(16)), ("adam", VI(16)), ("fast adam", VI(16, 0.3, 1e-8))):
+        state = infer(scheme, world, batch, rng)
+        found[name] = bounds.elbo(world, batch, scheme.distribution(state, rng), 64).nelbo.mean().item()
+    assert found["natural"] < min(found["adam"], found["fast adam"]) - 0.5
+
+
+def test_a_step_moves_by_at_most_a_scale_and_narrows_by_at_most_a_factor(linear_gaussian):
+    """From far away, on a posterior a hundred times as narrow as the prior."""
+    world, _ = linear_gaussian.with_posterior_variances([1e-4, 1e-4])
+    batch, rng = copies_of(world), BatchNoise(torch.Generator().manual_seed(0))
+    scheme = NGVI(num_steps=10)
+    start = scheme.init(world, batch, rng, warm=torch.full((COPIES, 2), 30.0, dtype=torch.float64))
+    state, _ = scheme.step(world, start, batch, rng)
+    assert ((state.mean - start.mean).abs() <= 1 + 1e-12).all()
+    assert ((state.mean - start.mean).abs() > 0.99).any()
+    narrowing = (-2 * state.log_scale).exp()
+    assert narrowing.max() == pytest.approx(8.5)
+    assert narrowing.min() >= 1
+
+
+def test_the_precision_stays_positive_and_at_least_the_priors(world):
+    batch, rng = copies_of(world), BatchNoise(torch.Generator().manual_seed(0))
+    scheme = NGVI(num_steps=4, learning_rate=1.0)
+    state = scheme.init(world, batch, rng)
+    for _ in range(4):
+        state, _ = scheme.step(world, state, batch, rng)
+        assert (state.log_scale <= 0).all()
+        assert state.log_scale.isfinite().all()
+    assert (state.log_scale == 0).any()
+
+
+def test_the_rate_falls_along_a_cosine_to_nothing():
+    rates = NGVI(num_steps=4, learning_rate=0.4)._rates(torch.tensor([0, 1, 2, 3, 4, 9]))
+    expected = [0.4, 0.2 * (1 + math.sqrt(0.5)), 0.2, 0.2 * (1 - math.sqrt(0.5)), 0.0, 0.0]
+    assert rates.tolist() == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_objective_of_a_step_is_an_unbiased_estimate_of_the_negative_elbo(world):
+    batch = copies_of(world)
+    scheme = NGVI()
+    start = scheme.init(world, batch, SequenceNoise(0))
+    start = dataclasses.replace(start, mean=start.mean + 0.3, log_scale=start.log_scale - 0.5)
+    _, info = scheme.step(world, start, batch, BatchNoise(torch.Generator().manual_seed(0)))
+    estimate = bounds.elbo(world, batch[:1], scheme.distribution(start[:1], SequenceNoise(1)), 20_000)
+    error = math.hypot(info.objective.std() / math.sqrt(COPIES), estimate.monte_carlo_standard_error.item())
+    assert abs(info.objective.mean() - estimate.nelbo.item()) < 5 * error
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, 1.5, math.nan])
+def test_a_rate_out_of_range_is_refused(rate):
+    with pytest.raises(ValueError, match="learning_rate"):
+        NGVI(learning_rate=rate)

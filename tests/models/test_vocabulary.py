@@ -1,0 +1,84 @@
+"""The vocabulary term against PyTorch's own softmax: values, gradients, memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ltm_pyro.models import vocabulary
+from ltm_pyro.models.vocabulary import target_log_probs
+
+
+def inputs(num_rows=23, width=5, vocab_size=7, dtype=torch.float64, scale=3.0):
+    generator = torch.Generator().manual_seed(0)
+    hidden = (scale * torch.randn(num_rows, width, generator=generator, dtype=torch.float64)).to(dtype)
+    weight = torch.randn(vocab_size, width, generator=generator, dtype=torch.float64).to(dtype)
+    targets = torch.randint(vocab_size, (num_rows,), generator=generator)
+    return hidden, weight, targets
+
+
+def materialised(hidden, weight, targets):
+    return (hidden @ weight.T).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+
+
+@pytest.mark.parametrize("num_logits", [1, 7 * 4, 7 * 23, 10_000])
+def test_values_and_gradients_are_those_of_all_logits_at_once(num_logits, monkeypatch):
+    """However many logits are held at a time: one position, some that do not divide their number, or all."""
+    monkeypatch.setattr(vocabulary, "MOST_LOGITS", num_logits)
+    hidden, weight, targets = inputs()
+    upstream = torch.linspace(-2, 3, 23, dtype=torch.float64)
+    results = []
+    for function in (target_log_probs, materialised):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        values = function(h, w, targets)
+        results.append((values.detach(), *torch.autograd.grad((values * upstream).sum(), (h, w))))
+    for ours, expected in zip(*results, strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "hidden", "both"])
+def test_what_is_frozen_has_no_gradient_and_the_other_keeps_its_own(frozen):
+    hidden, weight, targets = inputs()
+    h = hidden.clone().requires_grad_(frozen == "weight")
+    w = weight.clone().requires_grad_(frozen == "hidden")
+    values = target_log_probs(h, w, targets)
+    assert values.requires_grad == (frozen != "both")
+    if frozen == "both":
+        return
+    values.sum().backward()
+    expected_h, expected_w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    materialised(expected_h, expected_w, targets).sum().backward()
+    if frozen == "weight":
+        assert w.grad is None
+        assert torch.allclose(h.grad, expected_h.grad)
+    else:
+        assert h.grad is None
+        assert torch.allclose(w.grad, expected_w.grad)
+
+
+def test_large_logits_neither_overflow_nor_vanish():
+    hidden, weight, targets = inputs(dtype=torch.float32, scale=1000.0)
+    h = hidden.clone().requires_grad_()
+    values = target_log_probs(h, weight, targets)
+    expected = materialised(hidden.double(), weight.double(), targets)
+    assert torch.allclose(values.double(), expected, rtol=1e-5, atol=1e-2)
+    values.sum().backward()
+    assert h.grad.isfinite().all()
+
+
+def test_bfloat16_is_summed_in_float32():
+    """The exponentials of a thousand symbols: in bfloat16 their sum would be off by percents."""
+    hidden, weight, targets = inputs(num_rows=50, vocab_size=1000, width=16, dtype=torch.bfloat16, scale=0.1)
+    values = target_log_probs(hidden, weight, targets)
+    assert values.dtype == torch.float32
+    expected = materialised(hidden.double(), weight.double(), targets)
+    assert (values - expected).abs().max() < 0.01
+
+
+def test_no_rows_give_no_values():
+    hidden, weight, targets = inputs(num_rows=0)
+    h = hidden.requires_grad_()
+    values = target_log_probs(h, weight.requires_grad_(), targets)
+    assert values.shape == (0,)
+    values.sum().backward()
+    assert weight.grad.abs().max() == 0
