@@ -40,6 +40,7 @@ from ltm_pyro.inference.svi import WeightOptimizer, elbo_backward
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.models.attention import CrossAttention, join_heads, rotary, split_heads
 from ltm_pyro.models.vocabulary import target_log_probs
+from ltm_pyro.operations import count as operations_of
 
 VOCAB_SIZE = 50_258
 """GPT-2's encoding and begin-of-text."""
@@ -308,11 +309,7 @@ def matrix_rate(device: torch.device) -> float:
 
 def operations(side: Any) -> float:
     """Of our training step, counted while it runs."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        side.training_step()
-    return counter.get_total_flops()
+    return operations_of(side.training_step)
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ class Decoder(nn.Module):
 
     def log_probs(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
         """Log-probabilities of the tokens that follow, [N], at least in float32."""
-        return target_log_probs(hidden_ND, self.embedding.weight[:-1], tokens_N)
+        return target_log_probs(hidden_ND, self.embedding.weight, tokens_N, num_unused=1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] to [..., V − 1]: every token but begin-of-text."""

@@ -36,6 +36,24 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(num_logits, monkey
         assert torch.allclose(ours, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_logits", [7 * 4, 10_000])
+def test_rows_that_are_no_target_take_no_part(num_logits, monkeypatch):
+    monkeypatch.setattr(vocabulary, "MOST_LOGITS", num_logits)
+    hidden, weight, targets = inputs()
+    results = []
+    more = torch.cat([weight, torch.full((2, 5), 9.0, dtype=torch.float64)])
+    for function, start in (
+        (lambda h, w: target_log_probs(h, w, targets, num_unused=2), more),
+        (target_log_probs, weight),
+    ):
+        w = start.clone().requires_grad_()
+        values = function(hidden, w) if start is more else function(hidden, w, targets)
+        results.append((values.detach(), torch.autograd.grad(values.sum(), w)[0]))
+    assert torch.allclose(results[0][0], results[1][0])
+    assert torch.allclose(results[0][1][:7], results[1][1])
+    assert (results[0][1][7:] == 0).all()
+
+
 @pytest.mark.parametrize("frozen", ["weight", "hidden", "both"])
 def test_what_is_frozen_has_no_gradient_and_the_other_keeps_its_own(frozen):
     hidden, weight, targets = inputs()
