@@ -28,7 +28,8 @@ PresetName = Literal["tiny", "small", "medium", "large"]
 @dataclass(frozen=True)
 class _RunSettings:
     inference: InferenceName = "vi"
-    """How z is inferred: vi (a Gaussian), lowrank (one with correlations), map (a point),
+    """How z is inferred: vi (a Gaussian), ngvi (the same by natural gradients),
+    lowrank (a Gaussian with correlations), map (a point),
     langevin, underdamped, mala, hmc (draws, by Markov chains),
     amortized (a Gaussian that an encoder proposes, which --fast-steps refine).
     none: the same decoder without z, the autoregressive model to compare with."""

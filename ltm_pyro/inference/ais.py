@@ -22,7 +22,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Model, frozen, log_joint
+from ltm_pyro.inference.base import Batch, Model, frozen, log_joint, prepared
 from ltm_pyro.inference.leapfrog import like_events, transition
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.weights import ImportanceWeights
@@ -104,6 +104,7 @@ def pilot(
         num_temperatures: M.
         num_chains: C, of the run that is scored too.
     """
+    batch = prepared(model, batch)
     ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=q.mean.dtype, device=q.mean.device).sigmoid()
     betas = ((ramp - ramp[0]) / (ramp[-1] - ramp[0]))[:, None].expand(-1, len(batch))
     start = 0.5 * q.event_shape.numel() ** -0.25
@@ -128,6 +129,7 @@ def pilot(
 
 def forward_ais(model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan, rng: Noise) -> AnnealedWeights:
     """Chains from q to the posterior: E[w] = p(x)."""
+    batch = prepared(model, batch)
     point = _start(model, batch, q, plan)
     log_weights = torch.zeros_like(point.log_joint, dtype=torch.float64)
     acceptance_sum = torch.zeros_like(log_weights[0])
@@ -163,6 +165,7 @@ def reverse_ais(
     Args:
         z: one draw of p(z | x) for each sequence, [B, *event_shape], of which q and the plan know nothing.
     """
+    batch = prepared(model, batch)
     point = _evaluate(model, batch, q, z.expand(plan.num_chains, *z.shape), plan.betas[-1])
     log_weights = torch.zeros_like(point.log_joint, dtype=torch.float64)
     acceptance_sum = torch.zeros_like(log_weights[0])

@@ -177,6 +177,7 @@ def infer(
         the scheme's state.
     """
     with frozen(model):
+        batch = prepared(model, batch)
         state = scheme.init(model, batch, rng, warm)
         if watch is not None:
             watch(state, None)
@@ -224,6 +225,15 @@ def frozen(model: Model) -> Iterator[None]:
             weight.requires_grad_(True)
         for module in training:
             module.training = True
+
+
+def prepared(model: Model, batch: Batch) -> Any:
+    """The batch with what does not depend on z computed once, if the program has a method `prepare(batch)` for that.
+
+    To be used while the weights are frozen, and then dropped.
+    """
+    prepare = getattr(model, "prepare", None)
+    return batch if prepare is None else prepare(batch)
 
 
 def latent_prior(model: Model, batch: Batch) -> TorchDistribution:

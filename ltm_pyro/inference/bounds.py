@@ -22,6 +22,7 @@ from ltm_pyro.inference.base import (
     frozen,
     keep_finite,
     log_joint,
+    prepared,
     require_full_weights,
 )
 from ltm_pyro.inference.noise import Noise
@@ -72,6 +73,7 @@ def elbo(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> 
     mean = torch.zeros(len(batch), dtype=torch.float64)
     squares = torch.zeros_like(mean)
     with frozen(model):
+        batch = prepared(model, batch)
         for count in range(1, num_samples + 1):
             joint = log_joint(model, batch, q.rsample())
             # Welford's update: a difference of large sums would lose the variance.
@@ -102,6 +104,7 @@ def iwae(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> 
         raise ValueError(f"an estimate needs at least one draw, not {num_samples}")
     log_weights = []
     with frozen(model):
+        batch = prepared(model, batch)
         for _ in range(num_samples):
             z = q.rsample()
             joint = log_joint(model, batch, z)
@@ -136,6 +139,7 @@ def gaussian_around(
     """
     centre = scheme.mean(state)
     with frozen(model):
+        batch = prepared(model, batch)
         fitted = fit.init(model, batch, rng, warm=centre)
         for _ in range(fit.num_steps):
             moved, _ = fit.step(model, fitted, batch, rng)

@@ -24,6 +24,7 @@ from ltm_pyro.inference.base import (
     infer,
     latent_prior,
     log_joint,
+    prepared,
     require_full_weights,
 )
 from ltm_pyro.inference.noise import Noise
@@ -88,6 +89,7 @@ def prequential(
         else:
             draws = _prior_draws(model, batch, num_samples, rng)
         with frozen(model):
+            block = prepared(model, block)
             # One draw at a time: memory does not grow with their number.
             log_probs = torch.stack([log_joint(model, block, z).log_likelihood.double().cpu() for z in draws])
         block_nats.append(math.log(len(draws)) - log_probs.logsumexp(0))

@@ -40,21 +40,17 @@ def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: i
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
     num_blocks = -(-length // window)
     padding = num_blocks * window - length
-    # One empty block in front serves as the predecessor of the first; the mask hides it.
-    q = F.pad(q_BHTK, (0, 0, 0, padding)).unflatten(2, (num_blocks, window))
-    k = F.pad(k_BHTK, (0, 0, window, padding)).unflatten(2, (num_blocks + 1, window))
-    v = F.pad(v_BHTK, (0, 0, window, padding)).unflatten(2, (num_blocks + 1, window))
-    k = torch.cat([k[:, :, :-1], k[:, :, 1:]], dim=3)
-    v = torch.cat([v[:, :, :-1], v[:, :, 1:]], dim=3)
-
+    q, k, v = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (num_blocks, window)) for x in (q_BHTK, k_BHTK, v_BHTK))
+    first = F.scaled_dot_product_attention(q[:, :, 0], k[:, :, 0], v[:, :, 0], is_causal=True)
+    # The others have a block before them, and so one mask in common: kernels take it as it is, in two dimensions.
+    k, v = (torch.cat([x[:, :, :-1], x[:, :, 1:]], dim=3).flatten(1, 2) for x in (k, v))
     query = torch.arange(window, device=q.device)[:, None]
     key = torch.arange(2 * window, device=q.device)[None, :]
     in_band = (key > query) & (key <= query + window)
-    exists = (key >= window) | (torch.arange(num_blocks, device=q.device)[:, None, None] > 0)
-    mask = (in_band & exists).expand(num_heads, -1, -1, -1).flatten(0, 1)
-    out = F.scaled_dot_product_attention(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), attn_mask=mask)
+    others = F.scaled_dot_product_attention(q[:, :, 1:].flatten(1, 2), k, v, attn_mask=in_band)
     # Not `view`: CUDA kernels return their own layout.
-    return out.reshape(batch_size, num_heads, num_blocks * window, head_dim)[:, :, :length]
+    others = others.reshape(batch_size, num_heads, -1, head_dim)
+    return torch.cat([first, others], dim=2)[:, :, :length]
 
 
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
@@ -99,7 +95,8 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, z_BSD: Tensor) -> Tensor:
+    def forward(self, query_BTD: Tensor, z_BSD: Tensor) -> Tensor:
+        """Attention of the queries, `self.query` of the tokens' states, which does not depend on z."""
         k, v = (split_heads(x, self.num_heads) for x in self.key_value(z_BSD).chunk(2, dim=-1))
-        q = split_heads(self.query(x_BTD), self.num_heads)
+        q = split_heads(query_BTD, self.num_heads)
         return self.output(join_heads(F.scaled_dot_product_attention(q, rotary(k), v)))

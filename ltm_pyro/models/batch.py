@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ltm_pyro.models.decoder import BelowZ
+
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
@@ -29,6 +31,9 @@ class TokenBatch:
 
     num_bytes: Tensor
     """[B] int64, on the CPU: bytes of the text that each sequence encodes (special tokens have none)."""
+
+    below_z: BelowZ | None = None
+    """What `LatentThoughtModel.prepare` has computed of these tokens, since it does not depend on z."""
 
     def __post_init__(self) -> None:
         if self.tokens.dim() != 2 or self.weights.shape != self.tokens.shape:
@@ -65,8 +70,10 @@ class TokenBatch:
 
     def cut(self, num_positions: int) -> TokenBatch:
         """The first positions of the texts alone; `num_bytes` stays that of the whole texts."""
-        return dataclasses.replace(self, tokens=self.tokens[:, :num_positions], weights=self.weights[:, :num_positions])
+        tokens, weights = self.tokens[:, :num_positions], self.weights[:, :num_positions]
+        return dataclasses.replace(self, tokens=tokens, weights=weights, below_z=None)
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The batch with what the decoder reads on `device`."""
-        return dataclasses.replace(self, tokens=self.tokens.to(device), weights=self.weights.to(device))
+        tokens, weights = self.tokens.to(device), self.weights.to(device)
+        return dataclasses.replace(self, tokens=tokens, weights=weights, below_z=None)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -84,23 +85,44 @@ class SwiGLU(nn.Module):
         return self.output(F.silu(gate) * up)
 
 
+@dataclass(frozen=True, eq=False)
+class BelowZ:
+    """What a layer computes before it reads its thought vectors."""
+
+    x_BTD: Tensor
+    """The residual stream after self-attention."""
+    query_BTD: Tensor | None
+    """The queries of cross-attention; None in a layer without slots."""
+
+    def expand(self, shape: torch.Size) -> BelowZ:
+        """[..., T, D] broadcast to the texts of a batch of this shape, in one dimension: [B, T, D]."""
+        parts = (None if x is None else x.expand(*shape, -1, -1).flatten(0, -3) for x in (self.x_BTD, self.query_BTD))
+        return BelowZ(*parts)
+
+
 class Block(nn.Module):
     """One layer: self-attention, cross-attention to z_l if it has slots, SwiGLU, each added to the residual stream."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self.has_slots = config.num_slots > 0
         self.self_attention_norm = nn.RMSNorm(config.width, eps=1e-5)
         self.self_attention = SelfAttention(config.width, config.num_heads, config.window)
-        if config.num_slots:
+        if self.has_slots:
             self.cross_attention_norm = nn.RMSNorm(config.width, eps=1e-5)
             self.cross_attention = CrossAttention(config.width, config.num_heads)
         self.feed_forward_norm = nn.RMSNorm(config.width, eps=1e-5)
         self.feed_forward = SwiGLU(config.width, config.hidden)
 
-    def forward(self, x_BTD: Tensor, z_BSD: Tensor) -> Tensor:
+    def below_z(self, x_BTD: Tensor) -> BelowZ:
         x_BTD = x_BTD + self.self_attention(self.self_attention_norm(x_BTD))
-        if z_BSD.shape[1]:
-            x_BTD = x_BTD + self.cross_attention(self.cross_attention_norm(x_BTD), z_BSD)
+        query_BTD = self.cross_attention.query(self.cross_attention_norm(x_BTD)) if self.has_slots else None
+        return BelowZ(x_BTD, query_BTD)
+
+    def forward(self, below: BelowZ, z_BSD: Tensor) -> Tensor:
+        x_BTD = below.x_BTD
+        if self.has_slots:
+            x_BTD = x_BTD + self.cross_attention(below.query_BTD, z_BSD)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
@@ -129,11 +151,25 @@ class Decoder(nn.Module):
         """The id of the token that starts every input."""
         return self.vocab_size - 1
 
-    def forward(self, inputs_BT: Tensor, z_BLSD: Tensor) -> Tensor:
-        """Hidden states [B, T, D] that predict the token after each input."""
-        x_BTD = self.embedding(inputs_BT)
-        for block, z_BSD in zip(self.blocks, z_BLSD.to(x_BTD.dtype).unbind(1), strict=True):
-            x_BTD = block(x_BTD, z_BSD)
+    def inputs(self, tokens_BT: Tensor) -> Tensor:
+        """What is read to predict each of the tokens: the one before it, begin-of-text before the first."""
+        return F.pad(tokens_BT[:, :-1], (1, 0), value=self.begin_of_text)
+
+    def below_z(self, inputs_BT: Tensor) -> BelowZ:
+        """What depends on the tokens and not on z: the first layer up to where it reads z."""
+        return self.blocks[0].below_z(self.embedding(inputs_BT))
+
+    def forward(self, inputs_BT: Tensor, z_BLSD: Tensor, below: BelowZ | None = None) -> Tensor:
+        """Hidden states [B, T, D] that predict the token after each input.
+
+        Args:
+            below: `below_z` of these inputs, where it has been computed already.
+        """
+        below = self.below_z(inputs_BT) if below is None else below
+        first, *others = z_BLSD.to(below.x_BTD.dtype).unbind(1)
+        x_BTD = self.blocks[0](below, first)
+        for block, z_BSD in zip(self.blocks[1:], others, strict=True):
+            x_BTD = block(block.below_z(x_BTD), z_BSD)
         return self.final_norm(x_BTD)
 
     def log_probs(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:

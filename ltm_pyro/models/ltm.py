@@ -8,6 +8,8 @@ both under the plate "sequences".
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -67,8 +69,14 @@ class LatentThoughtModel(PyroModule):
             if batch is None:
                 likelihood = TokenSequence(decoder, z, self.end_of_text, self.config.length)
                 return pyro.sample("tokens", likelihood)
-            likelihood = TokenSequence(decoder, z, self.end_of_text, batch.tokens.shape[-1], batch.weights)
+            length = batch.tokens.shape[-1]
+            likelihood = TokenSequence(decoder, z, self.end_of_text, length, batch.weights, batch.below_z)
             return pyro.sample("tokens", likelihood, obs=batch.tokens)
+
+    @torch.no_grad()
+    def prepare(self, batch: TokenBatch) -> TokenBatch:
+        """The batch with what does not depend on z computed once: good for as long as the weights stay as they are."""
+        return dataclasses.replace(batch, below_z=self.decoder.below_z(self.decoder.inputs(batch.tokens)))
 
     @pyro_method
     def encode(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:

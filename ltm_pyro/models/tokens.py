@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ltm_pyro.models.decoder import Decoder
+from ltm_pyro.models.decoder import BelowZ, Decoder
 
 
 class TokenSequence(TorchDistribution):
@@ -28,13 +27,21 @@ class TokenSequence(TorchDistribution):
         end_of_text: id of the token that ends a text.
         length: T, the positions that `sample` fills.
         weights: [*batch_shape or what broadcasts to it, T], or None.
+        below_z: of the decoder, for the tokens that `log_prob` will be asked for, [*batch_shape or what broadcasts to
+            it, T, D], where that has been computed already.
     """
 
     arg_constraints = {}  # noqa: RUF012 - the name and form that torch's distributions have
     has_rsample = False
 
     def __init__(
-        self, decoder: Decoder, z: Tensor, end_of_text: int, length: int, weights: Tensor | None = None
+        self,
+        decoder: Decoder,
+        z: Tensor,
+        end_of_text: int,
+        length: int,
+        weights: Tensor | None = None,
+        below_z: BelowZ | None = None,
     ) -> None:
         if z.shape[-3:] != decoder.config.latent_shape:
             raise ValueError(f"z is {tuple(z.shape)}, its last dimensions must be {decoder.config.latent_shape}")
@@ -42,6 +49,7 @@ class TokenSequence(TorchDistribution):
         self.z = z
         self.end_of_text = end_of_text
         self.weights = weights
+        self.below_z = below_z
         super().__init__(torch.Size(z.shape[:-3]), torch.Size([length]), validate_args=False)
 
     @property
@@ -50,7 +58,7 @@ class TokenSequence(TorchDistribution):
 
     def expand(self, batch_shape: torch.Size, _instance: TokenSequence | None = None) -> TokenSequence:
         z = self.z.expand(*batch_shape, *self.decoder.config.latent_shape)
-        return TokenSequence(self.decoder, z, self.end_of_text, self.event_shape[0], self.weights)
+        return TokenSequence(self.decoder, z, self.end_of_text, self.event_shape[0], self.weights, self.below_z)
 
     def token_log_probs(self, value: Tensor) -> Tensor:
         """log p(x_n | z, x_<n) at every position, unweighted: [*batch_shape, T] for a value of [..., T] tokens."""
@@ -71,10 +79,8 @@ class TokenSequence(TorchDistribution):
         shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
         tokens_BT = value.expand(*shape, -1).reshape(-1, value.shape[-1])
         counts_BT = counts.expand(*shape, value.shape[-1]).reshape(tokens_BT.shape)
-        inputs_BT = F.pad(tokens_BT[:, :-1], (1, 0), value=self.decoder.begin_of_text)
-        hidden_BTD = self.decoder(inputs_BT, self._expanded_z(shape))
-        if hidden_BTD.device.type != "cpu":  # elsewhere the choice would have to wait for the device
-            return self.decoder.log_probs(hidden_BTD.flatten(0, 1), tokens_BT.flatten()).view(*shape, -1)
+        below = None if self.below_z is None else self.below_z.expand(shape)
+        hidden_BTD = self.decoder(self.decoder.inputs(tokens_BT), self._expanded_z(shape), below)
         log_probs_N = self.decoder.log_probs(hidden_BTD[counts_BT], tokens_BT[counts_BT])
         log_probs_BT = log_probs_N.new_zeros(tokens_BT.shape).masked_scatter(counts_BT, log_probs_N)
         return log_probs_BT.view(*shape, -1)

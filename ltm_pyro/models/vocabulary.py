@@ -1,27 +1,35 @@
 """The vocabulary term: log-probabilities of given tokens, without ever holding the logits of all positions.
 
 With V in the tens of thousands the logits of a batch are its largest tensor by far, and a fast step needs nothing of
-them but one log-probability a position and its slope. Both are computed here for some positions at a time, in one pass:
+them but one log-probability a position and its slope:
 
     log p_n = w_{x_n} · h_n - log Σ_v exp(w_v · h_n),      ∂ log p_n / ∂ h_n = w_{x_n} - Σ_v p_v w_v
+
+Both sums over v are taken in one pass over blocks of the vocabulary, with a running maximum (the online softmax of
+Milakov & Gimelshein 2018, arXiv 1805.02867, algorithm 3; as FlashAttention has it over keys). A block of logits stays
+in the cache, and its products are as square as a processor likes them.
+
+Shapes: N positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-MOST_LOGITS = 2**23
-"""Logits that are held at a time: 32 MiB in float32."""
+CPU_BLOCK = (512, 2048)
+"""Positions and tokens whose logits are held at a time: 4 MiB in float32."""
+DEVICE_BLOCK = (8192, 8192)
+"""The same where a product has to be large to be fast: 256 MiB in float32."""
 
 
 def target_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, num_unused: int = 0) -> Tensor:
     """log softmax(hidden weightᵀ) at the targets, [N], at least in float32.
 
-    Where the weights have a gradient and the logits do not fit at once, they are computed again in the backward pass.
+    The logits are computed again in the backward pass if the weights have a gradient.
 
     Args:
         hidden: [N, D].
@@ -29,6 +37,9 @@ def target_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, num_unused
         targets: [N] int64, below V.
         num_unused: the last rows of the weights that are no target. Left out here and not by the caller, the weights
             have one gradient and not a copy of it.
+
+    Raises:
+        IndexError: if a target is no id below V.
     """
     return _TargetLogProbs.apply(hidden, weight, targets, num_unused)
 
@@ -37,55 +48,66 @@ class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, num_unused: int) -> Tensor:
         ctx.vocab_size = len(weight) - num_unused
-        all_weights, weight = weight, weight[: ctx.vocab_size]
+        needs_slope, needs_weight_gradient, *_ = ctx.needs_input_grad
         # At least float32: a sum of a thousand log-probabilities in bfloat16 would lose nats.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        log_probs = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
-        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        chunks = _chunks(len(hidden), len(weight))
-        ctx.kept = None
-        for rows in chunks:
-            exponentials, totals, log_probs[rows] = _softmax_parts(hidden[rows], weight, targets[rows], dtype)
-            if slope is not None:
-                mean_weight = (exponentials.to(weight.dtype) @ weight) / totals.to(weight.dtype)
-                slope[rows] = weight[targets[rows]] - mean_weight
-            if ctx.needs_input_grad[1] and len(chunks) == 1:
-                ctx.kept = exponentials, totals
-        if ctx.needs_input_grad[1]:
-            ctx.save_for_backward(slope, hidden, all_weights, targets)
+        chosen, log_total = (torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2))
+        slope = torch.empty_like(hidden) if needs_slope else None
+        weight[: ctx.vocab_size, 0].index_select(0, targets)  # fails on ids that are none, here or on the device
+        for rows in _blocks(len(hidden), hidden.device, 0):
+            used = weight[: ctx.vocab_size]
+            chosen[rows], log_total[rows], mean_weight = _softmax(hidden[rows], used, targets[rows], needs_slope)
+            if needs_slope:
+                slope[rows] = used[targets[rows]] - mean_weight
+        if needs_weight_gradient:
+            ctx.save_for_backward(slope, hidden, weight, targets, log_total)
         else:
             ctx.save_for_backward(slope)
-        return log_probs
+        return chosen - log_total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         slope, *inputs = ctx.saved_tensors
-        hidden_gradient = None if slope is None else gradient[:, None].to(slope.dtype) * slope
+        hidden_gradient = None if slope is None else (gradient[:, None] * slope).to(slope.dtype)
         if not ctx.needs_input_grad[1]:
             return hidden_gradient, None, None, None
-        hidden, all_weights, targets = inputs
-        weight_gradient = torch.zeros_like(all_weights)
-        weight = all_weights[: ctx.vocab_size]
-        for rows in _chunks(len(hidden), len(weight)):
-            parts = ctx.kept or _softmax_parts(hidden[rows], weight, targets[rows], gradient.dtype)
-            # Of the logits: gradient · (one-hot - probabilities).
-            slopes = parts[0] * (-gradient[rows, None] / parts[1])
-            slopes.scatter_add_(1, targets[rows, None], gradient[rows, None])
-            weight_gradient[: ctx.vocab_size].addmm_(slopes.to(weight.dtype).T, hidden[rows])
+        hidden, weight, targets, log_total = inputs
+        # Of the logits: gradient · (one-hot - probabilities).
+        weight_gradient = torch.zeros_like(weight)
+        weight_gradient.index_add_(0, targets, (gradient[:, None] * hidden).to(weight.dtype))
+        for tokens in _blocks(ctx.vocab_size, hidden.device, 1):
+            for rows in _blocks(len(hidden), hidden.device, 0):
+                logits = torch.mm(hidden[rows], weight[tokens].T).to(gradient.dtype)
+                slopes = logits.sub_(log_total[rows, None]).exp_().mul_(gradient[rows, None])
+                weight_gradient[tokens].addmm_(slopes.to(weight.dtype).T, hidden[rows], alpha=-1)
         return hidden_gradient, weight_gradient, None, None
 
 
-def _softmax_parts(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """exp(logits - their maximum), [n, V]; its sum, [n, 1]; the log-probability of the targets, [n]."""
-    logits = F.linear(hidden, weight).to(dtype)
-    highest = logits.amax(-1, keepdim=True)
-    chosen = logits.gather(-1, targets[:, None]) - highest
-    exponentials = logits.sub_(highest).exp_()
-    totals = exponentials.sum(-1, keepdim=True)
-    return exponentials, totals, (chosen - totals.log()).squeeze(-1)
+def _softmax(hidden: Tensor, weight: Tensor, targets: Tensor, needs_mean: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of some positions: the targets' logits, [n]; log Σ_v exp(logit_v), [n]; Σ_v p_v w_v, [n, D], if it is needed."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    highest = torch.full((len(hidden), 1), -torch.inf, dtype=dtype, device=hidden.device)
+    total, chosen = torch.zeros_like(highest), torch.zeros_like(highest)
+    weighted = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if needs_mean else None
+    for tokens in _blocks(len(weight), hidden.device, 1):
+        block = weight[tokens]
+        logits = torch.mm(hidden, block.T).to(dtype)
+        # The very logits that the total is over, rounded as they are: the probabilities sum to one.
+        place = (targets - tokens.start)[:, None]
+        is_here = (place >= 0) & (place < len(block))
+        chosen = torch.where(is_here, logits.gather(1, place.clamp(0, len(block) - 1)), chosen)
+        lower, highest = highest, torch.maximum(highest, logits.amax(1, keepdim=True))
+        shrinkage = (lower - highest).exp_()
+        exponentials = logits.sub_(highest).exp_()
+        total = total.mul_(shrinkage).add_(exponentials.sum(1, keepdim=True))
+        if needs_mean:
+            weighted = weighted.mul_(shrinkage).add_(torch.mm(exponentials.to(block.dtype), block))
+    mean = weighted / total if needs_mean else None
+    return chosen.squeeze(1), (highest + total.log()).squeeze(1), mean
 
 
-def _chunks(num_rows: int, vocab_size: int) -> list[slice]:
-    size = max(1, MOST_LOGITS // vocab_size)
-    return [slice(start, start + size) for start in range(0, num_rows, size)]
+def _blocks(size: int, device: torch.device, dim: int) -> Iterator[slice]:
+    """Slices that cover `size` positions (dim 0) or tokens (dim 1)."""
+    step = (CPU_BLOCK if device.type == "cpu" else DEVICE_BLOCK)[dim]
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))

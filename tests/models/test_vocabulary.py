@@ -21,10 +21,10 @@ def materialised(hidden, weight, targets):
     return (hidden @ weight.T).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
 
 
-@pytest.mark.parametrize("num_logits", [1, 7 * 4, 7 * 23, 10_000])
-def test_values_and_gradients_are_those_of_all_logits_at_once(num_logits, monkeypatch):
-    """However many logits are held at a time: one position, some that do not divide their number, or all."""
-    monkeypatch.setattr(vocabulary, "MOST_LOGITS", num_logits)
+@pytest.mark.parametrize("block", [(1, 1), (4, 3), (23, 7), (1000, 1000)])
+def test_values_and_gradients_are_those_of_all_logits_at_once(block, monkeypatch):
+    """However many logits are held at a time: one, some that do not divide their number, or all."""
+    monkeypatch.setattr(vocabulary, "CPU_BLOCK", block)
     hidden, weight, targets = inputs()
     upstream = torch.linspace(-2, 3, 23, dtype=torch.float64)
     results = []
@@ -36,9 +36,9 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(num_logits, monkey
         assert torch.allclose(ours, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("num_logits", [7 * 4, 10_000])
-def test_rows_that_are_no_target_take_no_part(num_logits, monkeypatch):
-    monkeypatch.setattr(vocabulary, "MOST_LOGITS", num_logits)
+@pytest.mark.parametrize("block", [(4, 3), (1000, 1000)])
+def test_rows_that_are_no_target_take_no_part(block, monkeypatch):
+    monkeypatch.setattr(vocabulary, "CPU_BLOCK", block)
     hidden, weight, targets = inputs()
     results = []
     more = torch.cat([weight, torch.full((2, 5), 9.0, dtype=torch.float64)])
@@ -74,7 +74,9 @@ def test_what_is_frozen_has_no_gradient_and_the_other_keeps_its_own(frozen):
         assert torch.allclose(w.grad, expected_w.grad)
 
 
-def test_large_logits_neither_overflow_nor_vanish():
+@pytest.mark.parametrize("block", [(4, 3), (1000, 1000)])
+def test_large_logits_neither_overflow_nor_vanish(block, monkeypatch):
+    monkeypatch.setattr(vocabulary, "CPU_BLOCK", block)
     hidden, weight, targets = inputs(dtype=torch.float32, scale=1000.0)
     h = hidden.clone().requires_grad_()
     values = target_log_probs(h, weight, targets)
@@ -91,6 +93,22 @@ def test_bfloat16_is_summed_in_float32():
     assert values.dtype == torch.float32
     expected = materialised(hidden.double(), weight.double(), targets)
     assert (values - expected).abs().max() < 0.01
+
+
+def test_the_probabilities_of_all_tokens_sum_to_one_in_bfloat16_too():
+    """The total is over the very logits, rounded as they are, that the targets have."""
+    hidden, weight, _ = inputs(num_rows=1, vocab_size=5000, width=16, dtype=torch.bfloat16)
+    log_probs = target_log_probs(hidden.expand(5000, -1), weight, torch.arange(5000))
+    assert log_probs.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_no_more_than_a_block_of_logits_is_held():
+    """Memory that the forward and backward pass take at most, as PyTorch's own profiler counts it."""
+    hidden, weight, targets = inputs(num_rows=2000, vocab_size=20_000, dtype=torch.float32)
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        target_log_probs(hidden.requires_grad_(), weight.requires_grad_(), targets).sum().backward()
+    largest = max(event.cpu_memory_usage for event in profiler.events() if event.name.startswith("aten::"))
+    assert largest <= 4 * vocabulary.CPU_BLOCK[0] * vocabulary.CPU_BLOCK[1]
 
 
 def test_no_rows_give_no_values():
