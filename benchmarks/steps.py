@@ -71,7 +71,9 @@ def main() -> None:
         return bounds.elbo(model, texts, scheme.distribution(state, SequenceNoise(0)), 64)
 
     print(f"Python {platform.python_version()}, torch {torch.__version__}; -log p(x) of the language itself: ", end="")
-    print(f"{-LANGUAGE.log_prob(texts.tokens).mean():.2f}; z from the prior: {bound('vi', {}, 0, 0).nelbo.mean():.2f}; ")
+    print(
+        f"{-LANGUAGE.log_prob(texts.tokens).mean():.2f}; z from the prior: {bound('vi', {}, 0, 0).nelbo.mean():.2f}; "
+    )
     best = bound("ngvi", {}, 500, 0)
     print(f"`ngvi` after 500 steps: {best.nelbo.mean():.2f}, of which KL {best.kl.mean():.2f}\n")
     print("| steps T | " + " | ".join(map(str, STEPS)) + " |")

@@ -34,11 +34,12 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 
 from ltm_pyro.data import UniformLanguage, token_batch
-from ltm_pyro.inference import VI, BatchNoise, SequenceNoise, bounds, infer
+from ltm_pyro.inference import BatchNoise, SequenceNoise, bounds, infer
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
 
-REUSED = VI(num_steps=64, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5), noise="reused")
+REUSED = AdamVI(num_steps=64, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5), noise="reused")
 """The reference's fit."""
 FRESH = dataclasses.replace(REUSED, noise="fresh")
 """The same but for the noise, so that nothing else can explain the difference."""
@@ -185,7 +186,7 @@ def best_mean_field(loadings: Tensor, noise_scale: float, x: Tensor) -> Tensor:
     return nll + 0.5 * (mean.square() + variance - 1 - variance.log()).sum(-1)
 
 
-def uniform_tokens(trained_with: VI, num_slow_steps: int = NUM_SLOW_STEPS, num_texts: int = 128) -> Comparison:
+def uniform_tokens(trained_with: AdamVI, num_slow_steps: int = NUM_SLOW_STEPS, num_texts: int = 128) -> Comparison:
     """A Latent Thought Model trained on random symbols, and q(z) of texts that it has not seen."""
     language = UniformLanguage(NUM_SYMBOLS)
     model = train(trained_with, language, num_slow_steps)
@@ -199,7 +200,7 @@ def uniform_tokens(trained_with: VI, num_slow_steps: int = NUM_SLOW_STEPS, num_t
     )
 
 
-def train(scheme: VI, language: UniformLanguage, num_slow_steps: int) -> LatentThoughtModel:
+def train(scheme: AdamVI, language: UniformLanguage, num_slow_steps: int) -> LatentThoughtModel:
     """A small model after so many slow steps, each on new texts.
 
     Raises:

@@ -16,6 +16,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ltm_pyro.inference import PRIOR, Noise, PosteriorScheme, ais, bounds, infer
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.prequential import prequential
 from ltm_pyro.inference.vi import VI
 from ltm_pyro.inference.weights import ImportanceWeights
@@ -179,11 +180,10 @@ def predictive(inferred: Inferred, settings: EstimatorSettings) -> Scores:
 
 
 def reused_noise(inferred: Inferred, settings: EstimatorSettings) -> Scores:
-    num_steps = inferred.inference.scheme.num_steps
-    scheme = dataclasses.replace(inferred.inference.gaussian, num_steps=num_steps, noise="reused")
+    scheme = AdamVI(num_steps=inferred.inference.scheme.num_steps, noise="reused")
     state = infer(scheme, inferred.model, inferred.batch, inferred.rng)
     estimate = bounds.reused_noise(inferred.model, inferred.batch, scheme, state)
-    return Scores(estimate.nelbo, "vi fitted to reused noise", 1, rate=estimate.kl)
+    return Scores(estimate.nelbo, "adamvi fitted to reused noise", 1, rate=estimate.kl)
 
 
 def exact(inferred: Inferred, settings: EstimatorSettings) -> Scores:

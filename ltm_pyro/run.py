@@ -231,9 +231,12 @@ def build_model(config: TrainConfig, encoding: tiktoken.Encoding) -> LatentThoug
         InputError: if there is not the memory for it.
     """
     try:
-        return LatentThoughtModel(config.model, encoding.n_vocab, end_of_text(encoding))
+        model = LatentThoughtModel(config.model, encoding.n_vocab, end_of_text(encoding))
     except RuntimeError as error:
         raise InputError(f"a model of these sizes cannot be made: {error}") from None
+    if config.precision == "bfloat16":
+        model.decoder.compute_dtype = torch.bfloat16
+    return model
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ MAX_SKIPS_IN_A_ROW = 5
 CHANGEABLE = {
     "steps",
     "device",
+    "compile",
     "out",
     "resume",
     "log_every",
@@ -250,10 +251,9 @@ def report(training: Training, run: Run, corpus: Corpus, trained: TrainedModel, 
     config = training.config
     inferences = [inference_of(config)]
     if config.inference != NO_INFERENCE:
-        fresh = dataclasses.replace(config, vi=dataclasses.replace(config.vi, noise="fresh"))
         # Of a run that takes no fast steps, VI would be the prior.
         vi_steps = config.fast_steps or preset(config.preset).fast_steps
-        inferences += [inference_of(fresh, "vi", vi_steps), Inference.without()]
+        inferences += [inference_of(config, "vi", vi_steps), Inference.without()]
     order_zero = figures.order_zero_bits_per_byte(corpus.validation)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
     for inference in dict.fromkeys(inferences):
@@ -318,6 +318,8 @@ def prepare(config: TrainConfig) -> tuple[Training, Run, Corpus, TrainedModel]:
     resolved = resolved_against(corpus.sha256, encoding, device)
     pyro.set_rng_seed(config.seed)
     model = build_model(config, encoding).to(device)
+    if config.compile:
+        model.decoder.compile()
     optimizer = WeightOptimizer(model, config.optimizer, config.steps)
     progress = Progress()
     if run is None:

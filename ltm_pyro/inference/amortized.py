@@ -17,7 +17,7 @@ from typing import ClassVar
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Guide, Model, StepInfo, require_positive
+from ltm_pyro.inference.base import Batch, Guide, Model, StepInfo
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
@@ -35,17 +35,15 @@ class Amortized:
 
     num_steps: int = 0
     """Steps of refinement for each sequence (T)."""
-    learning_rate: float = 0.1
-    """Step size of Adam on the mean [units of z, whose prior has scale 1] and on the log scale, as of vi."""
-    epsilon: float = 0.2
-    """Adam's epsilon [nats per unit of z], as of vi."""
+    learning_rate: float = 0.5
+    """Rate of the first step of refinement, as of vi."""
 
     has_density: ClassVar[bool] = True
     loss_is_bound: ClassVar[bool] = True
     num_draws: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "epsilon")
+        VI(learning_rate=self.learning_rate)  # checks it
 
     @property
     def num_gradients(self) -> int:
@@ -54,7 +52,7 @@ class Amortized:
 
     @property
     def _refinement(self) -> VI:
-        return VI(self.num_steps, self.learning_rate, self.epsilon)
+        return VI(self.num_steps, self.learning_rate)
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> VIState:
         """What the encoder proposes; with `warm` its scale alone.

@@ -14,6 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ltm_pyro.inference.adam_vi import AdamVI, AdamVIState
 from ltm_pyro.inference.base import (
     Batch,
     Model,
@@ -115,7 +116,7 @@ def iwae(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> 
 
 
 @torch.no_grad()
-def reused_noise(model: Model, batch: Batch, scheme: VI, state: VIState) -> Elbo:
+def reused_noise(model: Model, batch: Batch, scheme: AdamVI, state: AdamVIState) -> Elbo:
     """The figure of the reference implementation: the "ELBO" at the very noise that q was fitted to. NOT a bound.
 
     Raises:

@@ -140,6 +140,9 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.compute_dtype: torch.dtype | None = None
+        """What matrix products are computed in (bfloat16), as the weights are if None. Sums, norms, the residual
+        stream, weights and their gradients stay as the weights are."""
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -157,7 +160,8 @@ class Decoder(nn.Module):
 
     def below_z(self, inputs_BT: Tensor) -> BelowZ:
         """What depends on the tokens and not on z: the first layer up to where it reads z."""
-        return self.blocks[0].below_z(self.embedding(inputs_BT))
+        with self._autocast():
+            return self.blocks[0].below_z(self.embedding(inputs_BT))
 
     def forward(self, inputs_BT: Tensor, z_BLSD: Tensor, below: BelowZ | None = None) -> Tensor:
         """Hidden states [B, T, D] that predict the token after each input.
@@ -167,15 +171,21 @@ class Decoder(nn.Module):
         """
         below = self.below_z(inputs_BT) if below is None else below
         first, *others = z_BLSD.to(below.x_BTD.dtype).unbind(1)
-        x_BTD = self.blocks[0](below, first)
-        for block, z_BSD in zip(self.blocks[1:], others, strict=True):
-            x_BTD = block(block.below_z(x_BTD), z_BSD)
-        return self.final_norm(x_BTD)
+        with self._autocast():
+            x_BTD = self.blocks[0](below, first)
+            for block, z_BSD in zip(self.blocks[1:], others, strict=True):
+                x_BTD = block(block.below_z(x_BTD), z_BSD)
+            return self.final_norm(x_BTD)
 
     def log_probs(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
         """Log-probabilities of the tokens that follow, [N], at least in float32."""
-        return target_log_probs(hidden_ND, self.embedding.weight, tokens_N, num_unused=1)
+        return target_log_probs(hidden_ND, self.embedding.weight, tokens_N, num_unused=1, dtype=self.compute_dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] to [..., V − 1]: every token but begin-of-text."""
-        return F.linear(hidden, self.embedding.weight[:-1])
+        weight, dtype = self.embedding.weight[:-1], self.compute_dtype
+        return F.linear(hidden.to(dtype or hidden.dtype), weight.to(dtype or weight.dtype))
+
+    def _autocast(self) -> torch.autocast:
+        device_type = self.embedding.weight.device.type
+        return torch.autocast(device_type, self.compute_dtype, enabled=self.compute_dtype is not None)

@@ -26,7 +26,9 @@ DEVICE_BLOCK = (8192, 8192)
 """The same where a product has to be large to be fast: 256 MiB in float32."""
 
 
-def target_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, num_unused: int = 0) -> Tensor:
+def target_log_probs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, num_unused: int = 0, dtype: torch.dtype | None = None
+) -> Tensor:
     """log softmax(hidden weightᵀ) at the targets, [N], at least in float32.
 
     The logits are computed again in the backward pass if the weights have a gradient.
@@ -37,56 +39,61 @@ def target_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, num_unused
         targets: [N] int64, below V.
         num_unused: the last rows of the weights that are no target. Left out here and not by the caller, the weights
             have one gradient and not a copy of it.
+        dtype: what the products are computed in, as they are if None. Sums are kept at least in float32.
 
     Raises:
         IndexError: if a target is no id below V.
     """
-    return _TargetLogProbs.apply(hidden, weight, targets, num_unused)
+    return _TargetLogProbs.apply(hidden, weight, targets, num_unused, dtype)
 
 
 class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, num_unused: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, num_unused: int, dtype: torch.dtype | None
+    ) -> Tensor:
         ctx.vocab_size = len(weight) - num_unused
+        ctx.weight_dtype = weight.dtype
         needs_slope, needs_weight_gradient, *_ = ctx.needs_input_grad
-        # At least float32: a sum of a thousand log-probabilities in bfloat16 would lose nats.
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        chosen, log_total = (torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2))
+        log_probs = torch.empty(len(hidden), dtype=_sum_dtype(hidden), device=hidden.device)
+        log_total = torch.empty_like(log_probs)
         slope = torch.empty_like(hidden) if needs_slope else None
-        weight[: ctx.vocab_size, 0].index_select(0, targets)  # fails on ids that are none, here or on the device
+        used = weight[: ctx.vocab_size]
+        used[:, 0].index_select(0, targets)  # fails on ids that are none, here or on the device
+        hidden, weight, used = (x.to(dtype or x.dtype) for x in (hidden, weight, used))
         for rows in _blocks(len(hidden), hidden.device, 0):
-            used = weight[: ctx.vocab_size]
-            chosen[rows], log_total[rows], mean_weight = _softmax(hidden[rows], used, targets[rows], needs_slope)
+            chosen, log_total[rows], mean_weight = _softmax(hidden[rows], used, targets[rows], needs_slope)
+            log_probs[rows] = chosen - log_total[rows]
             if needs_slope:
-                slope[rows] = used[targets[rows]] - mean_weight
+                slope[rows] = (used[targets[rows]] - mean_weight).to(slope.dtype)
         if needs_weight_gradient:
             ctx.save_for_backward(slope, hidden, weight, targets, log_total)
         else:
             ctx.save_for_backward(slope)
-        return chosen - log_total
+        return log_probs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         slope, *inputs = ctx.saved_tensors
         hidden_gradient = None if slope is None else (gradient[:, None] * slope).to(slope.dtype)
         if not ctx.needs_input_grad[1]:
-            return hidden_gradient, None, None, None
+            return hidden_gradient, None, None, None, None
         hidden, weight, targets, log_total = inputs
         # Of the logits: gradient · (one-hot - probabilities).
-        weight_gradient = torch.zeros_like(weight)
-        weight_gradient.index_add_(0, targets, (gradient[:, None] * hidden).to(weight.dtype))
+        weight_gradient = torch.zeros(weight.shape, dtype=ctx.weight_dtype, device=weight.device)
+        weight_gradient.index_add_(0, targets, (gradient[:, None] * hidden).to(ctx.weight_dtype))
         for tokens in _blocks(ctx.vocab_size, hidden.device, 1):
             for rows in _blocks(len(hidden), hidden.device, 0):
                 logits = torch.mm(hidden[rows], weight[tokens].T).to(gradient.dtype)
                 slopes = logits.sub_(log_total[rows, None]).exp_().mul_(gradient[rows, None])
-                weight_gradient[tokens].addmm_(slopes.to(weight.dtype).T, hidden[rows], alpha=-1)
-        return hidden_gradient, weight_gradient, None, None
+                weight_gradient[tokens] -= torch.mm(slopes.to(weight.dtype).T, hidden[rows])
+        return hidden_gradient, weight_gradient, None, None, None
 
 
 def _softmax(hidden: Tensor, weight: Tensor, targets: Tensor, needs_mean: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of some positions: the targets' logits, [n]; log Σ_v exp(logit_v), [n]; Σ_v p_v w_v, [n, D], if it is needed."""
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    dtype = _sum_dtype(hidden)
     highest = torch.full((len(hidden), 1), -torch.inf, dtype=dtype, device=hidden.device)
     total, chosen = torch.zeros_like(highest), torch.zeros_like(highest)
     weighted = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if needs_mean else None
@@ -105,6 +112,11 @@ def _softmax(hidden: Tensor, weight: Tensor, targets: Tensor, needs_mean: bool) 
             weighted = weighted.mul_(shrinkage).add_(torch.mm(exponentials.to(block.dtype), block))
     mean = weighted / total if needs_mean else None
     return chosen.squeeze(1), (highest + total.log()).squeeze(1), mean
+
+
+def _sum_dtype(hidden: Tensor) -> torch.dtype:
+    # At least float32: a sum of a thousand log-probabilities in bfloat16 would lose nats.
+    return torch.promote_types(hidden.dtype, torch.float32)
 
 
 def _blocks(size: int, device: torch.device, dim: int) -> Iterator[slice]:

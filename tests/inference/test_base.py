@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ltm_pyro.inference import SequenceNoise, infer, log_joint
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.base import frozen, keep_finite, latent_prior
 from ltm_pyro.inference.langevin import Langevin
 from ltm_pyro.inference.map import MAP, MAPState
-from ltm_pyro.inference.vi import VI
 
 # --- log_joint
 
@@ -169,7 +169,7 @@ def test_a_program_of_another_form_is_refused(model, message):
 
 
 def test_inference_is_its_first_state_and_then_its_steps(world):
-    scheme, batch, rng = VI(num_steps=3, learning_rate=0.3), world.sample(5), SequenceNoise(0)
+    scheme, batch, rng = AdamVI(num_steps=3, learning_rate=0.3), world.sample(5), SequenceNoise(0)
     state = scheme.init(world, batch, rng)
     for _ in range(3):
         state, _ = scheme.step(world, state, batch, rng)
@@ -304,9 +304,9 @@ def test_a_state_cannot_be_written_into():
     [
         (MAP, "learning_rate"),
         (MAP, "epsilon"),
-        (VI, "learning_rate"),
-        (VI, "epsilon"),
-        (VI, "initial_scale"),
+        (AdamVI, "learning_rate"),
+        (AdamVI, "epsilon"),
+        (AdamVI, "initial_scale"),
         (Langevin, "step_size"),
         (Langevin, "num_chains"),
         (Langevin, "num_kept"),

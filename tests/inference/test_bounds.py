@@ -10,10 +10,10 @@ import torch
 
 from ltm_pyro.data.synthetic import TopicLanguage, UniformLanguage, token_batch
 from ltm_pyro.inference import BatchNoise, SequenceNoise, bounds, infer
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.langevin import Langevin
 from ltm_pyro.inference.map import MAP
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
-from ltm_pyro.inference.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
 
 
@@ -28,7 +28,7 @@ def world(linear_gaussian):
 
 def fitted(world, batch, num_steps=20):
     """A scheme and its state, q somewhere between the prior and its optimum."""
-    scheme = VI(num_steps, learning_rate=0.2, epsilon=1e-8)
+    scheme = AdamVI(num_steps, learning_rate=0.2, epsilon=1e-8)
     return scheme, infer(scheme, world, batch, SequenceNoise(0))
 
 
@@ -73,9 +73,9 @@ def test_the_best_mean_field_bound_is_that_of_the_closed_form(linear_gaussian):
     """VI's q, from the fit to the figure: no part of the formula comes from the package."""
     world, _ = linear_gaussian.with_posterior_variances((0.05, 0.3, 0.8))
     batch, rng = world.sample(20), batch_noise()
-    state = VI(epsilon=1e-8).init(world, batch, rng)
+    state = AdamVI(epsilon=1e-8).init(world, batch, rng)
     for learning_rate in (0.1, 0.02, 0.005):
-        scheme = VI(learning_rate=learning_rate, epsilon=1e-8)
+        scheme = AdamVI(learning_rate=learning_rate, epsilon=1e-8)
         for _ in range(500):
             state, _ = scheme.step(world, state, batch, rng)
     estimate = bounds.elbo(world, batch, scheme.distribution(state, rng), num_samples=256)
@@ -91,7 +91,7 @@ def test_the_standard_error_is_the_spread_of_repeated_estimates(world):
     """Four thousand estimates from 16 draws each, of the same text."""
     num_repeats = 4000
     batch = world.sample(1)[torch.zeros(num_repeats, dtype=torch.int64)]
-    scheme = VI(initial_scale=0.5)
+    scheme = AdamVI(initial_scale=0.5)
     state = scheme.init(world, batch, batch_noise(), torch.tensor([0.5, -1.0, 0.3]).double().expand(num_repeats, 3))
     estimate = bounds.elbo(world, batch, scheme.distribution(state, batch_noise()), num_samples=16)
     exact = world.nll_variance(state.mean[:1], state.log_scale[:1].exp(), batch.x[:1]).item() / 16
@@ -121,7 +121,7 @@ def test_the_elbo_of_the_prior_has_no_kl_and_the_likelihood_of_random_thoughts(w
 
 @pytest.mark.parametrize("weight", [0.5, 4.0, -1.0, math.nan])
 def test_figures_refuse_positions_that_are_weighted(ltm, texts, weight):
-    scheme = VI(num_steps=1, noise="reused")
+    scheme = AdamVI(num_steps=1, noise="reused")
     state = infer(scheme, ltm, texts, SequenceNoise(0))
     weights = texts.weights.clone()
     weights[1, 2] = weight
@@ -146,7 +146,7 @@ def test_figures_leave_weights_gradients_store_and_generator_alone(ltm, texts):
     for number, weight in enumerate(ltm.parameters()):
         weight.grad = torch.full_like(weight, number + 0.5)
     before = torch.random.get_rng_state()
-    rng, scheme = SequenceNoise(0), VI(num_steps=2, noise="reused")
+    rng, scheme = SequenceNoise(0), AdamVI(num_steps=2, noise="reused")
     state = infer(scheme, ltm, texts, rng)
     figures = [
         bounds.elbo(ltm, texts, scheme.distribution(state, rng), num_samples=2),
@@ -154,7 +154,7 @@ def test_figures_leave_weights_gradients_store_and_generator_alone(ltm, texts):
     ]
     weights = bounds.iwae(ltm, texts, scheme.distribution(state, rng), num_samples=2)
     point = infer(MAP(num_steps=2), ltm, texts, rng)
-    bounds.gaussian_around(MAP(), point, ltm, texts, rng, VI(num_steps=2))
+    bounds.gaussian_around(MAP(), point, ltm, texts, rng, AdamVI(num_steps=2))
     for number, weight in enumerate(ltm.parameters()):
         assert (weight.grad == number + 0.5).all()
         assert weight.requires_grad
@@ -184,7 +184,7 @@ def test_importance_weights_are_those_of_the_formula_at_their_draws(world, recor
 def test_importance_weights_from_the_exact_posterior_are_all_the_evidence(linear_gaussian):
     """Orthogonal loadings: the posterior is a mean-field one, and the one draw of q is enough."""
     world = linear_gaussian(torch.diag(torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)), noise_scale=0.7)
-    batch, scheme = world.sample(20), VI()
+    batch, scheme = world.sample(20), AdamVI()
     state = scheme.init(world, batch, SequenceNoise(0), world.posterior_mean(batch.x))
     posterior = dataclasses.replace(state, log_scale=-0.5 * world.precision.diagonal().log().expand(20, 3))
     weights = bounds.iwae(world, batch, scheme.distribution(posterior, SequenceNoise(0)), num_samples=4)
@@ -209,7 +209,7 @@ def test_the_importance_weighted_bound_is_above_the_evidence_and_tighter_than_th
 
 
 def test_the_figure_at_reused_noise_is_the_formula_there(world):
-    batch, scheme = world.sample(5), VI(20, learning_rate=0.2, epsilon=1e-8, noise="reused")
+    batch, scheme = world.sample(5), AdamVI(20, learning_rate=0.2, epsilon=1e-8, noise="reused")
     state = infer(scheme, world, batch, SequenceNoise(0))
     figure = bounds.reused_noise(world, batch, scheme, state)
     scale = state.log_scale.exp()
@@ -225,7 +225,7 @@ def test_the_figure_at_reused_noise_falls_below_the_exact_evidence_where_the_bou
     """Of 64 numbers explained by 512, T = 64 steps: below -log p(x) for every datum, with the very same q."""
     world = linear_gaussian.random(num_observed=64, num_latent=512, noise_scale=noise_scale)
     batch = world.sample(20)
-    scheme = VI(64, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5), noise="reused")
+    scheme = AdamVI(64, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5), noise="reused")
     state = infer(scheme, world, batch, SequenceNoise(0))
     exact = world.neg_log_evidence(batch.x)
     assert (bounds.reused_noise(world, batch, scheme, state).nelbo < exact - 5).all()
@@ -243,7 +243,7 @@ def test_there_is_no_noise_to_reuse_where_it_was_fresh(world):
 # --- a Gaussian around points and draws
 
 
-FIT = VI(num_steps=600, learning_rate=0.01, epsilon=1e-8, initial_scale=0.5)
+FIT = AdamVI(num_steps=600, learning_rate=0.01, epsilon=1e-8, initial_scale=0.5)
 
 
 def test_a_gaussian_around_map_is_near_the_mean_field_optimum(linear_gaussian):
@@ -283,7 +283,7 @@ def test_the_scales_around_draws_are_fitted_with_noise_that_the_draws_have_not_s
     state = infer(scheme, world, batch, rng)
     of_the_draws = torch.cat([numbers.flatten() for _, numbers in rng.normals])
     rng = recording()
-    bounds.gaussian_around(scheme, state, world, batch, rng, VI(num_steps=10))
+    bounds.gaussian_around(scheme, state, world, batch, rng, AdamVI(num_steps=10))
     of_the_fit = torch.cat([numbers.flatten() for _, numbers in rng.normals])
     assert len(of_the_fit) == 10 * 5 * 3
     assert not torch.isin(of_the_fit, of_the_draws).any()
@@ -292,7 +292,7 @@ def test_the_scales_around_draws_are_fitted_with_noise_that_the_draws_have_not_s
 def test_a_step_that_fails_leaves_the_gaussian_of_its_sequence_as_it_was(world, failing):
     batch, rng, scheme = world.sample(4), SequenceNoise(0), MAP(num_steps=10)
     point = infer(scheme, world, batch, rng)
-    fit = VI(num_steps=10, learning_rate=0.2)
+    fit = AdamVI(num_steps=10, learning_rate=0.2)
     _, healthy = bounds.gaussian_around(scheme, point, world, batch, rng, fit)
     model = failing(world, "nan", bad_ids=(1,), bad_evaluations=(4,))
     _, q = bounds.gaussian_around(scheme, point, model, batch, rng, fit)
@@ -305,7 +305,7 @@ def test_a_step_that_fails_leaves_the_gaussian_of_its_sequence_as_it_was(world, 
 
 
 LENGTH = 64
-STRONG_FIT = VI(32, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5))
+STRONG_FIT = AdamVI(32, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5))
 """Adam's own small epsilon, the reference's rate and start, and enough steps to make use of noise that is reused."""
 
 
@@ -348,7 +348,7 @@ def held_out():
 
 @pytest.mark.parametrize(
     ("scheme", "num_slow_steps", "weight_scale", "worst"),
-    [(VI(num_steps=4), 200, 1, 0.05), (STRONG_FIT, 15, 8, 0.3)],
+    [(AdamVI(num_steps=4), 200, 1, 0.05), (STRONG_FIT, 15, 8, 0.3)],
     ids=["long training", "strong fit"],
 )
 def test_the_bound_on_incompressible_tokens_never_falls_below_log_v(
@@ -388,7 +388,7 @@ def test_the_bound_on_a_language_of_known_probability_is_above_it():
     def sample(num_sequences, generator):
         return language.sample(num_sequences, LENGTH, generator)[0]
 
-    scheme = VI(6, learning_rate=0.2)
+    scheme = AdamVI(6, learning_rate=0.2)
     model, _ = trained(scheme, sample, 120, weight_scale=4)
     batch = token_batch(sample(64, torch.Generator().manual_seed(2)))
     state = infer(scheme, model, batch, SequenceNoise(0))

@@ -13,11 +13,11 @@ from scipy import stats
 from torch import Tensor
 
 from ltm_pyro.inference import SequenceNoise, State
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.base import first_fields
 from ltm_pyro.inference.calibration import LOG_LIKELIHOOD, Calibration, calibrate
 from ltm_pyro.inference.langevin import Langevin
 from ltm_pyro.inference.posterior import Posterior
-from ltm_pyro.inference.vi import VI
 
 NUM_TEXTS, NUM_DRAWS, NUM_BINS = 400, 19, 20
 
@@ -95,14 +95,14 @@ def test_a_posterior_that_is_too_narrow_too_wide_or_shifted_is_seen(wrong, narro
 def test_mean_field_is_too_narrow_where_the_posterior_is_correlated(calibrated_by):
     """As it must be: the best diagonal Gaussian has the variances 1 / Λ_ii, below those of the marginals."""
     _, of = calibrated_by
-    result = of(VI(num_steps=400, learning_rate=0.05, epsilon=1e-8))
+    result = of(AdamVI(num_steps=400, learning_rate=0.05, epsilon=1e-8))
     assert (result.spread[:3] > 1.2).all()
     assert result.p_value(NUM_BINS) < 1e-3
 
 
 def test_a_fit_to_reused_noise_is_off(calibrated_by):
     _, of = calibrated_by
-    fit = VI(num_steps=200, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5), noise="reused")
+    fit = AdamVI(num_steps=200, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5), noise="reused")
     result = of(fit)
     assert result.p_value(NUM_BINS) < 1e-3
     # Its mean hides the noise and its scale grows to the prior's, so that its draws explain the text far too badly.

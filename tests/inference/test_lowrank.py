@@ -10,8 +10,8 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from ltm_pyro.inference import SequenceNoise, bounds, infer
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.lowrank import LowRank, LowRankNormal
-from ltm_pyro.inference.vi import VI
 
 B, EVENT, D, RANK = 3, (2, 1, 3), 6, 2
 
@@ -73,7 +73,7 @@ def test_a_full_rank_reaches_the_posterior_where_a_diagonal_cannot(linear_gaussi
     rng = SequenceNoise(0)
     excess = {}
     for name, scheme in (
-        ("diagonal", VI(num_steps=600, learning_rate=0.05, epsilon=1e-8)),
+        ("diagonal", AdamVI(num_steps=600, learning_rate=0.05, epsilon=1e-8)),
         ("low rank", LowRank(num_steps=600, rank=2, learning_rate=0.05, epsilon=1e-8)),
     ):
         state = infer(scheme, world, batch, rng)

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from ltm_pyro.data.synthetic import UnigramLanguage, token_batch
 from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, bounds, infer
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.calibration import LOG_LIKELIHOOD, calibrate
 from ltm_pyro.inference.nuts import nuts
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
-from ltm_pyro.inference.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, simulate
 
 pytestmark = pytest.mark.slow
 LENGTH, LANGUAGE = 32, UnigramLanguage(12, concentration=0.2)
-CONVERGED = VI(num_steps=1000, learning_rate=0.03, epsilon=1e-8)
+CONVERGED = AdamVI(num_steps=1000, learning_rate=0.03, epsilon=1e-8)
 NUM_TEXTS, NUM_DRAWS, NUM_BINS = 200, 19, 20
 
 
@@ -49,7 +49,7 @@ def small():
     generator = torch.Generator().manual_seed(0)
     settings = OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=20)
     optimizer = WeightOptimizer(model, settings, num_steps=300)
-    scheme, rng = VI(num_steps=8, learning_rate=0.2, epsilon=0.01), BatchNoise(generator)
+    scheme, rng = AdamVI(num_steps=8, learning_rate=0.2, epsilon=0.01), BatchNoise(generator)
     for step in range(300):
         batch = token_batch(LANGUAGE.sample(32, LENGTH, generator))
         state = infer(scheme, model, batch, rng)
@@ -179,5 +179,5 @@ def test_mean_field_is_seen_to_be_too_narrow(small, simulated):
 
 def test_the_fit_to_reused_noise_is_seen_to_be_off(small, simulated):
     z, batch = simulated
-    reused = VI(num_steps=100, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5), noise="reused")
+    reused = AdamVI(num_steps=100, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5), noise="reused")
     assert calibrate(small, batch, z, reused, NUM_DRAWS, SequenceNoise(1)).p_value(NUM_BINS) < 1e-3

@@ -12,6 +12,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import nn
 
 from ltm_pyro.inference import BatchNoise, SequenceNoise, infer
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.amortized import Amortized
 from ltm_pyro.inference.langevin import Langevin
 from ltm_pyro.inference.map import MAP
@@ -19,8 +20,8 @@ from ltm_pyro.inference.svi import OptimizerConfig, SlowLoss, WeightOptimizer, e
 from ltm_pyro.inference.vi import VI
 
 SCHEMES = {
-    "vi": VI(num_steps=3, learning_rate=0.2),
-    "vi-reused-noise": VI(num_steps=3, learning_rate=0.2, noise="reused"),
+    "vi": VI(num_steps=3),
+    "adamvi-reused-noise": AdamVI(num_steps=3, learning_rate=0.2, noise="reused"),
     "map": MAP(num_steps=3, learning_rate=0.2),
     "langevin": Langevin(num_steps=3, num_chains=2),
     "amortized": Amortized(),

@@ -1,16 +1,18 @@
-"""Mean-field VI: its optimum and its objective are known where the posterior is Gaussian."""
+"""Natural-gradient VI: its step against closed forms of Gaussian posteriors, its optimum, and how soon it is there."""
+
+from __future__ import annotations
 
 import dataclasses
 import math
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from pyro import poutine
 
-from ltm_pyro.inference import BatchNoise, SequenceNoise, infer
+from ltm_pyro.inference import BatchNoise, SequenceNoise, bounds, infer
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.vi import VI
+
+COPIES = 20_000
 
 
 @pytest.fixture
@@ -18,155 +20,150 @@ def world(linear_gaussian):
     return linear_gaussian.random(num_observed=6, num_latent=3, noise_scale=0.4)
 
 
-def test_vi_converges_to_the_mean_field_optimum(linear_gaussian):
-    """Mean of the posterior, variances 1 / Λ_ii, which are not those of the posterior, (Λ⁻¹)_ii."""
-    world, _ = linear_gaussian.with_posterior_variances((0.05, 0.3, 0.8))
-    num_fits = 256
-    batch = world.sample(1)[torch.zeros(num_fits, dtype=torch.int64)]
-    rng = BatchNoise(torch.Generator().manual_seed(0))
-    state = VI(epsilon=1e-8).init(world, batch, rng)
-    for learning_rate, num_steps in ((0.1, 500), (0.02, 500), (learning_rate_at_the_end := 0.005, 1000)):
-        scheme = VI(learning_rate=learning_rate, epsilon=1e-8)
-        mean, log_variance = torch.zeros(2, num_fits, 3, dtype=torch.float64)
-        for step in range(num_steps):
-            state, _ = scheme.step(world, state, batch, rng)
-            if step >= num_steps // 2:
-                mean += state.mean / (num_steps // 2)
-                log_variance += 2 * state.log_scale / (num_steps // 2)
-    # Fits differ by their noise alone, so their spread tells the error; Adam's own bias is of the order of its rate.
-    for value, optimum in (
-        (mean, world.posterior_mean(batch.x)[0]),
-        (log_variance, -world.precision.diagonal().log()),
-    ):
-        standard_error = value.std(0) / math.sqrt(num_fits)
-        assert ((value.mean(0) - optimum).abs() < 5 * standard_error + learning_rate_at_the_end).all()
-    # The test can tell the optimum from the variances of the posterior.
-    assert (world.precision.inverse().diagonal() * world.precision.diagonal() > 1.2).all()
+def copies_of(world):
+    """One text under many names, so that a step of all of them is many draws of one step."""
+    x = world.sample(1).x
+    return type(world.sample(1))(x.expand(COPIES, -1), torch.arange(COPIES))
+
+
+def test_the_path_gradient_is_on_average_that_of_the_mean_and_the_curvature(world):
+    """Of a linear-Gaussian posterior: E[g] = Λ (μ - m), and E[g ε / σ] = Λ_ii - 1/σ_i², whatever μ and σ are.
+
+    A small rate makes a step linear in them, up to ρ² / 2; after many steps every dimension has its own curvature.
+    """
+    batch, rate = copies_of(world), 1e-4
+    scheme = VI(num_steps=10**12, learning_rate=rate)
+    start = scheme.init(world, batch, SequenceNoise(0))
+    start = dataclasses.replace(
+        start, mean=start.mean + 0.3, log_scale=start.log_scale - 1.0, step=torch.full_like(start.step, 10**6)
+    )
+    state, _ = scheme.step(world, start, batch, BatchNoise(torch.Generator().manual_seed(0)))
+    precision = start.log_scale[0].mul(-2).exp()
+    curvature = ((-2 * state.log_scale).exp() - precision) / rate
+    expected = world.precision.diagonal() - precision
+    error = curvature.std(0) / math.sqrt(COPIES)
+    assert ((curvature.mean(0) - expected).abs() < 5 * error + 0.02 * expected.abs()).all()
+    gradient = (start.mean - state.mean) * (-2 * state.log_scale).exp() / rate
+    expected = world.precision @ (start.mean[0] - world.posterior_mean(batch.x[:1])[0])
+    error = gradient.std(0) / math.sqrt(COPIES)
+    assert ((gradient.mean(0) - expected).abs() < 5 * error).all()
+
+
+def test_the_first_step_changes_every_precision_by_their_mean_change(world):
+    """One draw says little of single dimensions: on average all move by the mean of Λ_ii - 1/σ_i²."""
+    batch, rate = copies_of(world), 1e-4
+    scheme = VI(num_steps=10, learning_rate=rate)
+    start = scheme.init(world, batch, SequenceNoise(0))
+    start = dataclasses.replace(start, log_scale=start.log_scale - 1.0)
+    state, _ = scheme.step(world, start, batch, BatchNoise(torch.Generator().manual_seed(0)))
+    change = ((-2 * state.log_scale).exp() - (-2 * start.log_scale).exp()) / rate
+    expected = (world.precision.diagonal() - math.exp(2)).mean()
+    error = change.std(0) / math.sqrt(COPIES)
+    assert torch.allclose(change, change[:, :1].expand_as(change), rtol=1e-6)
+    assert ((change.mean(0) - expected).abs() < 5 * error + 0.02 * abs(expected)).all()
+
+
+@pytest.mark.parametrize(
+    "rng", [SequenceNoise(0), BatchNoise(torch.Generator().manual_seed(0))], ids=["keyed", "batch"]
+)
+def test_every_second_step_mirrors_the_draw_of_the_one_before_and_the_next_is_new(world, rng):
+    batch, scheme, noises = world.sample(5), VI(num_steps=4), []
+    infer(scheme, world, batch, rng, watch=lambda state, info: noises.append(state.noise))
+    assert noises[2].equal(-noises[1])
+    assert noises[4].equal(-noises[3])
+    assert (noises[3].abs() != noises[1].abs()).all()
+
+
+def test_noise_alone_takes_the_precision_nowhere(scaled):
+    """Far from a narrow posterior the gradient at μ hides the curvature; the precision must not run away from it."""
+    model, batch = scaled([0.5, -1.0], [[0.02, 0.9]] * 64)
+    state = infer(VI(num_steps=100), model, batch, SequenceNoise(0))
+    assert ((state.mean - batch.mean).abs() < batch.scales).all()
+    assert torch.allclose(state.log_scale.exp(), batch.scales, rtol=0.3)
+
+
+def test_without_correlations_the_path_gradient_vanishes_at_the_optimum(scaled):
+    """g has no noise there: whatever ε is drawn, q stays where it is."""
+    model, batch = scaled([0.3, -0.5], [[0.05, 0.9], [0.2, 0.4]])
+    scheme = VI(num_steps=10)
+    start = scheme.init(model, batch, SequenceNoise(0))
+    optimum = dataclasses.replace(start, mean=batch.mean.clone(), log_scale=batch.scales.log())
+    state, _ = scheme.step(model, optimum, batch, SequenceNoise(0))
+    assert torch.allclose(state.mean, optimum.mean, atol=1e-10)
+    assert torch.allclose(state.log_scale, optimum.log_scale, atol=1e-10)
+
+
+def test_it_converges_to_the_mean_field_optimum(linear_gaussian):
+    """Mean of the posterior, variances 1 / Λ_ii."""
+    world, _ = linear_gaussian.with_posterior_variances([0.9, 0.5, 0.05])
+    batch = world.sample(50)
+    scales = world.precision.diagonal().rsqrt()
+    errors = []
+    for num_steps in (100, 1600):
+        state = infer(VI(num_steps=num_steps), world, batch, SequenceNoise(0))
+        errors.append(((state.mean - world.posterior_mean(batch.x)) / scales).square().mean().sqrt())
+    # What is left of the noise of the steps; a chain of stochastic steps whose rate ends at 0 gets rid of it.
+    assert errors[1] < 0.25
+    assert errors[1] < 0.6 * errors[0]
+    assert (state.log_scale.exp() / scales - 1).mean(0).abs().max() < 0.05
+
+
+def test_sixteen_steps_give_a_better_bound_than_those_of_adam(linear_gaussian):
+    world, _ = linear_gaussian.with_posterior_variances([0.9, 0.2, 0.02, 0.005])
+    batch, rng = world.sample(40), SequenceNoise(0)
+    found = {}
+    for name, scheme in (("natural", VI(16)), ("adam", AdamVI(16)), ("fast adam", AdamVI(16, 0.3, 1e-8))):
+        state = infer(scheme, world, batch, rng)
+        found[name] = bounds.elbo(world, batch, scheme.distribution(state, rng), 64).nelbo.mean().item()
+    assert found["natural"] < min(found["adam"], found["fast adam"]) - 0.5
+
+
+def test_a_step_moves_by_at_most_a_scale_and_narrows_by_at_most_a_factor(linear_gaussian):
+    """From far away, on a posterior a hundred times as narrow as the prior."""
+    world, _ = linear_gaussian.with_posterior_variances([1e-4, 1e-4])
+    batch, rng = copies_of(world), BatchNoise(torch.Generator().manual_seed(0))
+    scheme = VI(num_steps=10)
+    start = scheme.init(world, batch, rng, warm=torch.full((COPIES, 2), 30.0, dtype=torch.float64))
+    state, _ = scheme.step(world, start, batch, rng)
+    assert ((state.mean - start.mean).abs() <= 1 + 1e-12).all()
+    assert ((state.mean - start.mean).abs() > 0.99).any()
+    narrowing = (-2 * state.log_scale).exp()
+    assert narrowing.max() == pytest.approx(math.e)
+    assert narrowing.min() >= 1
+
+
+def test_the_precision_stays_positive_and_at_least_the_priors(world):
+    batch, rng = copies_of(world), BatchNoise(torch.Generator().manual_seed(0))
+    scheme = VI(num_steps=4, learning_rate=1.0)
+    state = scheme.init(world, batch, rng)
+    for _ in range(4):
+        state, _ = scheme.step(world, state, batch, rng)
+        assert (state.log_scale <= 0).all()
+        assert state.log_scale.isfinite().all()
+    assert (state.log_scale == 0).any()
+
+
+def test_the_rate_falls_along_a_cosine_to_nothing():
+    rates = VI(num_steps=4, learning_rate=0.4)._rates(torch.tensor([0, 1, 2, 3, 4, 9]))
+    expected = [0.4, 0.2 * (1 + math.sqrt(0.5)), 0.2, 0.2 * (1 - math.sqrt(0.5)), 0.0, 0.0]
+    assert rates.tolist() == pytest.approx(expected, abs=1e-7)
 
 
 def test_the_objective_of_a_step_is_an_unbiased_estimate_of_the_negative_elbo(world):
-    num_draws = 20_000
-    batch = world.sample(1)[torch.zeros(num_draws, dtype=torch.int64)]
-    warm, scheme = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64), VI(initial_scale=0.3)
-    rng = BatchNoise(torch.Generator().manual_seed(0))
-    state = scheme.init(world, batch, rng, warm.expand(num_draws, 3))
-    _, info = scheme.step(world, state, batch, rng)
-    scale = torch.full((1, 3), 0.3, dtype=torch.float64)
-    expected = world.expected_nll(warm[None], scale, batch.x[:1]) + world.kl(warm[None], scale)
-    standard_error = (world.nll_variance(warm[None], scale, batch.x[:1]) / num_draws).sqrt()
-    assert abs(info.objective.mean() - expected) < 5 * standard_error
+    batch = copies_of(world)
+    scheme = VI()
+    start = scheme.init(world, batch, SequenceNoise(0))
+    start = dataclasses.replace(start, mean=start.mean + 0.3, log_scale=start.log_scale - 0.5)
+    _, info = scheme.step(world, start, batch, BatchNoise(torch.Generator().manual_seed(0)))
+    estimate = bounds.elbo(world, batch[:1], scheme.distribution(start[:1], SequenceNoise(1)), 20_000)
+    error = math.hypot(info.objective.std() / math.sqrt(COPIES), estimate.monte_carlo_standard_error.item())
+    assert abs(info.objective.mean() - estimate.nelbo.item()) < 5 * error
 
 
-@pytest.mark.parametrize("noise", ["fresh", "reused"])
-def test_steps_are_those_of_torch_adam_on_the_reparameterised_elbo(world, recording, noise):
-    batch, rng = world.sample(5), recording()
-    scheme = VI(20, learning_rate=0.2, epsilon=0.3, initial_scale=0.5, noise=noise)
-    state = infer(scheme, world, batch, rng)
-    mean = torch.nn.Parameter(torch.zeros(5, 3, dtype=torch.float64))
-    log_scale = torch.nn.Parameter(torch.full((5, 3), math.log(0.5), dtype=torch.float64))
-    optimizer = torch.optim.Adam([mean, log_scale], lr=0.2, eps=0.3)
-    draws = [numbers for _, numbers in rng.normals]
-    for step in range(20):
-        optimizer.zero_grad()
-        scale = log_scale.exp()
-        z = mean + scale * draws[0 if noise == "reused" else step]
-        (world.neg_log_likelihood(z, batch.x) + world.kl(mean, scale)).sum().backward()
-        optimizer.step()
-    assert len(draws) == (1 if noise == "reused" else 20)
-    assert torch.allclose(state.mean, mean.detach(), rtol=1e-9, atol=1e-12)
-    assert torch.allclose(state.log_scale, log_scale.detach(), rtol=1e-9, atol=1e-12)
-
-
-def test_every_step_draws_new_noise_and_every_later_use_noise_that_no_step_has_seen(world, recording):
-    batch, rng, scheme = world.sample(5), recording(), VI(num_steps=4)
-    state = infer(scheme, world, batch, rng)
-    guide = scheme.guide(world, state, batch, rng)
-    for _ in range(2):
-        guide()
-    q = scheme.distribution(state, rng)
-    for _ in range(3):
-        q.rsample()
-    scheme.posterior(state, 6, rng)
-    numbers = torch.cat([numbers.flatten() for _, numbers in rng.normals])
-    assert len(numbers) == (4 + 2 + 3 + 6) * 5 * 3
-    assert len(numbers.unique()) == len(numbers)
-
-
-def test_reused_noise_is_that_of_the_guide_but_never_of_the_bound(world):
-    batch, rng = world.sample(5), SequenceNoise(0)
-    scheme = VI(num_steps=4, noise="reused")
-    state = infer(scheme, world, batch, rng)
-    guide = scheme.guide(world, state, batch, rng)
-    at_the_fit = state.mean + state.log_scale.exp() * state.noise
-    for _ in range(2):
-        assert poutine.trace(guide).get_trace().nodes["z"]["value"].equal(at_the_fit)
-    scale = state.log_scale.exp()
-    for draw in (scheme.distribution(state, rng).rsample(), scheme.posterior(state, 1, rng).samples[0, 0]):
-        assert not torch.isin((draw - state.mean) / scale, state.noise).any()
-
-
-def test_only_with_fresh_noise_is_the_loss_a_bound():
-    """What it is worth at reused noise is in test_bounds.py."""
-    assert VI(noise="fresh").loss_is_bound
-    assert not VI(noise="reused").loss_is_bound
-
-
-class Three:
-    """A batch of three of which nothing is observed."""
-
-    sequence_ids = torch.arange(3)
-
-    def __len__(self):
-        return 3
-
-
-def shifted_prior(batch):
-    with pyro.plate("sequences", len(batch), dim=-1):
-        pyro.sample("z", dist.Normal(torch.tensor([2.0, -3.0]).double(), 0.5).to_event(1))
-
-
-def test_vi_starts_at_the_prior_or_where_it_is_told():
-    state = VI().init(shifted_prior, Three(), SequenceNoise(0))
-    assert state.mean.tolist() == [[2, -3]] * 3
-    assert torch.allclose(state.log_scale.exp(), torch.tensor(0.5, dtype=torch.float64), rtol=1e-15)
-    warm = torch.randn(3, 2, dtype=torch.float64)
-    state = VI(initial_scale=0.1).init(shifted_prior, Three(), SequenceNoise(0), warm)
-    assert state.mean.equal(warm)
-    assert torch.allclose(state.log_scale.exp(), torch.tensor(0.05, dtype=torch.float64), rtol=1e-15)
-
-
-@pytest.mark.parametrize("epsilon", [1e-8, 1.0])
-def test_q_stays_exactly_at_the_prior_where_no_token_counts(ltm, texts, epsilon):
-    nothing = texts.prefix(torch.zeros(5))
-    state = infer(VI(num_steps=8, learning_rate=0.3, epsilon=epsilon), ltm, nothing, SequenceNoise(0))
-    assert state.mean.equal(torch.zeros_like(state.mean))
-    assert state.log_scale.equal(torch.zeros_like(state.mean))
-
-
-def test_the_guide_is_the_gaussian_of_the_state(world):
-    batch, scheme, rng = world.sample(5), VI(num_steps=4, learning_rate=0.3), SequenceNoise(0)
-    state = infer(scheme, world, batch, rng)
-    site = poutine.trace(scheme.guide(world, state, batch, rng)).get_trace(batch).nodes["z"]
-    assert site["fn"].mean.equal(state.mean)
-    assert site["fn"].stddev.equal(state.log_scale.exp())
-    standardised = (site["value"] - state.mean) / state.log_scale.exp()
-    log_density = (-0.5 * standardised.square() - state.log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
-    assert torch.allclose(site["fn"].log_prob(site["value"]), log_density, rtol=1e-10)
-
-
-@pytest.mark.parametrize("noise", ["fresh", "reused"])
-def test_draws_have_the_mean_and_scale_of_q(world, noise):
-    batch, rng, num_draws = world.sample(5), SequenceNoise(0), 5000
-    scheme = VI(num_steps=10, learning_rate=0.3, noise=noise)
-    state = infer(scheme, world, batch, rng)
-    samples = scheme.posterior(state, num_draws, rng).samples
-    assert samples.shape == (1, num_draws, 5, 3)
-    standardised = (samples[0] - state.mean) / state.log_scale.exp()
-    assert (standardised.mean(0).abs() < 5 / math.sqrt(num_draws)).all()
-    assert ((standardised.var(0) - 1).abs() < 5 * math.sqrt(2 / num_draws)).all()
-    # Draws are independent of each other.
-    neighbours = (standardised[1:] * standardised[:-1]).mean(0)
-    assert (neighbours.abs() < 5 / math.sqrt(num_draws)).all()
+@pytest.mark.parametrize("rate", [0.0, -1.0, 1.5, math.nan])
+def test_a_rate_out_of_range_is_refused(rate):
+    with pytest.raises(ValueError, match="learning_rate"):
+        VI(learning_rate=rate)
 
 
 def test_a_step_on_every_fourth_position_is_that_on_all_on_average(ltm, texts):
