@@ -6,7 +6,8 @@ PATH is a clone of https://github.com/mingluzhao/Latent-Thought-LM; nothing of i
 into the reference's model, with rows of the projections reordered for its interleaved rotary pairs. Two differences
 are structural and are mapped for the comparison of log-likelihoods only: the reference rotates the queries and keys of
 cross-attention to positions along the text, and gives begin-of-text a logit. Then both must say the same log p(x | z).
-After that the two take turns (A B A B …), each as its own code has it.
+After that the two take turns (A B A B …), each as its own code has it; T = 16. Our fast step here includes what `infer`
+computes once for all steps.
 
 On a CPU the reference cannot use its Triton kernels, which stand in a module that is replaced here by PyTorch's own
 operations; on a CUDA device that module is used if it can be imported.
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 
 from ltm_pyro.config import preset
 from ltm_pyro.inference import SCHEMES, BatchNoise, bounds, infer
-from ltm_pyro.inference.base import frozen, log_joint
+from ltm_pyro.inference.base import frozen, log_joint, prepared
 from ltm_pyro.inference.svi import WeightOptimizer, elbo_backward
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.models.attention import CrossAttention, join_heads, rotary, split_heads
@@ -44,7 +45,7 @@ from ltm_pyro.operations import count as operations_of
 
 VOCAB_SIZE = 50_258
 """GPT-2's encoding and begin-of-text."""
-FAST_RATE = 0.34
+FAST_RATE, FAST_STEPS = 0.34, 16
 
 
 def import_reference(path: str, use_kernels: bool) -> types.SimpleNamespace:
@@ -73,7 +74,7 @@ class Ours:
         ids = torch.arange(num_texts)
         weights = torch.ones(tokens.shape, device=tokens.device)
         self.batch = TokenBatch(tokens, weights, ids, torch.full((num_texts,), length))
-        self.scheme = SCHEMES["vi"](num_steps=config.fast_steps, stride=stride)
+        self.scheme = SCHEMES["vi"](num_steps=FAST_STEPS, stride=stride)
         self.rng = BatchNoise(torch.Generator(tokens.device).manual_seed(0))
         self.optimizer = WeightOptimizer(self.model, config.optimizer, 1000)
         with frozen(self.model):
@@ -81,7 +82,7 @@ class Ours:
 
     def fast_step(self) -> None:
         with frozen(self.model):
-            self.scheme.step(self.model, self.state, self.batch, self.rng)
+            self.scheme.step(self.model, self.state, prepared(self.model, self.batch), self.rng)
 
     def training_step(self) -> None:
         state = infer(self.scheme, self.model, self.batch, self.rng)
@@ -97,7 +98,14 @@ class Ours:
 class Theirs:
     """The reference's model with the parts of its own training loop."""
 
-    def __init__(self, reference: types.SimpleNamespace, config: Any, tokens: Tensor, use_kernels: bool) -> None:
+    def __init__(
+        self,
+        reference: types.SimpleNamespace,
+        config: Any,
+        tokens: Tensor,
+        use_kernels: bool,
+        vocab_size: int = VOCAB_SIZE,
+    ) -> None:
         shape = config.model
         self.model = reference.Model(
             reference.Config(
@@ -105,7 +113,7 @@ class Theirs:
                 n_layers=shape.num_layers,
                 n_heads=shape.num_heads,
                 n_kv_heads=shape.num_heads,
-                vocab_size=VOCAB_SIZE,
+                vocab_size=vocab_size,
                 multiple_of=32,
                 max_seq_len=shape.length,
                 n_prior_layers=0,
@@ -115,11 +123,11 @@ class Theirs:
                 max_z_len=shape.num_layers * shape.num_slots,
             )
         ).to(tokens.device)
-        self.inputs = F.pad(tokens[:, :-1], (1, 0), value=VOCAB_SIZE - 1)
+        self.inputs = F.pad(tokens[:, :-1], (1, 0), value=vocab_size - 1)
         self.targets = tokens
         self.context = contextlib.nullcontext()
         latent = {"max_z_len": shape.num_layers * shape.num_slots, "z_dim": shape.width}
-        settings = {"num_steps": config.fast_steps, "lr": FAST_RATE, **latent}
+        settings = {"num_steps": FAST_STEPS, "lr": FAST_RATE, **latent}
         with contextlib.redirect_stdout(None):
             self.posterior = reference.PosteriorOptimizer(self.model, eval_mode=False, **settings)
             self.posterior_of_test = reference.PosteriorOptimizer(self.model, eval_mode=True, **settings)
@@ -307,18 +315,14 @@ def matrix_rate(device: torch.device) -> float:
     return 2 * 4096**3 / statistics.median(seconds)
 
 
-def operations(side: Any) -> float:
-    """Of our training step, counted while it runs."""
-    return operations_of(side.training_step)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", required=True, help="folder of a clone")
     parser.add_argument("--presets", nargs="+", default=["small"], choices=["small", "medium", "large"])
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5, help="turns of a fast step")
-    parser.add_argument("--step-rounds", type=int, default=2, help="turns of a training step and of an evaluation")
+    parser.add_argument("--step-rounds", type=int, default=2, help="turns of a training step; 0: none")
+    parser.add_argument("--eval-rounds", type=int, default=1, help="turns of an evaluation; 0: none")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", help="file for all times")
     parser.add_argument("--only", help=argparse.SUPPRESS)
@@ -342,7 +346,9 @@ def main() -> None:
         print("| | " + " | ".join(f"{side} [s]" for side in sides) + " | reference / ours | reference / stride 4 |")
         print("|---|" + "---|" * (len(sides) + 2))
         for what in ("fast_step", "training_step", "evaluation"):
-            rounds = options.rounds if what == "fast_step" else options.step_rounds
+            rounds = {"fast_step": options.rounds, "training_step": options.step_rounds}.get(what, options.eval_rounds)
+            if not rounds:
+                continue
             functions = {side: getattr(value, what) for side, value in sides.items()}
             if what == "fast_step":
                 measure(functions, 1, device)  # to warm up
@@ -352,11 +358,11 @@ def main() -> None:
             ratios = [f"{medians['reference'] / medians[side]:.2f}" for side in ("ours", "ours, stride 4")]
             print(f"| {what.replace('_', ' ')} | {' | '.join(cells + ratios)} |", flush=True)
             records.append({"preset": name, "what": what, "seconds": seconds, "matrix_rate": rate})
-            if what == "training_step":
-                share = operations(sides["ours"]) / medians["ours"] / rate
+            if what == "fast_step":
+                share = operations_of(sides["ours"].fast_step) / medians["ours"] / rate
         memory = {side: peak_memory(options, name, side) for side in sides}
         print(f"| peak memory [MB] | {' | '.join(f'{value:.0f}' for value in memory.values())} | | |")
-        print(f"\nour training step: {share:.0%} of the rate of the matrix product")
+        print(f"\nour fast step: {share:.0%} of the rate of the matrix product")
         records.append({"preset": name, "what": "peak_memory_mb", **memory, "share_of_matrix_rate": share})
     if options.json:
         with open(options.json, "w") as file:

@@ -11,10 +11,10 @@ from ltm_pyro import certificate
 from ltm_pyro.certificate import Certificate, certify
 from ltm_pyro.estimators import EstimatorSettings, Inference
 from ltm_pyro.inference import SequenceNoise
-from ltm_pyro.inference.vi import VI
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, simulate
 
-INFERENCE = Inference("vi", VI(num_steps=8), VI())
+INFERENCE = Inference("vi", AdamVI(num_steps=8), AdamVI())
 NUM_TEXTS = 40
 
 

@@ -95,14 +95,14 @@ def test_settings_that_differ_are_named_with_dots_and_both_values():
         steps=7,
         out="elsewhere",
         model=dataclasses.replace(old.model, width=64),
-        vi=dataclasses.replace(old.vi, learning_rate=0.5),
+        vi=dataclasses.replace(old.vi, learning_rate=0.25),
     )
     assert differences(old, old) == {}
     assert differences(old, new) == {
         "steps": (old.steps, 7),
         "out": (None, "elsewhere"),
         "model.width": (128, 64),
-        "vi.learning_rate": (old.vi.learning_rate, 0.5),
+        "vi.learning_rate": (old.vi.learning_rate, 0.25),
     }
 
 
@@ -233,15 +233,16 @@ def test_a_run_older_than_a_scheme_can_be_read_but_not_without_its_own():
         from_dict(values)
 
 
-def test_the_gaussian_around_points_is_fitted_and_to_fresh_noise():
+def test_the_gaussian_around_points_is_fitted_by_vi_to_all_positions():
     config = preset("tiny")
     config = dataclasses.replace(
         config,
-        vi=dataclasses.replace(config.vi, noise="reused", learning_rate=0.05),
+        vi=dataclasses.replace(config.vi, stride=4, learning_rate=0.05),
+        adamvi=dataclasses.replace(config.adamvi, noise="reused"),
         model=dataclasses.replace(config.model, encoder_layers=1),
     )
     for name in SCHEMES:
         gaussian = inference_of(config, name).gaussian
         assert gaussian.num_steps > 0
-        assert (gaussian.noise, gaussian.learning_rate) == ("fresh", 0.05)
-    assert "reused noise" in inference_of(config, "vi").name
+        assert (gaussian.stride, gaussian.learning_rate) == (1, 0.05)
+    assert "reused noise" in inference_of(config, "adamvi").name

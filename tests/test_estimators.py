@@ -15,6 +15,7 @@ from ltm_pyro import figures
 from ltm_pyro.data import TopicLanguage, token_batch
 from ltm_pyro.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred, annealing_plan
 from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, bounds, infer
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
 from ltm_pyro.inference.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
@@ -24,7 +25,7 @@ SETTINGS = EstimatorSettings(num_samples=32, block_size=2, num_temperatures=16, 
 GAUSSIAN = VI(num_steps=8)
 INFERENCES = {
     "vi": Inference("vi", SCHEMES["vi"](num_steps=8), GAUSSIAN),
-    "ngvi": Inference("ngvi", SCHEMES["ngvi"](num_steps=8), GAUSSIAN),
+    "adamvi": Inference("adamvi", SCHEMES["adamvi"](num_steps=8), GAUSSIAN),
     "lowrank": Inference("lowrank", SCHEMES["lowrank"](num_steps=8, rank=2), GAUSSIAN),
     "amortized": Inference("amortized", SCHEMES["amortized"](num_steps=4), GAUSSIAN),
     "map": Inference("map", SCHEMES["map"](num_steps=8), GAUSSIAN),
@@ -287,6 +288,6 @@ def test_the_settings_reach_the_estimates(ltm, written):
 def test_the_figure_at_reused_noise_takes_the_steps_that_were_asked_for(ltm, written):
     inference = Inference("map", SCHEMES["map"](num_steps=3), GAUSSIAN)
     scores = ESTIMATORS["reused-noise"].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
-    scheme = dataclasses.replace(GAUSSIAN, num_steps=3, noise="reused")
+    scheme = AdamVI(num_steps=3, noise="reused")
     state = infer(scheme, ltm, written, SequenceNoise(0))
     assert scores.nats.equal(bounds.reused_noise(ltm, written, scheme, state).nelbo)

@@ -60,7 +60,7 @@ def test_a_config_is_read_back_as_it_was_written(run):
         data="Bücher: “eins”, 二.txt",
         out="yes",  # a word that YAML would take for true
         seed=2**32 - 1,
-        vi=dataclasses.replace(tiny.vi, learning_rate=1e-05, epsilon=1 / 3),
+        adamvi=dataclasses.replace(tiny.adamvi, learning_rate=1e-05, epsilon=1 / 3),
     )
     run.write_config(config, RESOLVED)
     assert run.read_config() == (config, RESOLVED)

@@ -60,6 +60,15 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(sorted((run / "checkpoints").glob("step-*"))[-1] / "model.safetensors")
 
 
+def test_a_run_in_bfloat16_computes_in_it_wherever_it_is_read(command):
+    status, _, _ = command("--precision", "bfloat16", "--steps", "2", "--out", "run")
+    assert status == 0
+    assert {weight.dtype for weight in final_weights(Path("run")).values()} == {torch.float32}
+    assert ltm_pyro.load("run").model.decoder.compute_dtype == torch.bfloat16
+    assert all(record["valid_bound"] for record in records(Path("run")))
+    assert command("--out", "run", "--resume", "--precision", "float32", data=None)[0] == 2
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_each_scheme_trains_on_the_embedded_corpus_and_writes_a_run(scheme, command):
     status, out, _ = command(f"--inference={scheme}", "--steps", "20", "--validate-every", "10", data=None)

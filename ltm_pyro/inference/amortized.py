@@ -2,7 +2,7 @@
 
     q(z|x) = N(μ_φ(x), σ_φ(x)²)
 
-(Kingma & Welling 2014, arXiv 1312.6114), which T steps of `vi` may then refine (Kim et al. 2018, arXiv 1802.02550). The
+(Kingma & Welling 2014, arXiv 1312.6114), which T steps of `adamvi` may then refine (Kim et al. 2018, arXiv 1802.02550). The
 encoder's weights φ are weights of the program, and the slow step trains them with the others on the same negative ELBO.
 Through the refinement its gradient passes as if that were a translation of μ and log σ, without second derivatives (as
 the first-order approximation of Finn, Abbeel & Levine 2017, arXiv 1703.03400, section 5.2); at T = 0 it is exact.
@@ -17,16 +17,16 @@ from typing import ClassVar
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Guide, Model, StepInfo
+from ltm_pyro.inference.adam_vi import AdamVI, AdamVIState
+from ltm_pyro.inference.base import Batch, Guide, Model, StepInfo, require_positive
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
-from ltm_pyro.inference.vi import VI, VIState
 
 
 @dataclass(frozen=True)
 class Amortized:
-    """Mean-field Gaussian posterior of z that an encoder proposes, refined by steps of VI.
+    """Mean-field Gaussian posterior of z that an encoder proposes, refined by steps of `adamvi`.
 
     The program has a method `encode(batch)`, which returns mean and log scale of q, [B, *event_shape] each. For
     `pyro.infer.SVI` to train its weights, it must tell Pyro of them, as the program does of its own (`pyro.module`, or
@@ -35,15 +35,17 @@ class Amortized:
 
     num_steps: int = 0
     """Steps of refinement for each sequence (T)."""
-    learning_rate: float = 0.5
-    """Rate of the first step of refinement, as of vi."""
+    learning_rate: float = 0.1
+    """Step size of Adam on the mean [units of z, whose prior has scale 1] and on the log scale, as of adamvi."""
+    epsilon: float = 0.2
+    """Adam's epsilon [nats per unit of z], as of adamvi."""
 
     has_density: ClassVar[bool] = True
     loss_is_bound: ClassVar[bool] = True
     num_draws: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        VI(learning_rate=self.learning_rate)  # checks it
+        require_positive(self, "learning_rate", "epsilon")
 
     @property
     def num_gradients(self) -> int:
@@ -51,10 +53,10 @@ class Amortized:
         return self.num_steps
 
     @property
-    def _refinement(self) -> VI:
-        return VI(self.num_steps, self.learning_rate)
+    def _refinement(self) -> AdamVI:
+        return AdamVI(self.num_steps, self.learning_rate, self.epsilon)
 
-    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> VIState:
+    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> AdamVIState:
         """What the encoder proposes; with `warm` its scale alone.
 
         Raises:
@@ -64,18 +66,18 @@ class Amortized:
         start = self._refinement.init(model, batch, rng, mean if warm is None else warm)
         return dataclasses.replace(start, log_scale=log_scale.detach().clone())
 
-    def step(self, model: Model, state: VIState, batch: Batch, rng: Noise) -> tuple[VIState, StepInfo]:
+    def step(self, model: Model, state: AdamVIState, batch: Batch, rng: Noise) -> tuple[AdamVIState, StepInfo]:
         return self._refinement.step(model, state, batch, rng)
 
-    def mean(self, state: VIState) -> Tensor:
+    def mean(self, state: AdamVIState) -> Tensor:
         """μ, [B, *event_shape]."""
         return self._refinement.mean(state)
 
-    def distribution(self, state: VIState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
+    def distribution(self, state: AdamVIState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         return self._refinement.distribution(state, rng, purpose)
 
-    def guide(self, model: Model, state: VIState, batch: Batch, rng: Noise) -> Guide:
+    def guide(self, model: Model, state: AdamVIState, batch: Batch, rng: Noise) -> Guide:
         """q(z), drawn afresh; its mean and log scale have the gradient of what the encoder proposes."""
         draw = fresh_noise(state, state.mean, rng, "guide")
 
@@ -88,7 +90,7 @@ class Amortized:
 
         return guide
 
-    def posterior(self, state: VIState, num_samples: int, rng: Noise) -> Posterior:
+    def posterior(self, state: AdamVIState, num_samples: int, rng: Noise) -> Posterior:
         """Independent draws from q: one chain."""
         return self._refinement.posterior(state, num_samples, rng)
 

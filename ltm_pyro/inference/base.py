@@ -177,7 +177,8 @@ def infer(
         the scheme's state.
     """
     with frozen(model):
-        batch = prepared(model, batch)
+        if scheme.num_steps:
+            batch = prepared(model, batch)
         state = scheme.init(model, batch, rng, warm)
         if watch is not None:
             watch(state, None)

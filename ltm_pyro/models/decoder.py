@@ -9,7 +9,9 @@ Shapes: B sequences, T tokens, L layers, S slots, D width, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -186,6 +188,7 @@ class Decoder(nn.Module):
         weight, dtype = self.embedding.weight[:-1], self.compute_dtype
         return F.linear(hidden.to(dtype or hidden.dtype), weight.to(dtype or weight.dtype))
 
-    def _autocast(self) -> torch.autocast:
-        device_type = self.embedding.weight.device.type
-        return torch.autocast(device_type, self.compute_dtype, enabled=self.compute_dtype is not None)
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.compute_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.embedding.weight.device.type, self.compute_dtype)

@@ -1,6 +1,5 @@
 """Amortised inference: what a linear encoder should learn is known where the posterior is Gaussian."""
 
-import dataclasses
 import math
 
 import pyro
@@ -11,7 +10,6 @@ from pyro import poutine
 from ltm_pyro.inference import PRIOR, BatchNoise, SequenceNoise, bounds, infer
 from ltm_pyro.inference.amortized import Amortized
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
-from ltm_pyro.inference.vi import VI
 from ltm_pyro.models import TokenBatch
 
 
@@ -58,16 +56,19 @@ def test_inference_starts_where_the_encoder_says(world, model):
     assert started.log_scale.equal(state.log_scale)
 
 
-def test_refinement_is_vi_from_there(world):
-    batch, rng = world.sample(5), SequenceNoise(0)
-    mean, log_scale = world.encode(batch)
-    vi = VI(20, learning_rate=0.2)
-    expected = dataclasses.replace(vi.init(world, batch, rng, warm=mean), log_scale=log_scale.detach())
-    for _ in range(20):
-        expected, _ = vi.step(world, expected, batch, rng)
-    state = infer(Amortized(20, learning_rate=0.2), world, batch, rng)
-    assert state.mean.equal(expected.mean)
-    assert state.log_scale.equal(expected.log_scale)
+def test_refinement_is_torch_adam_on_the_reparameterised_elbo_from_there(world, recording):
+    batch, rng = world.sample(5), recording()
+    state = infer(Amortized(20, learning_rate=0.2, epsilon=0.3), world, batch, rng)
+    mean, log_scale = (torch.nn.Parameter(value.clone()) for value in world.encode(batch))
+    optimizer = torch.optim.Adam([mean, log_scale], lr=0.2, eps=0.3)
+    for _, noise in rng.normals:
+        optimizer.zero_grad()
+        scale = log_scale.exp()
+        (world.neg_log_likelihood(mean + scale * noise, batch.x) + world.kl(mean, scale)).sum().backward()
+        optimizer.step()
+    assert len(rng.normals) == 20
+    assert torch.allclose(state.mean, mean.detach(), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(state.log_scale, log_scale.detach(), rtol=1e-9, atol=1e-12)
 
 
 def test_refinement_beats_the_encoder_alone(world):
@@ -134,9 +135,10 @@ def test_a_model_without_an_encoder_is_refused(num_steps, world, ltm, texts):
         infer(Amortized(num_steps), ltm, texts, SequenceNoise(0))
 
 
-def test_a_rate_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="learning_rate"):
-        Amortized(learning_rate=0.0)
+@pytest.mark.parametrize("name", ["learning_rate", "epsilon"])
+def test_settings_out_of_range_are_refused(name):
+    with pytest.raises(ValueError, match=name):
+        Amortized(**{name: 0.0})
 
 
 # --- the slow step

@@ -73,7 +73,7 @@ def test_arviz_summarises_diagnoses_and_plots_the_chains(exported):
 
 
 def test_arviz_smooths_the_log_weights_of_a_q(exported):
-    data, *_ = exported("vi", 500, num_steps=2)
+    data, *_ = exported("adamvi", 500, num_steps=2)
     log_weights = (data.sample_stats["lp"] - data.sample_stats["log_q"]).values.reshape(500, 2)
     if IS_NEW:
         from arviz_stats.base import array_stats

@@ -15,10 +15,10 @@ def world(linear_gaussian):
     return linear_gaussian.random(num_observed=6, num_latent=3, noise_scale=0.7)
 
 
-@pytest.mark.parametrize(("learning_rate", "epsilon"), [(0.1, 1e-8), (0.5, 1.0)])
+@pytest.mark.parametrize(("learning_rate", "epsilon"), [(0.02, 1e-8), (0.5, 1.0)])
 def test_map_is_the_posterior_mean_where_the_posterior_is_gaussian(world, learning_rate, epsilon):
     batch = world.sample(5)
-    state = infer(MAP(2000, learning_rate=learning_rate, epsilon=epsilon), world, batch, SequenceNoise(0))
+    state = infer(MAP(4000, learning_rate=learning_rate, epsilon=epsilon), world, batch, SequenceNoise(0))
     assert torch.allclose(state.z, world.posterior_mean(batch.x), atol=1e-6)
 
 

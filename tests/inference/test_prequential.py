@@ -13,13 +13,13 @@ import torch
 
 from ltm_pyro.data.synthetic import token_batch
 from ltm_pyro.inference import SCHEMES, SequenceNoise
+from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.amortized import Amortized
 from ltm_pyro.inference.hmc import HMC
 from ltm_pyro.inference.langevin import Langevin
 from ltm_pyro.inference.lowrank import LowRank
 from ltm_pyro.inference.mala import MALA
 from ltm_pyro.inference.map import MAP
-from ltm_pyro.inference.ngvi import NGVI
 from ltm_pyro.inference.prequential import prequential
 from ltm_pyro.inference.underdamped import Underdamped
 from ltm_pyro.inference.vi import VI
@@ -29,7 +29,7 @@ NUM_SAMPLES = 4
 SETTINGS = {
     "map": MAP(num_steps=3),
     "vi": VI(num_steps=3),
-    "ngvi": NGVI(num_steps=3),
+    "adamvi": AdamVI(num_steps=3),
     "lowrank": LowRank(num_steps=3, rank=2),
     "amortized": Amortized(num_steps=1),
     "langevin": Langevin(num_steps=3, num_chains=NUM_SAMPLES),

@@ -23,8 +23,8 @@ NUM_STEPS = 5
 CHAINS = ("langevin", "mala", "hmc", "underdamped")
 VARIANTS = {
     **{name: (name, {}) for name in SCHEMES},
-    "vi-adam": ("vi", {"learning_rate": 0.3, "epsilon": 1e-8, "initial_scale": 0.3}),
-    "vi-reused-noise": ("vi", {"noise": "reused"}),
+    "adamvi-fast": ("adamvi", {"learning_rate": 0.3, "epsilon": 1e-8, "initial_scale": 0.3}),
+    "adamvi-reused-noise": ("adamvi", {"noise": "reused"}),
     "map-adam": ("map", {"learning_rate": 0.3, "epsilon": 1e-8}),
     **{f"{name}-chains": (name, {"num_chains": 2, "num_kept": 3}) for name in CHAINS},
     **{f"{name}-scaled": (name, {"num_chains": 2, "num_kept": 2, "vi_steps": 3}) for name in CHAINS},

@@ -172,7 +172,7 @@ def test_a_step_on_every_fourth_position_is_that_on_all_on_average(ltm, texts):
     rng = SequenceNoise(0)
     objectives, means = [], []
     for stride in (1, 4):
-        scheme = VI(num_steps=1, stride=stride, learning_rate=1e-3, epsilon=1e3)  # steps in proportion to the gradient
+        scheme = VI(num_steps=1, stride=stride, learning_rate=1e-3)
         state, info = scheme.step(ltm, scheme.init(ltm, copies, rng), copies, rng)
         objectives.append(info.objective)
         means.append(state.mean)

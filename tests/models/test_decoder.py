@@ -262,3 +262,63 @@ def test_without_slots_a_layer_ends_in_the_residual_stream_twice():
     std = 0.02 / math.sqrt(2 * config.num_layers)
     for weight in ends:
         assert abs(weight.std().item() - std) < 5 * std / math.sqrt(2 * weight.numel())
+
+
+# --- less than float32, and compiled
+
+
+def log_probs_and_slopes(decoder, inputs_BT, z_BLSD):
+    """Of the inputs as tokens; ∂ Σ log p / ∂ z."""
+    z_BLSD = z_BLSD.clone().requires_grad_()
+    hidden = decoder(inputs_BT, z_BLSD).flatten(0, 1)
+    log_probs = decoder.log_probs(hidden, inputs_BT.flatten())
+    return log_probs.detach(), torch.autograd.grad(log_probs.sum(), z_BLSD)[0]
+
+
+@pytest.fixture
+def wide():
+    """A decoder in float32 of the size of preset tiny, its inputs and a z."""
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig(), 258)
+    for weight in decoder.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    return decoder, torch.randint(256, (8, 256)), torch.randn(8, *decoder.config.latent_shape)
+
+
+def test_bfloat16_has_little_noise_and_no_bias_to_speak_of(wide):
+    """Rounding to 8 bits moves the log-probability of a token by a percent of a nat or so, either way."""
+    decoder, inputs, z = wide
+    exact, exact_slope = log_probs_and_slopes(decoder, inputs, z)
+    decoder.compute_dtype = torch.bfloat16
+    rounded, slope = log_probs_and_slopes(decoder, inputs, z)
+    assert rounded.dtype == torch.float32
+    assert slope.dtype == torch.float32
+    difference = (rounded - exact).double()
+    assert 1e-4 < difference.std() < 0.03
+    assert difference.mean().abs() < 5 * difference.std() / math.sqrt(len(difference)) + 1e-3
+    assert torch.nn.functional.cosine_similarity(slope.flatten(), exact_slope.flatten(), dim=0) > 0.999
+
+
+def test_bfloat16_leaves_weights_and_their_gradients_in_float32(wide):
+    decoder, inputs, z = wide
+    decoder.compute_dtype = torch.bfloat16
+    hidden = decoder(inputs, z)
+    decoder.log_probs(hidden.flatten(0, 1), inputs.flatten()).sum().backward()
+    assert {weight.dtype for weight in decoder.parameters()} == {torch.float32}
+    assert {weight.grad.dtype for weight in decoder.parameters()} == {torch.float32}
+    rounded = decoder.embedding.weight.grad.clone()
+    decoder.zero_grad()
+    decoder.compute_dtype = None
+    decoder.log_probs(decoder(inputs, z).flatten(0, 1), inputs.flatten()).sum().backward()
+    exact = decoder.embedding.weight.grad
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.slow
+def test_compiled_it_says_the_same(wide):
+    decoder, inputs, z = wide
+    expected = log_probs_and_slopes(decoder, inputs, z)
+    decoder.compile()
+    for ours, theirs in zip(log_probs_and_slopes(decoder, inputs, z), expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)

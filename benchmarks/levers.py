@@ -1,0 +1,174 @@
+"""What each lever of the fast loop gives, alone and together with the others: seconds of a fast step.
+
+    python benchmarks/levers.py [--preset small] [--batch-size 4]
+
+"plain" is the program written straight down: weights that take gradients, everything computed in every step, a dense
+mask in attention, all logits at once. All ways take turns; median and range of the rounds. The levers above the line
+change no number but by rounding; those below it do, and stand on top of all of the former.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltm_pyro.config import preset
+from ltm_pyro.data import token_batch
+from ltm_pyro.inference import BatchNoise
+from ltm_pyro.inference.base import frozen, prepared
+from ltm_pyro.inference.vi import VI
+from ltm_pyro.models import LatentThoughtModel, attention
+from ltm_pyro.models.attention import CrossAttention, join_heads, rotary, split_heads
+
+EXACT = {
+    "frozen": "weights frozen",
+    "below": "what lies below the first thoughts computed once for T steps (here: not counted)",
+    "band": "window attention on the blocks of the band",
+    "vocabulary": "vocabulary term without all logits",
+}
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """All keys for all queries, and a mask."""
+    query, key = torch.arange(q.shape[2])[:, None], torch.arange(q.shape[2])[None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=(key <= query) & (key > query - window))
+
+
+def gradient_of_all(output: Tensor, z: Tensor) -> tuple[Tensor | None]:
+    """A backward pass as of a loop that has not frozen the weights: into all that have a gradient."""
+    output.backward()
+    return (z.grad,)
+
+
+@contextlib.contextmanager
+def levers(model: LatentThoughtModel, pulled: frozenset[str]) -> Iterator[None]:
+    """Within the block those levers that are not among `pulled` are undone."""
+    decoder, banded, gradient = model.decoder, attention.windowed_attention, torch.autograd.grad
+    with contextlib.ExitStack() as stack:
+        if "frozen" in pulled:
+            stack.enter_context(frozen(model))
+        else:
+            torch.autograd.grad = gradient_of_all
+        if "band" not in pulled:
+            attention.windowed_attention = dense_attention
+        if "vocabulary" not in pulled:
+            decoder.log_probs = lambda hidden, tokens: (
+                -F.cross_entropy(decoder.logits(hidden), tokens, reduction="none")
+            )
+        try:
+            yield
+        finally:
+            attention.windowed_attention, torch.autograd.grad = banded, gradient
+            decoder.__dict__.pop("log_probs", None)
+
+
+@contextlib.contextmanager
+def thoughts_at_once(model: LatentThoughtModel) -> Iterator[None]:
+    """Within the block the keys and values of all layers' thoughts are one product, made when the first asks."""
+    original, decoder_forward = CrossAttention.forward, model.decoder.forward
+    made: list[Tensor] = []
+
+    def decoder(inputs: Tensor, z: Tensor, below: Any = None) -> Tensor:
+        weights = torch.stack([block.cross_attention.key_value.weight for block in model.decoder.blocks])
+        made[:] = torch.einsum("blsd,led->lbse", z, weights).unbind(0)
+        return decoder_forward(inputs, z, below)
+
+    def attend(self: CrossAttention, query: Tensor, z: Tensor) -> Tensor:
+        k, v = (split_heads(x, self.num_heads) for x in made.pop(0).chunk(2, dim=-1))
+        q = split_heads(query, self.num_heads)
+        return self.output(join_heads(F.scaled_dot_product_attention(q, rotary(k), v)))
+
+    CrossAttention.forward, model.decoder.forward = attend, decoder
+    try:
+        yield
+    finally:
+        CrossAttention.forward = original
+        del model.decoder.forward
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small", choices=["tiny", "small", "medium", "large"])
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    config = preset(options.preset)
+    vocab_size = 258 if config.tokenizer == "bytes" else 50_258
+    torch.manual_seed(0)
+    model, compiled = (LatentThoughtModel(config.model, vocab_size, vocab_size - 2) for _ in range(2))
+    compiled.load_state_dict(model.state_dict())
+    compiled.decoder.compile()
+    batch = token_batch(torch.randint(vocab_size - 2, (options.batch_size, config.model.length)))
+    rng = BatchNoise(torch.Generator().manual_seed(0))
+
+    def fast_step(its_model: LatentThoughtModel, scheme: VI, its_batch: Any) -> Callable[[], None]:
+        state = scheme.init(its_model, batch, rng)
+        return lambda: scheme.step(its_model, state, its_batch, rng)
+
+    below, every = prepared(model, batch), frozenset(EXACT)
+    ways: dict[str, tuple[Callable[[], None], Callable[[], Any]]] = {}
+    sets = {"plain": frozenset(), **{f"plain and: {EXACT[name]}": frozenset([name]) for name in EXACT}}
+    sets |= {f"all but: {EXACT[name]}": every - {name} for name in EXACT} | {"all of these": every}
+    for name, pulled in sets.items():
+        step = fast_step(model, VI(), below if "below" in pulled else batch)
+        ways[name] = step, lambda pulled=pulled: levers(model, pulled)
+    all_of = lambda its_model: lambda: levers(its_model, every)  # noqa: E731 - one of a table
+    ways["all, and keys and values of all layers' thoughts at once"] = (
+        fast_step(model, VI(), below),
+        lambda: _both(levers(model, every), thoughts_at_once(model)),
+    )
+    ways["all, and compiled decoder"] = fast_step(compiled, VI(), below), all_of(compiled)
+    ways["all, and every 4th position (`--vi.stride 4`)"] = fast_step(model, VI(stride=4), below), all_of(model)
+    ways["all, and bfloat16 (`--precision bfloat16`)"] = (
+        fast_step(model, VI(), below),
+        lambda: _both(levers(model, every), in_bfloat16(model)),
+    )
+    ways["all, and both"] = (
+        fast_step(model, VI(stride=4), below),
+        lambda: _both(levers(model, every), in_bfloat16(model)),
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn, (name, (step, context)) in itertools.product(range(options.rounds + 1), ways.items()):
+        with context():
+            started = time.perf_counter()
+            step()
+            if turn:  # the first is to warm up
+                seconds[name].append(time.perf_counter() - started)
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
+    print(f"preset {options.preset}, {options.batch_size} sequences of {config.model.length} tokens\n")
+    print("| | a fast step [s] | plain / this |\n|---|---|---|")
+    plain = statistics.median(seconds["plain"])
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(f"| {name} | {median:.2f} ({min(values):.2f}-{max(values):.2f}) | {plain / median:.2f} |")
+
+
+@contextlib.contextmanager
+def in_bfloat16(model: LatentThoughtModel) -> Iterator[None]:
+    model.decoder.compute_dtype = torch.bfloat16
+    try:
+        yield
+    finally:
+        model.decoder.compute_dtype = None
+
+
+@contextlib.contextmanager
+def _both(first: Any, second: Any) -> Iterator[None]:
+    with first, second:
+        yield
+
+
+if __name__ == "__main__":
+    with pyro.validation_enabled(False):
+        main()
