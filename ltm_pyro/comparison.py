@@ -30,6 +30,8 @@ class Comparison:
     name: str
     num_gradients: int
     """Gradient evaluations for each sequence, all chains together."""
+    gaussian_gradients: int
+    """Those of the Gaussian around points or draws, which are not among them; 0 where the scheme has a density."""
     seconds: float
     """Of inference, for all sequences together."""
     bound: Figure
@@ -49,7 +51,8 @@ class Comparison:
     objectives: Tensor
     """[T, B]: its estimates, in nats per token."""
     curve: list[tuple[int, float]]
-    """(gradient evaluations, nats per token of the bound) on the way."""
+    """(gradient evaluations, those of the Gaussian among them; nats per token of the bound) at budgets up to the whole,
+    each of a run of its own."""
     kl_per_slot: Tensor
     """[L, S]: KL of the marginals of q from the prior, nats, mean over the sequences."""
 
@@ -63,6 +66,7 @@ class Comparison:
         return {
             "inference": self.name,
             "gradients_per_sequence": self.num_gradients,
+            "gradients_of_gaussian": self.gaussian_gradients,
             "inference_seconds": self.seconds,
             **bound,
             "pareto_k": self.weights.record()["pareto_k"],
@@ -79,10 +83,10 @@ class Comparison:
 LEGEND = """\
 bound: -ELBO in nats/token ± Monte Carlo error, an upper bound on -log p(x); of map and of chains, that of a Gaussian
 around the point or the mean of the draws. KL: its rate, in nats/token. gradients: evaluations for each sequence, those
-of all its chains. k̂: tail shape of the importance weights of that q, median over texts; above 0.7 q is far from the
-posterior. R̂: the largest of all numbers of z; above 1.01 the chains have not mixed. ESS: effective sample size of a
-number of z (above the number of draws where they alternate), median over z and texts, and per gradient and second of
-all texts; none where R̂ is above 1.1."""
+of all its chains, + those for that Gaussian. k̂: tail shape of the importance weights of that q, median over texts;
+above 0.7 q is far from the posterior. R̂: the largest of all numbers of z; above 1.01 the chains have not mixed. ESS:
+effective sample size of a number of z (above the number of draws where they alternate), median over z and texts, and
+per gradient and second of all texts; none where R̂ is above 1.1."""
 
 
 def print_table(results: list[Comparison]) -> None:
@@ -96,7 +100,7 @@ def print_table(results: list[Comparison]) -> None:
             {
                 "inference": result.name,
                 "T": str(record["fast_steps"]),
-                "gradients": str(result.num_gradients),
+                "gradients": f"{result.num_gradients} + {result.gaussian_gradients}".removesuffix(" + 0"),
                 "seconds": number_text(result.seconds, 1),
                 "bound": number_text(record["nats_per_token"], 4, error),
                 "valid": "yes" if record["valid_bound"] else "NOT A BOUND",
@@ -139,15 +143,16 @@ def bound_plot(results: list[Comparison]) -> Any:
     for result in results:
         gradients, values = zip(*result.curve, strict=True)
         axes.plot(gradients, values, marker="o", markersize=4, label=result.name)
-    axes.set_xscale("symlog", base=2, linthresh=1)
-    axes.set_xlabel("gradient evaluations for each sequence")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("gradient evaluations for each sequence, each point a run of its own")
     axes.set_ylabel("bound, -ELBO [nats/token]")
     # Chains that have just started may have a bound of hundreds of nats, which would hide all else.
     finite = [value for result in results for _, value in result.curve if np.isfinite(value)]
     ends = [result.curve[-1][1] for result in results if np.isfinite(result.curve[-1][1])]
     if ends:
         low, high = min(finite), max(*ends, np.median(finite))
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low) or None)
+        if low < high:
+            axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
     axes.legend()
     axes.grid(alpha=0.3)
     return canvas
@@ -186,22 +191,31 @@ def kl_plot(results: list[Comparison]) -> Any:
     return canvas
 
 
+def _moments(result: Comparison) -> dict[str, np.ndarray]:
+    """Mean and scale of every number of z, flattened: exact where q has a density, else of the draws."""
+    if result.q is not None:
+        moments = {"mean": result.q.mean, "scale": result.q.stddev}
+    else:
+        draws = result.posterior.samples.flatten(0, 1)
+        moments = {"mean": draws.mean(0)}
+        if len(draws.unique(dim=0)) > 1:
+            moments["scale"] = draws.std(0)
+    return {what: values.flatten().cpu().numpy() for what, values in moments.items()}
+
+
 def agreement_plot(results: list[Comparison]) -> Any:
     """Mean and scale of every number of z by each scheme, against those by the first."""
     first, *others = results
     canvas = _canvas(2.8 * len(others) + 0.6, 5.6)
     grid = canvas.subplots(2, len(others), squeeze=False)
-    draws = {result.name: result.posterior.samples.flatten(0, 1).cpu() for result in results}
+    moments = {result.name: _moments(result) for result in results}
     for column, other in enumerate(others):
         for axes, what in zip(grid[:, column], ("mean", "scale"), strict=True):
-            if what == "scale" and min(len(draws[name].unique(dim=0)) for name in (first.name, other.name)) < 2:
+            x, y = (moments[name].get(what) for name in (first.name, other.name))
+            if x is None or y is None:
                 axes.text(0.5, 0.5, "a point has no scale", ha="center", transform=axes.transAxes)
                 axes.set_axis_off()
                 continue
-            x, y = (
-                (draws[name].mean(0) if what == "mean" else draws[name].std(0)).flatten().numpy()
-                for name in (first.name, other.name)
-            )
             low, high = min(x.min(), y.min()), max(x.max(), y.max())
             axes.plot([low, high], [low, high], color="black", linewidth=0.8)
             axes.scatter(x, y, s=3, alpha=0.4)

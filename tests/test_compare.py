@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from ltm_pyro import cli, compare, train
+from ltm_pyro import cli, compare, comparison, train
+from ltm_pyro.comparison import Comparison
 from ltm_pyro.config import inference_of, preset
 from ltm_pyro.errors import InputError
 from ltm_pyro.figures import chosen_sequences
 from ltm_pyro.inference import SCHEMES, SequenceNoise, bounds, infer, log_joint
-from ltm_pyro.run import load
+from ltm_pyro.models import TokenBatch
+from ltm_pyro.run import TrainedModel, load
 
 SCHEMES_OF_A_RUN = [name for name in SCHEMES if name != "amortized"]
 """All that need no encoder."""
@@ -67,6 +70,40 @@ def compared(folder: Path) -> Path:
     return out
 
 
+CONFIG = compare.CompareConfig(gradients=64, num_chains=2, num_samples=30, seed=5)
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> TrainedModel:
+    return load(folder / "vi")
+
+
+@pytest.fixture(scope="module")
+def batch(trained: TrainedModel) -> TokenBatch:
+    """Three texts."""
+    return trained.batch(["Ünit 1 of 2.", "Ünit 17 of 34.", "Ünit"])
+
+
+@pytest.fixture(scope="module")
+def results(trained: TrainedModel, batch: TokenBatch) -> dict[str, Comparison]:
+    """What comes of a density, a point and chains, under CONFIG."""
+    return {
+        name: compare.compared(
+            compare.within_budget(inference_of(trained.config, name), CONFIG),
+            trained.model,
+            batch,
+            torch.arange(3),
+            CONFIG,
+        )
+        for name in ("vi", "map", "mala")
+    }
+
+
+def noise_of(name: str, seed: int) -> SequenceNoise:
+    words = np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)
+    return SequenceNoise(int(words[0]))
+
+
 def records_of(out: Path) -> dict[str, dict]:
     return {record["inference"]: record for record in json.loads((out / "comparison.json").read_text())}
 
@@ -103,7 +140,10 @@ def test_the_table_says_what_each_scheme_cost_and_gave(compared):
         assert record["inference_seconds"] > 0
         steps = [gradients for gradients, _ in record["bound_by_gradients"]]
         assert steps == sorted(steps)
-        assert steps[-1] == record["gradients_per_sequence"]
+        # Those of the Gaussian around a point or draws come on top, and are in the curve.
+        assert record["gradients_of_gaussian"] == (0 if SCHEMES[name].has_density else 16)
+        assert steps[-1] == record["gradients_per_sequence"] + record["gradients_of_gaussian"]
+        assert record["bound_by_gradients"][-1][1] == record["nats_per_token"]
         # hmc has kept three draws a chain, too few to say.
         is_chain = name in ("langevin", "mala", "underdamped")
         assert (record["r_hat"] is not None) == is_chain
@@ -113,14 +153,13 @@ def test_the_table_says_what_each_scheme_cost_and_gave(compared):
             assert (record[f"effective_sample_size{key}"] is not None) == has_size
 
 
-def test_the_bound_is_that_of_evaluate(compared, folder):
+def test_the_bound_is_that_of_evaluate(compared, trained):
     """Computed anew with the functions that have tests of their own."""
-    trained = load(folder / "vi")
     record = records_of(compared)["vi"]
     data = arviz.from_netcdf(str(compared / "vi" / "posterior.nc"))
     batch = trained.batch([str(text) for text in data.posterior["text"].values])
     batch = dataclasses.replace(batch, sequence_ids=torch.tensor(data.posterior["sequence"].values))
-    scheme, rng = inference_of(trained.config, "vi", 62).scheme, SequenceNoise(0)
+    scheme, rng = inference_of(trained.config, "vi", 62).scheme, noise_of("vi", 0)
     state = infer(scheme, trained.model, batch, rng)
     expected = bounds.elbo(trained.model, batch, scheme.distribution(state, rng), 30)
     assert record["nelbo_nats_per_token"] == pytest.approx(
@@ -129,8 +168,49 @@ def test_the_bound_is_that_of_evaluate(compared, folder):
     assert record["num_tokens"] == batch.weights.sum()
 
 
-def test_the_draws_can_be_read_by_arviz_with_their_texts_and_densities(compared, folder):
-    trained = load(folder / "vi")
+def test_a_point_of_the_curve_is_a_run_of_that_many_gradients(results, trained, batch):
+    """Not a state on the way of a longer run, which has other step sizes and another warm-up."""
+    # mala takes a gradient where each of its two chains starts, two a step, and 16 for its Gaussian.
+    assert [gradients for gradients, _ in results["vi"].curve] == [1, 2, 4, 8, 16, 32, 64]
+    assert [gradients for gradients, _ in results["mala"].curve] == [16 + n for n in (4, 8, 16, 32, 64)]
+    for name, gradients, num_steps in (("vi", 8, 8), ("mala", 32, 7)):
+        inference, rng = inference_of(trained.config, name, num_steps), noise_of(name, 5)
+        scheme, model = inference.scheme, trained.model
+        if name == "mala":
+            scheme = dataclasses.replace(scheme, num_chains=2, num_kept=4)
+        state = infer(scheme, model, batch, rng)
+        if name == "mala":
+            scheme, state = bounds.gaussian_around(scheme, state, model, batch, rng, inference.gaussian)
+        expected = bounds.elbo(model, batch, scheme.distribution(state, rng), 16).nelbo.sum() / batch.weights.sum()
+        assert dict(results[name].curve)[gradients] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_scheme_has_noise_of_its_own_whatever_it_is_compared_with(compared, command):
+    draws = {}
+    for name in ("vi", "adamvi", "lowrank"):
+        z = arviz.from_netcdf(str(compared / name / "posterior.nc")).posterior["z"].values
+        draws[name] = (z - z.mean((0, 1))) / z.std((0, 1))
+    for one, other in (("vi", "adamvi"), ("vi", "lowrank"), ("adamvi", "lowrank")):
+        correlation = (draws[one] * draws[other]).mean()
+        assert abs(correlation) < 5 / draws[one].size ** 0.5
+    assert command("vi", "--inference", "map", "adamvi", "--out", "others")[0] == 0
+    for file in (compared, Path("others")):
+        z = arviz.from_netcdf(str(file / "adamvi" / "posterior.nc")).posterior["z"].values
+        assert np.array_equal((z - z.mean((0, 1))) / z.std((0, 1)), draws["adamvi"])
+
+
+def test_the_agreement_is_in_exact_moments_where_there_are_such(results):
+    """Not in those of the draws, which are off by their number."""
+    canvas = comparison.agreement_plot([results["vi"], results["mala"], results["map"]])
+    mean, _, scale, no_scale = canvas.axes
+    q, draws = results["vi"].q, results["mala"].posterior.samples.flatten(0, 1)
+    for axes, of_q, of_draws in ((mean, q.mean, draws.mean(0)), (scale, q.stddev, draws.std(0))):
+        points = axes.collections[0].get_offsets()
+        assert np.allclose(points, torch.stack([of_q.flatten(), of_draws.flatten()], dim=1))
+    assert not no_scale.collections
+
+
+def test_the_draws_can_be_read_by_arviz_with_their_texts_and_densities(compared, trained):
     for name in SCHEMES_OF_A_RUN:
         data = arviz.from_netcdf(str(compared / name / "posterior.nc"))
         z = data.posterior["z"]
@@ -162,6 +242,7 @@ def test_what_is_printed_is_a_table_and_where_the_results_are(command):
     assert (status, err) == (0, "")
     (line,) = [line for line in out.splitlines() if line.startswith("| map")]
     record = records_of(Path("one"))["map"]
+    assert " 62 + 16 |" in line
     assert f"{record['nats_per_token']:.4f} ± {record['monte_carlo_standard_error']:.4f}" in line
     assert out.splitlines()[-1].endswith(": one")
     assert not Path("one/agreement.png").exists()  # with nothing
