@@ -31,7 +31,8 @@ from ltm_pyro.data import PACKING
 from ltm_pyro.errors import InputError
 from ltm_pyro.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred
 from ltm_pyro.figures import Figure
-from ltm_pyro.inference import SCHEMES, PosteriorScheme, SequenceNoise, StepInfo, infer
+from ltm_pyro.inference import SCHEMES, Posterior, PosteriorScheme, SequenceNoise, StepInfo, infer, log_joint
+from ltm_pyro.inference.base import frozen, prepared
 from ltm_pyro.inference.chains import Chains
 from ltm_pyro.inference.diagnostics import mixing
 from ltm_pyro.inference.export import to_arviz
@@ -55,7 +56,7 @@ class CompareConfig:
     """Gradient evaluations that a scheme may spend on a sequence, those of all its chains together. One without a
     density takes 16 more for the Gaussian around its point or draws, of which its bound, KL and k-hat are."""
     num_chains: int = 4
-    """Chains of the schemes that sample. The second half of each is kept."""
+    """Chains of the schemes that sample, at least two, as R-hat needs. The second half of each is kept."""
     num_samples: int = 64
     """Draws of z for the bound and for k-hat, and of a q with a density for what is written."""
     data: str | None = None
@@ -83,7 +84,9 @@ def parse(args: Sequence[str]) -> CompareConfig:
         raise InputError("give the folder of a RUN that python -m ltm_pyro.train has written")
     if not config.inference:
         raise InputError(f"give at least one of --inference {' '.join(SCHEMES)}")
-    for name, least in (("num_chains", 1), ("num_samples", 2), ("num_sequences", 1), ("gradients", 1)):
+    if config.num_chains < 2:
+        raise InputError(f"--num-chains must be at least 2, not {config.num_chains}: R̂ needs two chains")
+    for name, least in (("num_samples", 2), ("num_sequences", 1), ("gradients", 1)):
         if getattr(config, name) < least:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(config, name)}")
     if not 0 <= config.seed < 2**32:
@@ -130,6 +133,16 @@ def at_smaller_budgets(inference: Inference, config: CompareConfig) -> list[Infe
 def noise_of(name: str, seed: int) -> SequenceNoise:
     """The noise of a scheme, whichever others it is compared with: schemes that shared it would agree for its sake."""
     return SequenceNoise(int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0]))
+
+
+@torch.no_grad()
+def log_joint_of(posterior: Posterior, model: LatentThoughtModel, batch: TokenBatch) -> Tensor:
+    """log p(x, z) of every draw, [chain, draw, B], nats, on the CPU."""
+    with frozen(model):
+        batch = prepared(model, batch)
+        # The same draw of all chains at once: memory does not grow with the draws.
+        joints = [log_joint(model, batch, z, num_sample_dims=1) for z in posterior.samples.transpose(0, 1)]
+    return torch.stack([joint.log_likelihood + joint.log_prior for joint in joints], dim=1).cpu()
 
 
 def compared(
@@ -180,6 +193,7 @@ def compared(
         posterior=posterior,
         q=q if scheme.has_density else None,
         mixing=mixing(posterior) if isinstance(scheme, Chains) else None,
+        log_joint=log_joint_of(posterior, model, batch) if isinstance(scheme, Chains) else None,
         acceptance=torch.stack(acceptances[len(acceptances) // 2 :]).mean().item() if acceptances else None,
         objective="-ELBO" if scheme.has_density else "-log p(x, z)",
         objectives=(torch.stack(objectives) / batch.weights.sum(1)).cpu(),
@@ -208,8 +222,8 @@ def main(args: Sequence[str]) -> int:
         try:
             for inference in tqdm(inferences, unit="scheme", disable=not sys.stderr.isatty(), leave=False):
                 result = compared(inference, trained.model, batch, document_ids, config)
-                (out / inference.name).mkdir()
                 draws = to_arviz(result.posterior, trained.model, batch, written, observed, result.q)
+                (out / inference.name).mkdir()
                 draws.to_netcdf(str(out / inference.name / "posterior.nc"))
                 results.append(result)
         finally:
@@ -219,6 +233,8 @@ def main(args: Sequence[str]) -> int:
                 print(f"{config.run} on {texts.name}: {len(batch)} sequences, {result.bound.num_tokens:,} tokens")
                 comparison.print_table(results)
                 print(f"\ntable, plots, and draws (NAME/posterior.nc, for ArviZ): {out}")
+            elif not any(out.iterdir()):
+                out.rmdir()
     return 0
 
 

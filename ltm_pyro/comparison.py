@@ -18,9 +18,12 @@ from ltm_pyro.inference.diagnostics import Mixing
 from ltm_pyro.report import finite_or_null, number_text, print_rows
 
 HIGHEST_R_HAT = 1.1
-"""Above it chains are still so far apart that their effective sample size has no meaning."""
-MOST_TRACES = 4
-"""Sequences whose traces are drawn."""
+"""Above it chains are still so far apart that their effective sample size has no meaning, nor has their mean, around
+which the KL of chains is taken."""
+MOST_OBJECTIVES = 4
+"""Sequences whose objectives are drawn."""
+MOST_TRACES = 2
+"""Sequences whose chains are drawn."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +46,35 @@ class Comparison:
     q: TorchDistribution | None
     """What they were drawn from, where that has a density."""
     mixing: Mixing | None
-    """Of chains."""
+    """Of chains; None where too few of their draws are kept to say."""
+    log_joint: Tensor | None
+    """[chain, draw, B]: log p(x, z) of the draws of chains, nats; None of schemes without chains."""
     acceptance: float | None
     """In the second half of the steps, where proposals may be refused."""
     objective: str
-    """What each step lowers."""
+    """What each step sees an estimate of. Chains sample, and do not lower it for long."""
     objectives: Tensor
-    """[T, B]: its estimates, in nats per token."""
+    """[T, B]: the estimates, in nats per token; of chains, the mean over them."""
     curve: list[tuple[int, float]]
     """(gradient evaluations, those of the Gaussian among them; nats per token of the bound) at budgets up to the whole,
     each of a run of its own."""
     kl_per_slot: Tensor
     """[L, S]: KL of the marginals of q from the prior, nats, mean over the sequences."""
 
+    @property
+    def r_hat(self) -> float | None:
+        """The largest of all numbers of z of all sequences."""
+        return None if self.mixing is None else self.mixing.largest_r_hat.max().item()
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether the KL is that of q, and not Monte Carlo error of the mean of chains that have not mixed."""
+        return self.log_joint is None or (self.r_hat is not None and self.r_hat <= HIGHEST_R_HAT)
+
     def record(self) -> dict[str, Any]:
         """The line of the table, as in `comparison.json`."""
-        bound, mixing = self.bound.record(), self.mixing
-        r_hat = None if mixing is None else mixing.largest_r_hat.max().item()
-        sizes = mixing.effective_sample_size if mixing is not None and r_hat <= HIGHEST_R_HAT else None
+        bound = self.bound.record()
+        sizes = self.mixing.effective_sample_size if self.mixing is not None and self.has_kl else None
         # The same as the sum over the sequences by the gradients of all of them.
         per_gradient = None if sizes is None else sizes.mean().item() / self.num_gradients
         return {
@@ -69,12 +83,13 @@ class Comparison:
             "gradients_of_gaussian": self.gaussian_gradients,
             "inference_seconds": self.seconds,
             **bound,
+            "kl_nats_per_token": bound["kl_nats_per_token"] if self.has_kl else None,
             "pareto_k": self.weights.record()["pareto_k"],
             "num_draws": self.posterior.samples.shape[:2].numel(),
             "effective_sample_size": None if sizes is None else sizes.median().item(),
             "effective_sample_size_per_gradient": per_gradient,
             "effective_sample_size_per_second": None if sizes is None else sizes.sum().item() / self.seconds,
-            "r_hat": r_hat,
+            "r_hat": self.r_hat,
             "acceptance": self.acceptance,
             "bound_by_gradients": self.curve,
         }
@@ -86,7 +101,7 @@ around the point or the mean of the draws. KL: its rate, in nats/token. gradient
 of all its chains, + those for that Gaussian. k̂: tail shape of the importance weights of that q, median over texts;
 above 0.7 q is far from the posterior. R̂: the largest of all numbers of z; above 1.01 the chains have not mixed. ESS:
 effective sample size of a number of z (above the number of draws where they alternate), median over z and texts, and
-per gradient and second of all texts; none where R̂ is above 1.1."""
+per gradient and second of all texts. No ESS and no KL of chains whose R̂ is unknown or above 1.1."""
 
 
 def print_table(results: list[Comparison]) -> None:
@@ -126,6 +141,8 @@ def write(results: list[Comparison], out: Path) -> None:
     plots = {"bound": bound_plot, "objectives": objectives_plot, "kl": kl_plot}
     if len(results) > 1:
         plots["agreement"] = agreement_plot
+    if any(result.log_joint is not None for result in results):
+        plots["traces"] = traces_plot
     for name, plot in plots.items():
         plot(results).savefig(out / f"{name}.png", dpi=130)
 
@@ -159,11 +176,11 @@ def bound_plot(results: list[Comparison]) -> Any:
 
 
 def objectives_plot(results: list[Comparison]) -> Any:
-    """What each step lowers, for the first sequences: a row for each scheme, since schemes lower different things."""
-    canvas = _canvas(7, 1.7 * len(results) + 0.4)
+    """What each step saw, for the first sequences: a row for each scheme, since schemes see different things."""
+    canvas = _canvas(8, 1.7 * len(results) + 0.5)
     for axes, result in zip(np.atleast_1d(canvas.subplots(len(results), 1)), results, strict=True):
-        values = result.objectives[:, :MOST_TRACES].numpy()
-        axes.plot(np.arange(len(values)), values, linewidth=0.8)
+        values = result.objectives[:, :MOST_OBJECTIVES].numpy()
+        lines = axes.plot(np.arange(len(values)), values, linewidth=0.8)
         axes.set_title(result.name, fontsize="medium", loc="left")
         axes.set_ylabel(f"{result.objective}\n[nats/token]", fontsize="small")
         finite = values[np.isfinite(values)]
@@ -171,23 +188,67 @@ def objectives_plot(results: list[Comparison]) -> Any:
         if low < high:
             axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
     axes.set_xlabel("step")
-    canvas.suptitle("what each step lowers, a line for each of the first texts", fontsize="medium")
+    texts = [f"text {sequence}" for sequence in results[0].posterior.sequence_ids[:MOST_OBJECTIVES].tolist()]
+    canvas.legend(lines, texts, loc="outside right upper", fontsize="small")
+    canvas.suptitle("what each step saw: optimisers lower it, chains only until they sample", fontsize="medium")
+    return canvas
+
+
+def traces_plot(results: list[Comparison]) -> Any:
+    """The kept draws of chains, a line for each chain: log joint, and the first and the last number of z.
+
+    A row for each scheme of chains and each of the first sequences.
+    """
+    of_chains = [result for result in results if result.log_joint is not None]
+    num_texts = min(MOST_TRACES, len(results[0].posterior.sequence_ids))
+    canvas = _canvas(10, 1.6 * len(of_chains) * num_texts + 0.6)
+    grid = canvas.subplots(len(of_chains) * num_texts, 3, squeeze=False)
+    rows = iter(grid)
+    for result in of_chains:
+        samples = result.posterior.samples.cpu()
+        # Of [chain, draw, layer, slot, dim]: one that all of the model reads, and one that only its last layer does.
+        first, last = (0, 0, 0), tuple(size - 1 for size in samples.shape[3:])
+        for text, sequence in enumerate(result.posterior.sequence_ids[:num_texts].tolist()):
+            joint, z = result.log_joint[:, :, text], samples[:, :, text]
+            panels = {"log p(x, z) [nats]": joint}
+            panels |= {f"z[{', '.join(map(str, index))}]": z[(..., *index)] for index in (first, last)}
+            row = next(rows)
+            row[0].set_title(f"{result.name}, text {sequence}", fontsize="medium", loc="left")
+            for axes, (what, values) in zip(row, panels.items(), strict=True):
+                # A chain of few draws shows them.
+                marker = "." if values.shape[1] <= 32 else None
+                lines = axes.plot(values.T.numpy(), linewidth=0.8, marker=marker, markersize=3)
+                axes.set_ylabel(what, fontsize="small")
+                axes.tick_params(labelsize="small")
+                axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in grid[-1]:
+        axes.set_xlabel("draw that is kept", fontsize="small")
+    names = [f"chain {chain}" for chain in range(len(lines))]
+    canvas.legend(lines, names, loc="outside upper right", ncols=min(len(names), 8), fontsize="small")
     return canvas
 
 
 def kl_plot(results: list[Comparison]) -> Any:
-    """KL per layer and slot as a heat map for each scheme."""
+    """KL per layer and slot as a heat map for each scheme; none of chains that have not mixed."""
     canvas = _canvas(1.4 + 2.4 * len(results), 2.8)
-    highest = max(result.kl_per_slot.max().item() for result in results)
+    highest = max((result.kl_per_slot.max().item() for result in results if result.has_kl), default=0)
     all_axes = np.atleast_1d(canvas.subplots(1, len(results)))
+    image = None
     for axes, result in zip(all_axes, results, strict=True):
-        image = axes.imshow(result.kl_per_slot.numpy(), vmin=0, vmax=highest, cmap="viridis", aspect="auto")
         axes.set_title(result.name, fontsize="medium")
+        if not result.has_kl:
+            known = "no R̂: too few draws" if result.r_hat is None else f"R̂ = {result.r_hat:.2f}: not mixed"
+            axes.text(0.5, 0.5, f"{known}\nno KL", ha="center", va="center", transform=axes.transAxes)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            continue
+        image = axes.imshow(result.kl_per_slot.numpy(), vmin=0, vmax=highest, cmap="viridis", aspect="auto")
         axes.set_xlabel("slot")
+        axes.set_ylabel("layer")
         axes.set_xticks(range(result.kl_per_slot.shape[1]))
         axes.set_yticks(range(result.kl_per_slot.shape[0]))
-    all_axes[0].set_ylabel("layer")
-    canvas.colorbar(image, ax=list(all_axes), label="KL of a slot [nats]")
+    if image is not None:
+        canvas.colorbar(image, ax=list(all_axes), label="KL of a slot [nats]")
     return canvas
 
 
