@@ -155,15 +155,13 @@ def _canvas(width: float, height: float) -> Any:
 
 def bound_plot(results: list[Comparison]) -> Any:
     """The ELBO against gradient evaluations, all schemes in one picture."""
-    from matplotlib.ticker import ScalarFormatter
-
     canvas = _canvas(7, 4.5)
     axes = canvas.add_subplot()
     for result in results:
         gradients, values = zip(*result.curve, strict=True)
         axes.plot(gradients, values, marker="o", markersize=4, label=result.name)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("gradient evaluations for each sequence, each point a run of its own")
     axes.set_ylabel("bound, -ELBO [nats/token]")
     # Chains that have just started may have a bound of hundreds of nats, which would hide all else.
