@@ -6,15 +6,16 @@ Every scheme infers z of the same texts, and none may spend more gradient evalua
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -30,7 +31,8 @@ from ltm_pyro.data import PACKING
 from ltm_pyro.errors import InputError
 from ltm_pyro.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred
 from ltm_pyro.figures import Figure
-from ltm_pyro.inference import SCHEMES, PosteriorScheme, SequenceNoise, StepInfo, infer
+from ltm_pyro.inference import SCHEMES, Posterior, PosteriorScheme, SequenceNoise, StepInfo, infer, log_joint
+from ltm_pyro.inference.base import frozen, prepared
 from ltm_pyro.inference.chains import Chains
 from ltm_pyro.inference.diagnostics import mixing
 from ltm_pyro.inference.export import to_arviz
@@ -38,8 +40,8 @@ from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.run import Run, check_is_free, create_folder, load, texts_to_score
 
 SchemeName = Literal[tuple(SCHEMES)]  # type: ignore[valid-type]
-SAMPLES_ON_THE_WAY = 16
-"""Draws of z for the bounds that are drawn as a curve."""
+SAMPLES_OF_CURVE = 16
+"""Draws of z for the bounds at smaller budgets, which are drawn as a curve."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ class CompareConfig:
     inference: tuple[SchemeName, ...] = ("vi", "map", "langevin", "mala")
     """Schemes to compare, each with the run's settings for it. The plots set the others against the first."""
     gradients: int = 256
-    """Gradient evaluations that a scheme may spend on a sequence, those of all its chains together."""
+    """Gradient evaluations that a scheme may spend on a sequence, those of all its chains together. One without a
+    density takes 16 more for the Gaussian around its point or draws, of which its bound, KL and k-hat are."""
     num_chains: int = 4
-    """Chains of the schemes that sample. The second half of each is kept."""
+    """Chains of the schemes that sample, at least two, as R-hat needs. The second half of each is kept."""
     num_samples: int = 64
     """Draws of z for the bound and for k-hat, and of a q with a density for what is written."""
     data: str | None = None
@@ -81,7 +84,9 @@ def parse(args: Sequence[str]) -> CompareConfig:
         raise InputError("give the folder of a RUN that python -m ltm_pyro.train has written")
     if not config.inference:
         raise InputError(f"give at least one of --inference {' '.join(SCHEMES)}")
-    for name, least in (("num_chains", 1), ("num_samples", 2), ("num_sequences", 1), ("gradients", 1)):
+    if config.num_chains < 2:
+        raise InputError(f"--num-chains must be at least 2, not {config.num_chains}: R̂ needs two chains")
+    for name, least in (("num_samples", 2), ("num_sequences", 1), ("gradients", 1)):
         if getattr(config, name) < least:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(config, name)}")
     if not 0 <= config.seed < 2**32:
@@ -113,56 +118,86 @@ def within_budget(inference: Inference, config: CompareConfig) -> Inference:
     return dataclasses.replace(inference, scheme=scheme)
 
 
+def at_smaller_budgets(inference: Inference, config: CompareConfig) -> list[Inference]:
+    """The scheme with a half, a quarter, … of the gradient evaluations, down to its first step; the fewest first."""
+    found: list[Inference] = []
+    for halvings in range(1, config.gradients.bit_length()):
+        try:
+            smaller = dataclasses.replace(config, gradients=config.gradients >> halvings)
+            found.insert(0, within_budget(inference, smaller))
+        except InputError:
+            break
+    return found
+
+
+def noise_of(name: str, seed: int) -> SequenceNoise:
+    """The noise of a scheme, whichever others it is compared with: schemes that shared it would agree for its sake."""
+    return SequenceNoise(int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0]))
+
+
+@torch.no_grad()
+def log_joint_of(posterior: Posterior, model: LatentThoughtModel, batch: TokenBatch) -> Tensor:
+    """log p(x, z) of every draw, [chain, draw, B], nats, on the CPU."""
+    with frozen(model):
+        batch = prepared(model, batch)
+        # The same draw of all chains at once: memory does not grow with the draws.
+        joints = [log_joint(model, batch, z, num_sample_dims=1) for z in posterior.samples.transpose(0, 1)]
+    return torch.stack([joint.log_likelihood + joint.log_prior for joint in joints], dim=1).cpu()
+
+
 def compared(
     inference: Inference, model: LatentThoughtModel, batch: TokenBatch, document_ids: Tensor, config: CompareConfig
 ) -> Comparison:
-    """Infer z of the texts by one scheme, and look at the posteriors."""
-    scheme, rng = inference.scheme, SequenceNoise(config.seed)
+    """Infer z of the texts by one scheme, and look at the posteriors.
+
+    For the curve it is run anew at every smaller budget: a state on the way of a long run is not what a short one
+    gives where the step sizes or the warm-up depend on the number of steps.
+    """
+    scheme, rng = inference.scheme, noise_of(inference.name, config.seed)
     objectives: list[Tensor] = []
     acceptances: list[Tensor] = []
-    curve: list[tuple[int, float]] = []
-    seconds_of_curve = 0.0
-
-    def figure(name: str, state: Any, num_samples: int) -> Figure:
-        inferred = Inferred(model, batch, inference, rng, state)
-        found = Figure(name, scheme.num_steps)
-        found.add(ESTIMATORS[name].score(inferred, EstimatorSettings(num_samples)), batch, document_ids)
-        return found
 
     def watch(state: Any, info: StepInfo | None) -> None:
-        nonlocal seconds_of_curve
         if info is not None:
             objectives.append(info.objective)
         if info is not None and info.acceptance is not None:
             acceptances.append(info.acceptance)
-        step = len(objectives)
-        if step in (0, scheme.num_steps) or math.log(step, 4).is_integer():
-            started = time.perf_counter()
-            bound = figure("elbo", state, SAMPLES_ON_THE_WAY)
-            curve.append((dataclasses.replace(scheme, num_steps=step).num_gradients, bound.nats / bound.num_tokens))
-            seconds_of_curve += time.perf_counter() - started
+
+    def figure(name: str, inferred: Inferred, num_samples: int) -> Figure:
+        found = Figure(name, inferred.inference.scheme.num_steps)
+        found.add(ESTIMATORS[name].score(inferred, EstimatorSettings(num_samples)), batch, document_ids)
+        return found
 
     started = time.perf_counter()
     state = infer(scheme, model, batch, rng, watch=watch)
-    seconds = time.perf_counter() - started - seconds_of_curve
+    seconds = time.perf_counter() - started
     num_draws = config.num_samples if scheme.num_draws is None else scheme.num_draws
     posterior = scheme.posterior(state, num_draws, rng)
-    q = Inferred(model, batch, inference, rng, state).q()
+    inferred = Inferred(model, batch, inference, rng, state)
+    q = inferred.q()
     # Of the marginal of each number of z, a Gaussian, against the prior N(0, 1): [B, L, S].
     kl = kl_divergence(dist.Normal(q.mean, q.stddev), dist.Normal(torch.zeros_like(q.mean), 1)).sum(-1)
+    bound = figure("elbo", inferred, config.num_samples)
+    gaussian_gradients = 0 if scheme.has_density else inference.gaussian.num_gradients
+    curve = []
+    for smaller in at_smaller_budgets(inference, config):
+        there = figure("elbo", Inferred(model, batch, smaller, rng), SAMPLES_OF_CURVE)
+        curve.append((smaller.scheme.num_gradients + gaussian_gradients, there.nats / there.num_tokens))
     return Comparison(
         name=inference.name,
         num_gradients=scheme.num_gradients,
+        gaussian_gradients=gaussian_gradients,
         seconds=seconds,
-        bound=figure("elbo", state, config.num_samples),
-        weights=figure("iwae", state, config.num_samples),
+        bound=bound,
+        weights=figure("iwae", inferred, config.num_samples),
         posterior=posterior,
         q=q if scheme.has_density else None,
         mixing=mixing(posterior) if isinstance(scheme, Chains) else None,
+        log_joint=log_joint_of(posterior, model, batch) if isinstance(scheme, Chains) else None,
         acceptance=torch.stack(acceptances[len(acceptances) // 2 :]).mean().item() if acceptances else None,
         objective="-ELBO" if scheme.has_density else "-log p(x, z)",
         objectives=(torch.stack(objectives) / batch.weights.sum(1)).cpu(),
-        curve=curve,
+        curve=[*curve, (scheme.num_gradients + gaussian_gradients, bound.nats / bound.num_tokens)],
         kl_per_slot=kl.mean(0).cpu(),
     )
 
@@ -187,8 +222,8 @@ def main(args: Sequence[str]) -> int:
         try:
             for inference in tqdm(inferences, unit="scheme", disable=not sys.stderr.isatty(), leave=False):
                 result = compared(inference, trained.model, batch, document_ids, config)
-                (out / inference.name).mkdir()
                 draws = to_arviz(result.posterior, trained.model, batch, written, observed, result.q)
+                (out / inference.name).mkdir()
                 draws.to_netcdf(str(out / inference.name / "posterior.nc"))
                 results.append(result)
         finally:
@@ -198,6 +233,8 @@ def main(args: Sequence[str]) -> int:
                 print(f"{config.run} on {texts.name}: {len(batch)} sequences, {result.bound.num_tokens:,} tokens")
                 comparison.print_table(results)
                 print(f"\ntable, plots, and draws (NAME/posterior.nc, for ArviZ): {out}")
+            elif not any(out.iterdir()):
+                out.rmdir()
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from ltm_pyro import cli, compare, train
+from ltm_pyro import cli, compare, comparison, train
+from ltm_pyro.comparison import Comparison
 from ltm_pyro.config import inference_of, preset
 from ltm_pyro.errors import InputError
 from ltm_pyro.figures import chosen_sequences
 from ltm_pyro.inference import SCHEMES, SequenceNoise, bounds, infer, log_joint
-from ltm_pyro.run import load
+from ltm_pyro.inference.diagnostics import Mixing
+from ltm_pyro.models import TokenBatch
+from ltm_pyro.run import TrainedModel, load
 
 SCHEMES_OF_A_RUN = [name for name in SCHEMES if name != "amortized"]
 """All that need no encoder."""
@@ -67,6 +71,40 @@ def compared(folder: Path) -> Path:
     return out
 
 
+CONFIG = compare.CompareConfig(gradients=64, num_chains=2, num_samples=30, seed=5)
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> TrainedModel:
+    return load(folder / "vi")
+
+
+@pytest.fixture(scope="module")
+def batch(trained: TrainedModel) -> TokenBatch:
+    """Three texts."""
+    return trained.batch(["Ünit 1 of 2.", "Ünit 17 of 34.", "Ünit"])
+
+
+@pytest.fixture(scope="module")
+def results(trained: TrainedModel, batch: TokenBatch) -> dict[str, Comparison]:
+    """What comes of a density, a point and chains, under CONFIG."""
+    return {
+        name: compare.compared(
+            compare.within_budget(inference_of(trained.config, name), CONFIG),
+            trained.model,
+            batch,
+            torch.arange(3),
+            CONFIG,
+        )
+        for name in ("vi", "map", "mala")
+    }
+
+
+def noise_of(name: str, seed: int) -> SequenceNoise:
+    words = np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)
+    return SequenceNoise(int(words[0]))
+
+
 def records_of(out: Path) -> dict[str, dict]:
     return {record["inference"]: record for record in json.loads((out / "comparison.json").read_text())}
 
@@ -96,31 +134,36 @@ def test_the_table_says_what_each_scheme_cost_and_gave(compared):
     for name, record in records.items():
         assert record["valid_bound"] is True
         assert 31 < record["gradients_per_sequence"] <= 62
-        assert record["nelbo_nats_per_token"] == pytest.approx(
-            record["nll_nats_per_token"] + record["kl_nats_per_token"]
-        )
         assert record["monte_carlo_standard_error"] > 0
         assert record["inference_seconds"] > 0
         steps = [gradients for gradients, _ in record["bound_by_gradients"]]
         assert steps == sorted(steps)
-        assert steps[-1] == record["gradients_per_sequence"]
+        # Those of the Gaussian around a point or draws come on top, and are in the curve.
+        assert record["gradients_of_gaussian"] == (0 if SCHEMES[name].has_density else 16)
+        assert steps[-1] == record["gradients_per_sequence"] + record["gradients_of_gaussian"]
+        assert record["bound_by_gradients"][-1][1] == record["nats_per_token"]
         # hmc has kept three draws a chain, too few to say.
         is_chain = name in ("langevin", "mala", "underdamped")
         assert (record["r_hat"] is not None) == is_chain
         assert (record["acceptance"] is not None) == (name in ("mala", "hmc"))
-        has_size = is_chain and record["r_hat"] <= 1.1
+        has_mixed = is_chain and record["r_hat"] <= 1.1
+        # The mean of chains that have not mixed is off, and so is the KL of a Gaussian around it.
+        has_kl = has_mixed if name in ("langevin", "mala", "underdamped", "hmc") else True
+        assert (record["kl_nats_per_token"] is not None) == has_kl
+        if has_kl:
+            terms = record["nll_nats_per_token"] + record["kl_nats_per_token"]
+            assert record["nelbo_nats_per_token"] == pytest.approx(terms)
         for key in ("", "_per_gradient", "_per_second"):
-            assert (record[f"effective_sample_size{key}"] is not None) == has_size
+            assert (record[f"effective_sample_size{key}"] is not None) == has_mixed
 
 
-def test_the_bound_is_that_of_evaluate(compared, folder):
+def test_the_bound_is_that_of_evaluate(compared, trained):
     """Computed anew with the functions that have tests of their own."""
-    trained = load(folder / "vi")
     record = records_of(compared)["vi"]
     data = arviz.from_netcdf(str(compared / "vi" / "posterior.nc"))
     batch = trained.batch([str(text) for text in data.posterior["text"].values])
     batch = dataclasses.replace(batch, sequence_ids=torch.tensor(data.posterior["sequence"].values))
-    scheme, rng = inference_of(trained.config, "vi", 62).scheme, SequenceNoise(0)
+    scheme, rng = inference_of(trained.config, "vi", 62).scheme, noise_of("vi", 0)
     state = infer(scheme, trained.model, batch, rng)
     expected = bounds.elbo(trained.model, batch, scheme.distribution(state, rng), 30)
     assert record["nelbo_nats_per_token"] == pytest.approx(
@@ -129,8 +172,123 @@ def test_the_bound_is_that_of_evaluate(compared, folder):
     assert record["num_tokens"] == batch.weights.sum()
 
 
-def test_the_draws_can_be_read_by_arviz_with_their_texts_and_densities(compared, folder):
-    trained = load(folder / "vi")
+def test_a_point_of_the_curve_is_a_run_of_that_many_gradients(results, trained, batch):
+    """Not a state on the way of a longer run, which has other step sizes and another warm-up."""
+    # mala takes a gradient where each of its two chains starts, two a step, and 16 for its Gaussian.
+    assert [gradients for gradients, _ in results["vi"].curve] == [1, 2, 4, 8, 16, 32, 64]
+    assert [gradients for gradients, _ in results["mala"].curve] == [16 + n for n in (4, 8, 16, 32, 64)]
+    for name, gradients, num_steps in (("vi", 8, 8), ("mala", 32, 7)):
+        inference, rng = inference_of(trained.config, name, num_steps), noise_of(name, 5)
+        scheme, model = inference.scheme, trained.model
+        if name == "mala":
+            scheme = dataclasses.replace(scheme, num_chains=2, num_kept=4)
+        state = infer(scheme, model, batch, rng)
+        if name == "mala":
+            scheme, state = bounds.gaussian_around(scheme, state, model, batch, rng, inference.gaussian)
+        expected = bounds.elbo(model, batch, scheme.distribution(state, rng), 16).nelbo.sum() / batch.weights.sum()
+        assert dict(results[name].curve)[gradients] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_scheme_has_noise_of_its_own_whatever_it_is_compared_with(compared, command):
+    draws = {}
+    for name in ("vi", "adamvi", "lowrank"):
+        z = arviz.from_netcdf(str(compared / name / "posterior.nc")).posterior["z"].values
+        draws[name] = (z - z.mean((0, 1))) / z.std((0, 1))
+    for one, other in (("vi", "adamvi"), ("vi", "lowrank"), ("adamvi", "lowrank")):
+        correlation = (draws[one] * draws[other]).mean()
+        assert abs(correlation) < 5 / draws[one].size ** 0.5
+    assert command("vi", "--inference", "map", "adamvi", "--out", "others")[0] == 0
+    for file in (compared, Path("others")):
+        z = arviz.from_netcdf(str(file / "adamvi" / "posterior.nc")).posterior["z"].values
+        assert np.array_equal((z - z.mean((0, 1))) / z.std((0, 1)), draws["adamvi"])
+
+
+def test_the_agreement_is_in_exact_moments_where_there_are_such(results):
+    """Not in those of the draws, which are off by their number."""
+    canvas = comparison.agreement_plot([results["vi"], results["mala"], results["map"]])
+    mean, _, scale, no_scale = canvas.axes
+    q, draws = results["vi"].q, results["mala"].posterior.samples.flatten(0, 1)
+    for axes, of_q, of_draws in ((mean, q.mean, draws.mean(0)), (scale, q.stddev, draws.std(0))):
+        points = axes.collections[0].get_offsets()
+        assert np.allclose(points, torch.stack([of_q.flatten(), of_draws.flatten()], dim=1))
+    assert not no_scale.collections
+
+
+def with_mixing(result: Comparison, r_hat: float, sizes: tuple[float, ...] = (8.0, 2.0, 5.0)) -> Comparison:
+    """The same, as if its chains had mixed so well."""
+    sizes, r_hats = torch.tensor(sizes).double(), torch.tensor([1.0, r_hat, 1.0]).double()
+    return dataclasses.replace(result, mixing=Mixing(sizes, r_hats))
+
+
+def test_the_acceptance_is_that_after_the_warm_up(results, trained, batch):
+    scheme = dataclasses.replace(inference_of(trained.config, "mala", 31).scheme, num_chains=2)
+    seen = []
+    infer(
+        scheme, trained.model, batch, noise_of("mala", 5), watch=lambda _, info: info and seen.append(info.acceptance)
+    )
+    accepted = [acceptance.mean().item() for acceptance in seen]
+    assert results["mala"].acceptance == pytest.approx(np.mean(accepted[scheme.num_warmup :]), rel=1e-6)
+    assert abs(np.mean(accepted) - np.mean(accepted[scheme.num_warmup :])) > 1e-3  # so that it would be noticed
+
+
+def test_effective_sample_sizes_are_per_gradient_and_second_of_all_texts(results):
+    """In the 4 seconds and the 62 gradients of each of 3 texts all of their draws were made."""
+    result = dataclasses.replace(with_mixing(results["mala"], 1.05), seconds=4.0, num_gradients=62)
+    record = result.record()
+    assert record["effective_sample_size"] == 5
+    assert record["effective_sample_size_per_second"] == pytest.approx((8 + 2 + 5) / 4)
+    assert record["effective_sample_size_per_gradient"] == pytest.approx((8 + 2 + 5) / (3 * 62))
+
+
+def test_chains_that_have_not_mixed_have_no_kl(results):
+    well, badly = with_mixing(results["mala"], 1.09), with_mixing(results["mala"], 1.11)
+    unknown = dataclasses.replace(results["mala"], mixing=None)
+    assert well.record()["kl_nats_per_token"] == results["mala"].bound.record()["kl_nats_per_token"]
+    assert badly.record()["kl_nats_per_token"] is None
+    assert unknown.record()["kl_nats_per_token"] is None
+    huge = dataclasses.replace(badly, kl_per_slot=1000 + badly.kl_per_slot)
+    vi, of_badly, of_unknown, *_ = comparison.kl_plot([results["vi"], huge, unknown]).axes
+    assert vi.images[0].norm.vmax == pytest.approx(results["vi"].kl_per_slot.max().item())
+    assert not of_badly.images
+    assert "R̂ = 1.11: not mixed" in of_badly.texts[0].get_text()
+    assert "too few draws" in of_unknown.texts[0].get_text()
+    assert not comparison.kl_plot([huge]).axes[0].images
+
+
+def test_the_heat_map_has_the_kl_of_each_layer_in_its_row(results):
+    """By the formula for Gaussians, from q alone."""
+    result = results["vi"]
+    mean, scale = result.q.mean.double(), result.q.stddev.double()
+    kl = (0.5 * (mean**2 + scale**2 - 1) - scale.log()).sum(-1).mean(0)
+    assert kl.shape == (2, 3)
+    assert not torch.allclose(kl, kl.flip(0), rtol=1e-3)
+    axes = comparison.kl_plot([result]).axes[0]
+    image = axes.images[0]
+    assert np.allclose(image.get_array(), kl, rtol=1e-4, atol=1e-6)
+    # Row 0 is drawn where the axis says 0.
+    assert axes.get_ylabel() == "layer"
+    left, right, bottom, top = image.get_extent()
+    assert (left, right) == (-0.5, 2.5)
+    assert (bottom, top) == ((1.5, -0.5) if image.origin == "upper" else (-0.5, 1.5))
+
+
+def test_the_traces_are_those_of_each_chain(results, trained, batch):
+    result = results["mala"]
+    canvas = comparison.traces_plot([results["vi"], result])
+    samples = result.posterior.samples
+    assert len(canvas.axes) == 2 * 3  # two texts of the one scheme that has chains
+    for text in range(2):
+        joint, first, last = canvas.axes[3 * text : 3 * text + 3]
+        for chain in range(2):
+            at = log_joint(trained.model, batch, samples[chain, 4])
+            expected = (at.log_likelihood + at.log_prior)[text].item()
+            assert joint.lines[chain].get_ydata()[4] == pytest.approx(expected, rel=1e-5)
+            assert np.array_equal(first.lines[chain].get_ydata(), samples[chain, :, text, 0, 0, 0])
+            assert np.array_equal(last.lines[chain].get_ydata(), samples[chain, :, text, 1, 2, 7])
+        assert len(joint.lines) == len(first.lines) == len(last.lines) == 2
+
+
+def test_the_draws_can_be_read_by_arviz_with_their_texts_and_densities(compared, trained):
     for name in SCHEMES_OF_A_RUN:
         data = arviz.from_netcdf(str(compared / name / "posterior.nc"))
         z = data.posterior["z"]
@@ -153,7 +311,7 @@ def test_the_draws_can_be_read_by_arviz_with_their_texts_and_densities(compared,
 
 
 def test_the_plots_are_there(compared):
-    for name in ("bound", "objectives", "kl", "agreement"):
+    for name in ("bound", "objectives", "kl", "agreement", "traces"):
         assert (compared / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -162,9 +320,11 @@ def test_what_is_printed_is_a_table_and_where_the_results_are(command):
     assert (status, err) == (0, "")
     (line,) = [line for line in out.splitlines() if line.startswith("| map")]
     record = records_of(Path("one"))["map"]
+    assert " 62 + 16 |" in line
     assert f"{record['nats_per_token']:.4f} ± {record['monte_carlo_standard_error']:.4f}" in line
     assert out.splitlines()[-1].endswith(": one")
     assert not Path("one/agreement.png").exists()  # with nothing
+    assert not Path("one/traces.png").exists()  # no chains
 
 
 def test_an_encoder_is_refined_within_the_budget(command):
@@ -198,7 +358,7 @@ def test_the_sequences_are_those_of_evaluate(command, folder):
         (["vi", "--inference", "vi", "amortized"], "has no encoder"),
         (["vi", "--gradients", "0"], "--gradients must be at least 1, not 0"),
         (["vi", "--num-samples", "1"], "--num-samples must be at least 2, not 1"),
-        (["vi", "--num-chains", "0"], "--num-chains must be at least 1, not 0"),
+        (["vi", "--num-chains", "1"], "--num-chains must be at least 2, not 1: R̂ needs two chains"),
         (["vi", "--num-sequences", "0"], "--num-sequences must be at least 1, not 0"),
         (["vi", "--seed", "-1"], "--seed"),
         (["vi", "--data", "missing.txt"], "missing.txt"),
@@ -228,3 +388,13 @@ def test_what_is_finished_is_kept_when_a_later_scheme_is_interrupted(command, mo
     assert list(records_of(Path("broken"))) == ["vi"]
     assert Path("broken/vi/posterior.nc").exists()
     assert "| vi" in out
+
+
+def test_nothing_is_left_where_the_first_scheme_is_interrupted(command, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "compared", interrupted)
+    status, out, _ = command("vi", "--inference", "map", "--out", "nothing")
+    assert (status, out) == (130, "")
+    assert not Path("nothing").exists()

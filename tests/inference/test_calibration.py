@@ -16,7 +16,9 @@ from ltm_pyro.inference import SequenceNoise, State
 from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.base import first_fields
 from ltm_pyro.inference.calibration import LOG_LIKELIHOOD, Calibration, calibrate
+from ltm_pyro.inference.hmc import HMC
 from ltm_pyro.inference.langevin import Langevin
+from ltm_pyro.inference.mala import MALA
 from ltm_pyro.inference.posterior import Posterior
 
 NUM_TEXTS, NUM_DRAWS, NUM_BINS = 400, 19, 20
@@ -78,6 +80,31 @@ def test_the_exact_posterior_is_calibrated(calibrated_by):
     assert (result.ranks.min(), result.ranks.max()) == (0, NUM_DRAWS)
     assert result.p_value(NUM_BINS) > 0.01
     assert np.abs(result.spread - 1).max() < 5 * math.sqrt(0.8 / NUM_TEXTS)  # a uniform's relative variance of squares
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        MALA(num_steps=300, num_chains=NUM_DRAWS),
+        HMC(num_steps=40, num_chains=NUM_DRAWS),
+    ],
+    ids=["mala", "hmc"],
+)
+def test_an_exact_sampler_is_calibrated(scheme, calibrated_by):
+    """Each of its chains gives one draw, so that the draws of a text are independent."""
+    _, of = calibrated_by
+    result = of(scheme)
+    assert result.p_value(NUM_BINS) > 0.01
+    assert np.abs(result.spread - 1).max() < 5 * math.sqrt(0.8 / NUM_TEXTS)
+
+
+def test_chains_that_refuse_nothing_are_too_wide(calibrated_by):
+    """Langevin of step s has the variance v / (1 - s / 2v) in a direction of variance v: here four times the 0.02."""
+    _, of = calibrated_by
+    result = of(Langevin(num_steps=100, num_chains=NUM_DRAWS, step_size=0.03))
+    assert result.p_value(NUM_BINS) < 1e-3
+    # Draws that are too wide explain the text too badly.
+    assert result.ranks[:, 3].mean() > 0.6 * NUM_DRAWS
 
 
 @pytest.mark.parametrize(("wrong", "narrow"), [({"widen": 0.7}, True), ({"widen": 1.4}, False), ({"shift": 0.4}, None)])
