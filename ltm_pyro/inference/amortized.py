@@ -2,8 +2,9 @@
 
     q(z|x) = N(μ_φ(x), σ_φ(x)²)
 
-(Kingma & Welling 2014, arXiv 1312.6114), which T steps of `adamvi` may then refine (Kim et al. 2018, arXiv 1802.02550). The
-encoder's weights φ are weights of the program, and the slow step trains them with the others on the same negative ELBO.
+(Kingma & Welling 2014, arXiv 1312.6114), which T steps of `adamvi` may then refine (Kim et al. 2018, arXiv 1802.02550).
+The encoder's weights φ are weights of the program, and the slow step trains them with the others on the same negative
+ELBO.
 Through the refinement its gradient passes as if that were a translation of μ and log σ, without second derivatives (as
 the first-order approximation of Finn, Abbeel & Levine 2017, arXiv 1703.03400, section 5.2); at T = 0 it is exact.
 """
