@@ -72,7 +72,7 @@ class VI:
     """ρ of the first step, of which 1 would be a whole Newton step; a cosine takes it to 0 after T of them."""
     stride: int = 1
     """A step is taken on every stride-th position of a text, from a random first one, each counted stride times:
-    on average the log-likelihood of all positions, at a part of its cost and with more noise. 1: all positions."""
+    on average the log-likelihood of all positions, at a part of its cost (on a CPU) and with more noise. 1: all."""
 
     has_density: ClassVar[bool] = True
     loss_is_bound: ClassVar[bool] = True

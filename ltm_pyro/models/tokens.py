@@ -81,6 +81,8 @@ class TokenSequence(TorchDistribution):
         counts_BT = counts.expand(*shape, value.shape[-1]).reshape(tokens_BT.shape)
         below = None if self.below_z is None else self.below_z.expand(shape)
         hidden_BTD = self.decoder(self.decoder.inputs(tokens_BT), self._expanded_z(shape), below)
+        if hidden_BTD.device.type != "cpu":  # elsewhere the choice would have to wait for the device
+            return self.decoder.log_probs(hidden_BTD.flatten(0, 1), tokens_BT.flatten()).view(*shape, -1)
         log_probs_N = self.decoder.log_probs(hidden_BTD[counts_BT], tokens_BT[counts_BT])
         log_probs_BT = log_probs_N.new_zeros(tokens_BT.shape).masked_scatter(counts_BT, log_probs_N)
         return log_probs_BT.view(*shape, -1)
