@@ -316,6 +316,7 @@ def test_bfloat16_leaves_weights_and_their_gradients_in_float32(wide):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, of parts of PyTorch that it uses
 def test_compiled_it_says_the_same(wide):
     decoder, inputs, z = wide
     expected = log_probs_and_slopes(decoder, inputs, z)
