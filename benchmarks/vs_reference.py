@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -282,12 +281,7 @@ def peak_memory(options: argparse.Namespace, name: str, side: str) -> float:
         options.device,
     ]
     command += ["--batch-size", str(options.batch_size), "--only", side]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return float(output) if options.device == "cuda" else usage.ru_maxrss / 1024  # Linux counts in KiB
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def only(options: argparse.Namespace) -> None:
@@ -304,7 +298,14 @@ def only(options: argparse.Namespace) -> None:
         side.scheme = SCHEMES["vi"](num_steps=2, stride=side.scheme.stride)
     with contextlib.redirect_stdout(sys.stderr):
         side.training_step()
-    print(torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0)
+    print(torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident_mb())
+
+
+def resident_mb() -> float:
+    """Most that this process has held, as Linux says; `ru_maxrss` would count what its parent held at the fork."""
+    with open("/proc/self/status") as file:
+        (peak,) = (line.split()[1] for line in file if line.startswith("VmHWM"))
+    return int(peak) / 1024
 
 
 def matrix_rate(device: torch.device) -> float:
