@@ -5,6 +5,7 @@ Every scheme infers z of the same texts, and none may spend more gradient evalua
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import sys
 import time
@@ -105,12 +106,14 @@ def within_budget(inference: Inference, config: CompareConfig) -> Inference:
     scheme: PosteriorScheme = inference.scheme
     if isinstance(scheme, Chains):
         scheme = dataclasses.replace(scheme, num_chains=config.num_chains)
-    fixed = dataclasses.replace(scheme, num_steps=0).num_gradients
-    each = dataclasses.replace(scheme, num_steps=1).num_gradients - fixed
-    num_steps = (config.gradients - fixed) // each
+
+    def needed(num_steps: int) -> int:
+        return dataclasses.replace(scheme, num_steps=num_steps).num_gradients
+
+    num_steps = bisect.bisect_right(range(1, config.gradients + 1), config.gradients, key=needed)
     if num_steps < 1:
         raise InputError(
-            f"--gradients {config.gradients} is too few for {inference.name}, whose first step takes {fixed + each}"
+            f"--gradients {config.gradients} is too few for {inference.name}, whose first step takes {needed(1)}"
         )
     scheme = dataclasses.replace(scheme, num_steps=num_steps)
     if isinstance(scheme, Chains):

@@ -1,13 +1,24 @@
 """Structured variational inference: a Gaussian q(z) per sequence whose covariance is diagonal plus low rank.
 
-    q(z) = N(μ, diag(σ²) + U Uᵀ),     z = μ + σ ε + U η,   ε ~ N(0, I), η ~ N(0, I_r)
+    q(z) = N(μ, σ (I + V (diag(a²) - I) Vᵀ) σ)
 
-(Ong, Nott & Smith 2018, arXiv 1701.03208, section 3), by Adam on the reparameterised gradient, the KL in closed form. U
-couples all of z, across slots and layers: what the text says of one thought given another.
+Along r orthonormal directions V of z / σ the Gaussian of `vi` is stretched by a, or pressed together where a < 1: what
+the text says of one number of z given another, across slots and layers. The covariance of the best Gaussian is the
+inverse of the curvature that it sees, E_q[-∇² log p(x, z)] (Opper & Archambeau 2009); in units of σ that is a matrix M
+whose diagonal is 1 where `vi` has converged. So, of T steps,
+
+- two thirds are those of `vi`, to μ and σ;
+- each of the others takes two gradients for one product M v. With the part of the noise along v replaced by ±√3, the
+  nodes of Gauss-Hermite quadrature, their difference is the curvature along v averaged over q;
+- the next v is what is new in M v (Lanczos 1950): the space they span finds the ends of M's spectrum, which are
+  the directions where the diagonal Gaussian is most wrong;
+- within that space the eigenvalues λ of M give a = λ^-½ (Rayleigh-Ritz). No direction gets wider than the prior.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,37 +26,37 @@ from typing import ClassVar
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, LowRankMultivariateNormal, constraints, kl_divergence, register_kl
+from torch.distributions import Independent, constraints, register_kl
 
-from ltm_pyro.inference.adam import adam_step
 from ltm_pyro.inference.base import (
     Batch,
     Guide,
     Model,
-    State,
     StepInfo,
-    first_fields,
     latent_prior,
     log_joint,
     require_positive,
 )
-from ltm_pyro.inference.guides import fresh_noise, guide_of
+from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.vi import VI, VIState
 
-INITIAL_FACTOR = 0.01
-"""Scale of the entries of U at the start, in prior scales. At U = 0 its gradient is zero on average."""
+NODE = math.sqrt(3)
+"""Of three-point Gauss-Hermite quadrature, whose middle node a difference does not need."""
 
 
 class LowRankNormal(TorchDistribution):
-    """N(mean, diag(scale²) + U Uᵀ) over an event of any shape, whose draws are made from given noise.
+    """N(mean, σ (I + V (diag(a²) - I) Vᵀ) σ) over an event of any shape, whose draws are made from given noise.
 
     Args:
         mean: [*batch_shape, *event_shape].
-        scale: [*batch_shape, *event_shape].
-        factor: U, [*batch_shape, d, r], where d is the number of elements of the event.
+        scale: σ, [*batch_shape, *event_shape].
+        directions: V, [*batch_shape, d, r], where d is the number of elements of the event; its columns are
+            orthonormal, or their stretch is 1.
+        stretch: a, [*batch_shape, r].
         event_dim: dimensions of the event.
-        draw: standard normal numbers for outer dimensions of the given shape: [*outer, B, d + r].
+        draw: standard normal numbers for outer dimensions of the given shape: [*outer, B, *event_shape].
     """
 
     arg_constraints = {}  # noqa: RUF012 - the name and form that torch's distributions have
@@ -53,10 +64,16 @@ class LowRankNormal(TorchDistribution):
     support = constraints.real
 
     def __init__(
-        self, mean: Tensor, scale: Tensor, factor: Tensor, event_dim: int, draw: Callable[[torch.Size], Tensor]
+        self,
+        mean: Tensor,
+        scale: Tensor,
+        directions: Tensor,
+        stretch: Tensor,
+        event_dim: int,
+        draw: Callable[[torch.Size], Tensor],
     ) -> None:
         batch_shape, event_shape = mean.shape[: mean.dim() - event_dim], mean.shape[mean.dim() - event_dim :]
-        self.loc, self.scale, self.factor, self.draw = mean, scale, factor, draw
+        self.loc, self.scale, self.directions, self.stretch, self.draw = mean, scale, directions, stretch, draw
         super().__init__(batch_shape, event_shape, validate_args=False)
 
     @property
@@ -67,121 +84,143 @@ class LowRankNormal(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """[*batch_shape, *event_shape]: the diagonal of the covariance."""
-        return self.scale.square() + self.factor.square().sum(-1).view_as(self.scale)
-
-    @property
-    def flat(self) -> LowRankMultivariateNormal:
-        """The same over the elements of the event in one dimension, [*batch_shape, d]."""
-        mean, variance = (value.flatten(len(self.batch_shape)) for value in (self.mean, self.scale.square()))
-        return LowRankMultivariateNormal(mean, self.factor, variance, validate_args=False)
+        change = (self.directions.square() * (self.stretch.square() - 1).unsqueeze(-2)).sum(-1)
+        return self.scale.square() * (1 + change.view_as(self.scale))
 
     def expand(self, batch_shape: torch.Size, _instance: LowRankNormal | None = None) -> LowRankNormal:
-        event_shape = self.event_shape
-        mean, scale = (value.expand(*batch_shape, *event_shape) for value in (self.mean, self.scale))
-        factor = self.factor.expand(*batch_shape, *self.factor.shape[-2:])
-        return LowRankNormal(mean, scale, factor, len(event_shape), self.draw)
+        mean, scale = (value.expand(*batch_shape, *self.event_shape) for value in (self.mean, self.scale))
+        directions = self.directions.expand(*batch_shape, *self.directions.shape[-2:])
+        stretch = self.stretch.expand(*batch_shape, self.stretch.shape[-1])
+        return LowRankNormal(mean, scale, directions, stretch, len(self.event_shape), self.draw)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self.flat.log_prob(value.flatten(value.dim() - len(self.event_shape)))
+        standard = self._flat((value - self.mean) / self.scale)
+        along = self._along(standard)
+        square = standard.square().sum(-1) + (along.square() * (self.stretch.pow(-2) - 1)).sum(-1)
+        return -0.5 * (square + standard.shape[-1] * math.log(2 * math.pi)) - self._log_volume
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        num_elements = self.event_shape.numel()
-        noise = self.draw(shape[:-1])
-        common = (self.factor @ noise[..., num_elements:, None]).squeeze(-1)
-        own = noise[..., :num_elements].reshape(shape + self.event_shape)
-        return self.mean + self.scale * own + common.reshape(shape + self.event_shape)
+        noise = self._flat(self.draw(shape[:-1]))
+        change = (self.directions @ ((self.stretch - 1) * self._along(noise)).unsqueeze(-1)).squeeze(-1)
+        return self.mean + self.scale * (noise + change).view(shape + self.event_shape)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         with torch.no_grad():
             return self.rsample(sample_shape)
 
+    @property
+    def _log_volume(self) -> Tensor:
+        """log of the square root of the covariance's determinant, [*batch_shape]."""
+        return self._flat(self.scale.log()).sum(-1) + self.stretch.log().sum(-1)
+
+    def _flat(self, value: Tensor) -> Tensor:
+        """[..., *event_shape] to [..., d]."""
+        return value.flatten(value.dim() - len(self.event_shape)) if self.event_shape else value.unsqueeze(-1)
+
+    def _along(self, standard: Tensor) -> Tensor:
+        """Vᵀ of numbers [..., d]: [..., r]."""
+        return (self.directions.transpose(-1, -2) @ standard.unsqueeze(-1)).squeeze(-1)
+
 
 @register_kl(LowRankNormal, Independent)
 def _kl_to_diagonal(q: LowRankNormal, p: Independent) -> Tensor:
-    """To a Gaussian whose dimensions are independent."""
-    mean, variance = (
-        value.expand(*q.batch_shape, *q.event_shape).flatten(len(q.batch_shape)) for value in (p.mean, p.variance)
-    )
-    no_factor = torch.zeros_like(mean)[..., None]
-    return kl_divergence(q.flat, LowRankMultivariateNormal(mean, no_factor, variance, validate_args=False))
+    """To a Gaussian whose dimensions are independent: [*batch_shape]."""
+    distance = (q.variance + (q.mean - p.mean).square()) / p.variance
+    prior_volume = q._flat(0.5 * p.variance.expand_as(q.mean).log()).sum(-1)
+    return 0.5 * q._flat(distance - 1).sum(-1) + prior_volume - q._log_volume
 
 
 @dataclass(frozen=True)
-class LowRankState(State):
-    mean: Tensor
-    """[B, *event_shape]: μ."""
-    mean_first_moment: Tensor
-    mean_second_moment: Tensor
-    log_scale: Tensor
-    """[B, *event_shape]: log σ."""
-    log_scale_first_moment: Tensor
-    log_scale_second_moment: Tensor
-    factor: Tensor
-    """[B, d, r]: U."""
-    factor_first_moment: Tensor
-    factor_second_moment: Tensor
+class LowRankState(VIState):
+    directions: Tensor
+    """[B, d, r]: v of the products taken so far and of the next, orthonormal; 0 where there are none yet."""
+    products: Tensor
+    """[B, d, r]: M v, the mean of those taken; 0 where there are none yet."""
+    prior_scale: Tensor
+    """[B, *event_shape]: of p(z), which no direction exceeds."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """Gaussian posterior of z with a covariance of diagonal plus low rank, by Adam, from the prior."""
+    """Gaussian posterior of z with a covariance of diagonal plus low rank: `vi`, then its correlations."""
 
     num_steps: int = 16
-    """Steps of inference for each sequence (T)."""
-    rank: int = 4
-    """r, the directions in which dimensions of z vary together."""
-    learning_rate: float = 0.1
-    """Step size of Adam on the mean, the directions [units of z, whose prior has scale 1] and the log scale."""
-    epsilon: float = 0.2
-    """Adam's epsilon [nats per unit of z], as of vi."""
+    """Steps of inference for each sequence (T). The last third finds correlations, at two gradients a step."""
+    rank: int = 32
+    """The most directions r in which dimensions of z vary together; each needs one of those steps, and further ones
+    go over them again."""
+    learning_rate: float = 0.5
+    """As of vi, for the steps before."""
 
     has_density: ClassVar[bool] = True
     loss_is_bound: ClassVar[bool] = True
     num_draws: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "rank", "learning_rate", "epsilon")
+        require_positive(self, "rank")
+        self.diagonal  # noqa: B018 - checks the learning rate
+
+    @property
+    def num_products(self) -> int:
+        """Steps that take a product of the curvature with a direction."""
+        return self.num_steps // 3
+
+    @property
+    def diagonal(self) -> VI:
+        """The steps before."""
+        return VI(self.num_steps - self.num_products, self.learning_rate)
 
     @property
     def num_gradients(self) -> int:
-        """One a step."""
-        return self.num_steps
+        """One a step of `vi`, two a product."""
+        return self.num_steps + self.num_products
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> LowRankState:
-        prior = latent_prior(model, batch)
-        mean = (prior.mean if warm is None else warm).detach().clone()
-        log_scale = prior.stddev.detach().log().expand_as(mean).clone()
-        shape = torch.Size([prior.event_shape.numel(), self.rank])
-        noise = rng.normal("lowrank-init", batch.sequence_ids, torch.zeros_like(batch.sequence_ids), shape, like=mean)
-        factor = INITIAL_FACTOR * log_scale.exp().flatten(1)[..., None] * noise
-        fields = []
-        for value in (mean, log_scale, factor):
-            fields += [value, torch.zeros_like(value), torch.zeros_like(value)]
-        return LowRankState(*first_fields(batch), *fields)
+        start = self.diagonal.init(model, batch, rng, warm)
+        num_dims = start.mean[0].numel()
+        nothing = start.mean.new_zeros(len(batch), num_dims, min(self.rank, self.num_products, num_dims))
+        prior_scale = latent_prior(model, batch).stddev.detach().expand_as(start.mean).clone()
+        return LowRankState(**vars(start), directions=nothing, products=nothing.clone(), prior_scale=prior_scale)
 
     def step(self, model: Model, state: LowRankState, batch: Batch, rng: Noise) -> tuple[LowRankState, StepInfo]:
-        noise = rng.normal("lowrank", state.sequence_ids, state.step, _noise_shape(state), like=state.mean)
+        number = int(state.step[0])
+        if number < self.diagonal.num_steps or not state.directions.shape[-1]:
+            new, info = self.diagonal.step(model, state, batch, rng)
+            return dataclasses.replace(state, **vars(new)), info
+        return self._product(number - self.diagonal.num_steps, model, state, batch, rng)
+
+    def _product(
+        self, number: int, model: Model, state: LowRankState, batch: Batch, rng: Noise
+    ) -> tuple[LowRankState, StepInfo]:
+        """M v for one direction, and the direction that follows from it."""
+        scale, rank = state.log_scale.exp(), state.directions.shape[-1]
+        noise = rng.normal("lowrank", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
+        directions, products, index = state.directions.clone(), state.products.clone(), number % rank
+        if number == 0:
+            start = rng.normal("lowrank-start", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
+            directions[..., 0] = _unit(start.flatten(1))
+        v = directions[..., index]
+        across = noise.flatten(1) - v * (v * noise.flatten(1)).sum(1, keepdim=True)
+        nodes = torch.stack([across + NODE * v, across - NODE * v]).view(2, *state.mean.shape)
         with torch.enable_grad():
-            parameters = [value.detach().requires_grad_() for value in (state.mean, state.log_scale, state.factor)]
-            q = _normal(*parameters, draw=lambda outer: noise)
-            joint = log_joint(model, batch, q.rsample())
-            objective = kl_divergence(q, joint.prior) - joint.log_likelihood
-            gradients = torch.autograd.grad(objective.sum(), parameters)
-        names = ("mean", "log_scale", "factor")
-        fields: list[Tensor] = []
-        for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
-            fields += adam_step(
-                parameter.detach(),
-                gradient,
-                getattr(state, f"{name}_first_moment"),
-                getattr(state, f"{name}_second_moment"),
-                state.step,
-                self.learning_rate,
-                self.epsilon,
-            )
-        new = LowRankState(state.sequence_ids, state.step + 1, state.num_skipped, *fields)
-        return new, StepInfo(objective.detach())
+            z = (state.mean + scale * nodes).detach().requires_grad_()
+            joint = log_joint(model, batch, z, num_sample_dims=1)
+            log_density = joint.log_likelihood + joint.log_prior
+            (gradient,) = torch.autograd.grad(-log_density.sum(), z)
+        one, other = (scale * gradient).flatten(2)
+        product = (one - other) / (2 * NODE)
+        products[..., index] += (product - products[..., index]) / (number // rank + 1)
+        if number + 1 < rank:
+            new = product
+            for _ in range(2):  # once leaves rounding errors along the others
+                new = _unit(new - (directions @ (directions.mT @ new.unsqueeze(-1))).squeeze(-1))
+            directions[..., number + 1] = new
+        # The mean over both nodes counts the second moment along v as 3 instead of 1.
+        log_q = normal(state.mean, scale, draw=None).log_prob(z.detach())
+        objective = (log_q - log_density).mean(0) - (v * (product - v)).sum(1) * (NODE**2 - 1) / 2
+        new_state = dataclasses.replace(state, step=state.step + 1, directions=directions, products=products)
+        return new_state, StepInfo(objective.detach())
 
     def mean(self, state: LowRankState) -> Tensor:
         """μ, [B, *event_shape]."""
@@ -189,8 +228,16 @@ class LowRank:
 
     def distribution(self, state: LowRankState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
-        like = state.mean.new_empty(len(state), *_noise_shape(state))
-        return _normal(state.mean, state.log_scale, state.factor, draw=fresh_noise(state, like, rng, purpose))
+        scale = state.log_scale.exp()
+        is_known = state.products.any(-2)
+        curvature = state.directions.mT @ state.products
+        curvature = 0.5 * (curvature + curvature.mT) * (is_known.unsqueeze(-1) & is_known.unsqueeze(-2))
+        eigenvalues, rotation = torch.linalg.eigh(curvature + torch.diag_embed((~is_known).to(curvature)))
+        directions = (state.directions * is_known.unsqueeze(-2)) @ rotation
+        of_prior = (directions.square() * (scale / state.prior_scale).square().flatten(1).unsqueeze(-1)).sum(-2)
+        stretch = eigenvalues.maximum(of_prior).rsqrt()
+        draw = fresh_noise(state, state.mean, rng, purpose)
+        return LowRankNormal(state.mean, scale, directions, stretch, state.mean.dim() - 1, draw)
 
     def guide(self, model: Model, state: LowRankState, batch: Batch, rng: Noise) -> Guide:
         """q(z), drawn afresh."""
@@ -202,10 +249,7 @@ class LowRank:
         return Posterior(q.sample((1, num_samples)), state.sequence_ids)
 
 
-def _normal(mean: Tensor, log_scale: Tensor, factor: Tensor, draw: Callable[[torch.Size], Tensor]) -> LowRankNormal:
-    return LowRankNormal(mean, log_scale.exp(), factor, mean.dim() - 1, draw)
-
-
-def _noise_shape(state: LowRankState) -> torch.Size:
-    """[d + r]: of the noise of one draw."""
-    return torch.Size([sum(state.factor.shape[1:])])
+def _unit(vectors: Tensor) -> Tensor:
+    """[B, d] of length 1; 0 stays 0."""
+    length = vectors.norm(dim=1, keepdim=True)
+    return vectors / length.clamp(min=torch.finfo(vectors.dtype).tiny)

@@ -80,7 +80,7 @@ def test_chains_start_at_draws_of_q_with_its_correlations(linear_gaussian):
     """From a q whose dimensions are strongly correlated, with a single step: E[w] = p(x) for draws of q alone."""
     world, _ = linear_gaussian.with_posterior_variances([0.9, 0.5, 0.05])
     batch = world.sample(4)
-    scheme = LowRank(num_steps=200, rank=2)
+    scheme = LowRank(num_steps=200)
     q = scheme.distribution(infer(scheme, world, batch, SequenceNoise(1)), SequenceNoise(1))
     plan = pilot(world, batch, q, SequenceNoise(2), num_temperatures=1, num_leapfrogs=1, num_chains=20_000)
     weights = (forward_ais(world, batch, q, plan, SequenceNoise(3)).log_weights + world.neg_log_evidence(batch.x)).exp()

@@ -19,8 +19,10 @@ from ltm_pyro.data.synthetic import UnigramLanguage, token_batch
 from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, bounds, infer
 from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.calibration import LOG_LIKELIHOOD, calibrate
+from ltm_pyro.inference.lowrank import LowRank
 from ltm_pyro.inference.nuts import nuts
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
+from ltm_pyro.inference.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, simulate
 
 pytestmark = pytest.mark.slow
@@ -136,7 +138,7 @@ def test_long_runs_agree_with_nuts_in_mean_and_variance(name, long_runs, gold):
     # The errors are small beside what is measured: the posterior's own scales are 0.8 to 1. The trained weights, and
     # with them how hard the posterior is to sample, differ between processors.
     assert found.errors.max() < (0.15 if name == "langevin" else 0.04)
-    assert gold.errors.max() < 0.15
+    assert gold.errors.max() < 0.1
 
 
 def test_long_runs_agree_with_each_other_more_closely(long_runs):
@@ -151,6 +153,18 @@ def test_mean_field_underestimates_the_variances(small, texts, long_runs):
     ratio = state.log_scale.exp().square().flatten().numpy() / long_runs("hmc").variances
     assert 0.7 < ratio.mean() < 0.9
     assert (ratio < 1).mean() > 0.75
+
+
+def test_correlations_tighten_the_bound_at_the_same_number_of_gradients(small, texts):
+    """By at least 0.3 nats of the five or six that the posterior holds, beyond the noise of the draws."""
+    rng, nelbo = SequenceNoise(0), {}
+    for scheme in (VI(num_steps=128), LowRank(num_steps=96)):
+        assert scheme.num_gradients == 128
+        state = infer(scheme, small, texts, rng)
+        estimate = bounds.elbo(small, texts, scheme.distribution(state, rng), 256)
+        nelbo[type(scheme)] = estimate.nelbo.mean().item()
+        error = estimate.monte_carlo_standard_error.square().sum().sqrt().item() / len(texts)
+    assert nelbo[VI] - nelbo[LowRank] > 0.3 + 5 * math.sqrt(2) * error
 
 
 @pytest.fixture(scope="module")
