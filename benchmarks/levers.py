@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
-import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
 import torch
 import torch.nn.functional as F
+from timing import machine, seconds_in_turns
 from torch import Tensor
 
 from ltm_pyro.config import preset
@@ -138,14 +136,18 @@ def main() -> None:
         fast_step(model, VI(stride=4), below),
         lambda: _both(levers(model, every), in_bfloat16(model)),
     )
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn, (name, (step, context)) in itertools.product(range(options.rounds + 1), ways.items()):
-        with context():
-            started = time.perf_counter()
-            step()
-            if turn:  # the first is to warm up
-                seconds[name].append(time.perf_counter() - started)
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
+
+    def within(step: Callable[[], None], context: Callable[[], Any]) -> Callable[[], None]:
+        def work() -> None:
+            with context():
+                step()
+
+        return work
+
+    device = torch.device("cpu")
+    works = {name: within(*way) for name, way in ways.items()}
+    seconds = seconds_in_turns(works, options.rounds, device)
+    print(machine(device))
     print(f"preset {options.preset}, {options.batch_size} sequences of {config.model.length} tokens\n")
     print("| | a fast step [s] | plain / this |\n|---|---|---|")
     plain = statistics.median(seconds["plain"])

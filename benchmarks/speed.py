@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import platform
 import resource
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from timing import machine, matrix_rate, median_seconds
 
 from ltm_pyro.config import TrainConfig, preset, scheme_of
 from ltm_pyro.data import token_batch
@@ -65,27 +64,6 @@ class Step:
         self.slow()
 
 
-def seconds_of(work: Callable[[], None], rounds: int, device: torch.device) -> float:
-    """Median, after one to warm up."""
-    found = []
-    for turn in range(rounds + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if turn:
-            found.append(time.perf_counter() - started)
-    return float(np.median(found))
-
-
-def matrix_rate(device: torch.device, precision: str) -> float:
-    """Operations a second of a large matrix product."""
-    a, b = (torch.randn(4096, 4096, device=device, dtype=getattr(torch, precision)) for _ in range(2))
-    return 2 * 4096**3 / seconds_of(lambda: a @ b, 3, device)
-
-
 def memory_mb(device: torch.device) -> float:
     """Most that the process has held so far."""
     if device.type == "cuda":
@@ -95,7 +73,7 @@ def memory_mb(device: torch.device) -> float:
 
 def table(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
-    rate = matrix_rate(device, options.precision)
+    rate = matrix_rate(device, getattr(torch, options.precision))
     print(f"a product of 4096 x 4096 matrices in {options.precision}: {rate / 1e9:.0f} G operations a second\n")
     print(
         "| preset | scheme | T | fast step [s] | of the limit | slow step [s] | of the limit | tokens/s | memory [MB] |"
@@ -105,7 +83,7 @@ def table(options: argparse.Namespace) -> None:
         for inference in options.inference:
             config = dataclasses.replace(preset(name), inference=inference)
             step = Step(config, options.batch_size, options)
-            fast, slow = (seconds_of(work, options.rounds, device) for work in (step.fast, step.slow))
+            fast, slow = (median_seconds(work, options.rounds, device) for work in (step.fast, step.slow))
             shares = ("", "") if options.compile else (count(step.fast) / fast / rate, count(step.slow) / slow / rate)
             cells = [name, inference, config.fast_steps, f"{fast:.3f}", shares[0], f"{slow:.3f}", shares[1]]
             cells += [
@@ -130,7 +108,9 @@ def scaling(options: argparse.Namespace) -> None:
     }
     print(f"preset {options.presets[0]}, window {window}\n\n| | seconds of a training step | slope |\n|---|---|---|")
     for axis, (values, of) in axes.items():
-        found: list[Any] = [seconds_of(Step(*of(value), options).training, options.rounds, device) for value in values]
+        found: list[Any] = [
+            median_seconds(Step(*of(value), options).training, options.rounds, device) for value in values
+        ]
         slope = np.polyfit(np.log(values), np.log(found), 1)[0]
         cells = ", ".join(f"{value}: {seconds:.2f}" for value, seconds in zip(values, found, strict=True))
         print(f"| {axis} | {cells} | {slope:.2f} |", flush=True)
@@ -147,10 +127,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the decoder; its operations are not counted")
     parser.add_argument("--scaling", action="store_true", help="growth with T, batch and length, of the first preset")
     options = parser.parse_args()
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), "
-        f"{options.device}, {options.batch_size} sequences"
-    )
+    print(f"{machine(torch.device(options.device))}, {options.batch_size} sequences")
     scaling(options) if options.scaling else table(options)
 
 

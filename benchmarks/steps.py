@@ -17,13 +17,13 @@ import bisect
 import dataclasses
 import itertools
 import math
-import platform
 import statistics
 import time
 from typing import Any
 
 import pyro
 import torch
+from timing import machine
 from torch import Tensor
 from vs_reference import Theirs, import_reference
 
@@ -179,7 +179,7 @@ def main() -> None:
     assert torch.allclose(states[0].mean, states[1].mean, atol=1e-3), "the variants are not variants of `vi`"
     prior, *_ = reached(VI(0))
     best, kl, _ = reached(VI(256))
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
+    print(machine(torch.device("cpu")))
     print(
         f"{len(texts)} texts of {corpus.name}, {texts.weights.sum() / len(texts):.0f} tokens on average; z of "
         f"{math.prod(config.model.latent_shape)} dimensions; {options.draws} draws; mean of {options.seeds} seeds"

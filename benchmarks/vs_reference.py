@@ -19,18 +19,17 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import platform
 import statistics
 import subprocess
 import sys
-import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyro
 import torch
 import torch.nn.functional as F
+from timing import machine, matrix_rate, seconds_in_turns
 from torch import Tensor, nn
 
 from ltm_pyro.config import preset
@@ -238,21 +237,6 @@ def log_likelihoods(ours: Ours, theirs: Theirs) -> tuple[float, float]:
     return mine, -their_elbo[4].item() * len(ours.batch)
 
 
-def measure(functions: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each, taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            started = time.perf_counter()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
 def build(options: argparse.Namespace, name: str) -> dict[str, Any]:
     """The sides to compare, by name."""
     config = preset(name)
@@ -308,14 +292,6 @@ def resident_mb() -> float:
     return int(peak) / 1024
 
 
-def matrix_rate(device: torch.device) -> float:
-    """Operations a second of a large matrix product, the limit of the arithmetic."""
-    a, b = (torch.randn(4096, 4096, device=device) for _ in range(2))
-    a @ b
-    (seconds,) = measure({"product": lambda: a @ b}, 5, device).values()
-    return 2 * 4096**3 / statistics.median(seconds)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", required=True, help="folder of a clone")
@@ -332,9 +308,7 @@ def main() -> None:
         only(options)
         return
     device = torch.device(options.device)
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), {device}"
-    )
+    print(machine(device))
     records = []
     for name in options.presets:
         sides = build(options, name)
@@ -351,9 +325,7 @@ def main() -> None:
             if not rounds:
                 continue
             functions = {side: getattr(value, what) for side, value in sides.items()}
-            if what == "fast_step":
-                measure(functions, 1, device)  # to warm up
-            seconds = measure(functions, rounds, device)
+            seconds = seconds_in_turns(functions, rounds, device, warm_up=what == "fast_step")
             medians = {side: statistics.median(values) for side, values in seconds.items()}
             cells = [f"{medians[side]:.2f} ({min(v):.2f}-{max(v):.2f})" for side, v in seconds.items()]
             ratios = [f"{medians['reference'] / medians[side]:.2f}" for side in ("ours", "ours, stride 4")]
