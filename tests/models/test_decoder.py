@@ -292,6 +292,10 @@ def test_bfloat16_has_little_noise_and_no_bias_to_speak_of(wide):
     exact, exact_slope = log_probs_and_slopes(decoder, inputs, z)
     decoder.compute_dtype = torch.bfloat16
     rounded, slope = log_probs_and_slopes(decoder, inputs, z)
+    # The layers by themselves, and not only the vocabulary term.
+    with torch.no_grad():
+        hidden, decoder.compute_dtype = decoder(inputs, z), None
+        assert 1e-4 < (hidden - decoder(inputs, z)).std() < 0.03
     assert rounded.dtype == torch.float32
     assert slope.dtype == torch.float32
     difference = (rounded - exact).double()
