@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ltm_pyro.models.decoder import Decoder
+from ltm_pyro.models.vector_products import logits_of_many_tokens
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ class Sampling:
         logits_BV = self._penalised(logits_BV.float(), is_used_BV)
         if self.temperature == 0:
             return logits_BV.argmax(-1)
-        probs_BV = self._warped(logits_BV).softmax(-1)
-        return torch.multinomial(probs_BV, 1, generator=generator).squeeze(-1)
+        # By the inverse of the distribution function, with one random number: `torch.multinomial` takes one for every
+        # token of the vocabulary. In float64, in which a uniform number times the total stays below the total.
+        total_BV = self._warped(logits_BV).softmax(-1, dtype=torch.float64).cumsum(-1)
+        uniform_B1 = torch.rand(len(total_BV), 1, dtype=torch.float64, device=total_BV.device, generator=generator)
+        return torch.searchsorted(total_BV, uniform_B1 * total_BV[:, -1:], right=True).squeeze(-1)
 
     def _penalised(self, logits_BV: Tensor, is_used_BV: Tensor) -> Tensor:
         if self.repetition_penalty == 1:
@@ -118,9 +122,10 @@ def stream(
     inputs_BT = torch.tensor([row + [end_of_text] * (longest - len(row)) for row in inputs], device=device)
     num_inputs_B = torch.tensor([len(row) for row in inputs], device=device)
     hidden_BD, memory = decoder.read(inputs_BT, num_inputs_B, z_BLSD, max_new_tokens - 1)
+    logits = logits_of_many_tokens(decoder, max_new_tokens)
     has_ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for num_left in reversed(range(max_new_tokens)):
-        chosen_B = sampling.choose(decoder.logits(hidden_BD), is_used_BV, generator)
+        chosen_B = sampling.choose(logits(hidden_BD), is_used_BV, generator)
         tokens_B = chosen_B.masked_fill(has_ended_B, end_of_text)
         yield tokens_B
         has_ended_B |= tokens_B == end_of_text

@@ -13,12 +13,13 @@ import torch
 from ltm_pyro import operations
 from ltm_pyro.models import Decoder, DecoderConfig, Sampling, TokenSequence, generate
 from ltm_pyro.models.generation import stream
+from ltm_pyro.models.vector_products import WORTH_A_COPY
 
 TOY = DecoderConfig(num_layers=3, width=12, num_heads=3, hidden=10, num_slots=2, window=4, length=11)
 VOCAB_SIZE, END, BEGIN = 7, 5, 6
 CONFIGS = [TOY, dataclasses.replace(TOY, window=1), dataclasses.replace(TOY, num_layers=1, window=5, num_slots=0)]
-# None, shorter than the window, longer than it, and longer than any layer can see (10 inputs of TOY).
-PROMPTS = [[], [3], [0, 1, 2, 3, 4, 0], [1, 4] * 15]
+# None, shorter than the window, longer than it, and longer than any layer can see (10 inputs with TOY).
+PROMPTS = [[], [3], [0, 1, 2, 3, 4, 0], [0, 3, 1, 1, 2, 4, 0, 0, 1, 4, 3, 2, 2, 0, 4, 3]]
 GREEDY = Sampling(temperature=0)
 
 
@@ -48,7 +49,7 @@ def naive_greedy(decoder, z_LSD, prompt, num_tokens, end):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_texts_are_those_that_reading_all_of_them_for_every_token_gives(config):
-    num_tokens, num_ended = 30, 0
+    num_tokens, num_ended = WORTH_A_COPY, 0  # so that the output layer is the one for many tokens
     for _ in range(5):
         decoder = sharp_decoder(config)
         z = random_z(decoder, len(PROMPTS))
@@ -86,6 +87,24 @@ def test_what_stands_behind_a_short_prompt_is_not_seen():
     assert torch.equal(first, same)
     for token in torch.randint(VOCAB_SIZE - 1, (9, 2)):
         assert torch.equal(decoder.step(token, memory), decoder.step(token, other_memory))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_of_a_prompt_exactly_what_some_layer_sees_is_read(config):
+    decoder = sharp_decoder(config)
+    z = random_z(decoder, 1)
+    inputs = torch.randint(VOCAB_SIZE, (1, 25))
+    expected = decoder(inputs, z)[:, -1]
+    found, one_less = (
+        decoder.read(inputs[:, -number:], torch.tensor([number]), z, 0)[0]
+        for number in (decoder.reach, max(1, decoder.reach - 1))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    assert decoder.reach == 1 or (one_less - expected).abs().max() > 1e-9
+    read = []
+    decoder.embedding.register_forward_hook(lambda module, inputs, output: read.append(output.shape[1]))
+    generate(decoder, z, END, 1, [[1] * 24])
+    assert read == [decoder.reach]
 
 
 def test_a_token_costs_the_same_wherever_it_stands():
