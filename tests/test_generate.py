@@ -237,20 +237,39 @@ def test_texts_that_have_ended_are_not_thought_of_again(runs):
     calls = []
 
     def rethink(so_far, number):
-        calls.append(([len(text) for text in so_far], number))
+        calls.append(([list(tokens) for tokens in so_far], number))
         return torch.zeros(len(so_far), *LATENT_SHAPE)
 
-    ltm = ltm_pyro.load(runs / "vi")
-    z = torch.randn(2, *LATENT_SHAPE)
-    written, last = generate.write(
-        ltm, z, [[1, 2, 3], []], 10, Sampling(temperature=0), torch.Generator(), rethink, 4, lambda token: None
-    )
-    assert max(map(len, written)) <= 10
-    assert [number for _, number in calls] == [0, 1][: len(calls)]
-    for lengths, number in calls:
-        assert set(lengths) <= {3 + 4 * (number + 1), 4 * (number + 1)}
-    for row, tokens in enumerate(written):
-        assert (last[row] == 0).all() == (len(tokens) > 4)
+    ltm, num_texts = ltm_pyro.load(runs / "vi"), 64
+    prompts, z = [[1, 2, 3]] * num_texts, torch.ones(num_texts, *LATENT_SHAPE)
+    generator = torch.Generator().manual_seed(0)
+    written, last = generate.write(ltm, z, prompts, 40, Sampling(), generator, rethink, 10, lambda token: None)
+    lengths = [len(tokens) for tokens in written]
+    assert min(lengths) < 30
+    assert max(lengths) == 40
+    for tokens in written:
+        assert (ltm.model.end_of_text in tokens) == (len(tokens) < 40 or tokens[-1] == ltm.model.end_of_text)
+    assert [number for _, number in calls] == [0, 1, 2]
+    for so_far, number in calls:
+        position = 10 * (number + 1)
+        unfinished = [tokens for tokens in written if len(tokens) > position]
+        assert so_far == [[1, 2, 3, *tokens[:position]] for tokens in unfinished]
+    assert (last == 0).flatten(1).all(1).tolist() == [length > 10 for length in lengths]
+
+
+def test_no_noise_of_inference_serves_twice(command, monkeypatch):
+    infer_thoughts, used = generate.infer_thoughts, []
+
+    def recorded(ltm, prompts, scheme, num_samples, rng, first_id):
+        used.extend(range(first_id, first_id + len(prompts)))
+        return infer_thoughts(ltm, prompts, scheme, num_samples, rng, first_id)
+
+    monkeypatch.setattr(generate, "infer_thoughts", recorded)
+    Path("two.txt").write_text("one\ntwo\n")
+    args = ("--prompt-file", "two.txt", "--num-samples", "3", "--batch-size", "4", "--rethink", "2")
+    assert command("vi", *args, "--max-new-tokens", "6")[0] == 0
+    assert len(used) > 2 + 6
+    assert len(set(used)) == len(used)
 
 
 def test_rethinking_without_a_prompt_begins_at_the_prior(texts):
