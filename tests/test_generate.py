@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
+from pyro.infer import Predictive
 from safetensors.torch import load_file, save_file
 
 import ltm_pyro
@@ -377,3 +382,43 @@ def test_help_explains_every_option(capsys):
     text = capsys.readouterr().out
     for option in ("--prompt", "--temperature", "--top-k", "--top-p", "--repetition-penalty", "--rethink", "--thought"):
         assert option in text
+
+
+# --- through Pyro, and the documentation
+
+
+@pytest.mark.parametrize("name", ["vi", "map"])
+def test_posterior_predictive_texts_come_from_the_guide_of_a_scheme(name, runs):
+    ltm, num_samples = ltm_pyro.load(runs / "vi"), 100
+    batch, rng, scheme = ltm.batch([PROMPT, "makes"]), SequenceNoise(0), SCHEMES[name](num_steps=4)
+    state = infer(scheme, ltm.model, batch, rng)
+    guide = scheme.guide(ltm.model, state, batch, rng)
+    drawn = Predictive(ltm.model, guide=guide, num_samples=num_samples)(num_sequences=2)
+    assert drawn["tokens"].shape == (num_samples, 2, LENGTH)
+    assert drawn["z"].shape == (num_samples, 2, *LATENT_SHAPE)
+    if name == "map":
+        assert torch.equal(drawn["z"], state.z.expand_as(drawn["z"]))
+        return
+    q = scheme.distribution(state, rng)
+    error = (drawn["z"].mean(0) - q.mean) / (q.stddev / math.sqrt(num_samples))
+    assert error.abs().max() < 5
+    # Each text is one of its own z, drawn from Pyro's seed.
+    pyro.set_rng_seed(3)
+    first = Predictive(ltm.model, {"z": drawn["z"][:20]})(num_sequences=2)["tokens"]
+    pyro.set_rng_seed(3)
+    assert torch.equal(Predictive(ltm.model, {"z": drawn["z"][:20]})(num_sequences=2)["tokens"], first)
+
+
+def test_the_python_examples_of_the_documentation_run(runs, monkeypatch, capsys):
+    monkeypatch.chdir(runs)
+    if not Path("runs").exists():
+        shutil.copytree("vi", "runs/python-docs-tiny-vi")
+    document = Path(__file__).parents[1] / "docs/generation.md"
+    examples = re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    for example in examples:
+        exec(compile(example, document.name, "exec"), names)
+    assert names["tokens"].shape == (4, 40)
+    assert names["prior"]["z"].shape == names["posterior"]["z"].shape == (4, 1, *LATENT_SHAPE)
+    assert names["accuracies"].shape[0] == LATENT_SHAPE[0] + 1
+    assert Path("reconstruction.png").exists()
