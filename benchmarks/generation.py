@@ -11,8 +11,8 @@ tokens, and so on. The reference reads all of the text for every token, so that 
 stretch of 128; its time for 1,024 tokens is taken from those it wrote. 128 times them all.
 
 The limit is reading every weight that a token needs once, at the rate of a matrix-vector product with a matrix of the
-same size, in both layouts, and of a sum over it. At last, 10,000 tokens with preset tiny and one thread, to see whether a token costs
-the same wherever it stands.
+same size, in both layouts, and of a sum over it. At last, 10,000 tokens with preset tiny and one thread, to see whether
+a token costs the same wherever it stands.
 """
 
 from __future__ import annotations
