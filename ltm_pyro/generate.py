@@ -123,11 +123,12 @@ def read_prompts(config: GenerateConfig) -> list[str]:
         prompts = [config.prompt or ""]
     else:
         try:
-            prompts = Path(config.prompt_file).read_text(encoding="utf-8").splitlines()
+            text = Path(config.prompt_file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--prompt-file {config.prompt_file} cannot be read as UTF-8 text: {error}") from None
-        if not prompts:
+        if not text:
             raise InputError(f"--prompt-file {config.prompt_file} is empty: give one prompt a line")
+        prompts = text.removesuffix("\n").split("\n")  # and not at a form feed, as `splitlines` does
     for prompt in prompts:
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise InputError(f"the prompt {prompt!r} is not text: a part of it is not UTF-8")

@@ -112,15 +112,22 @@ def test_the_plain_output_is_the_text_with_its_prompt(command, texts, prompts):
     assert command(*args) == (0, "".join(expected), "")
 
 
-def test_a_terminal_sees_a_text_grow(command, monkeypatch):
-    args = ("vi", "--prompt", "é", "--max-new-tokens", "30")
-    _, plain, _ = command(*args)
+def test_a_line_of_prompts_ends_at_its_line_feed_only(texts):
+    Path("lines.txt").write_bytes("one\x0cpage\r\ntwo\u2028parts\n\n".encode())
+    found = texts("vi", "--prompt-file", "lines.txt", "--max-new-tokens", "0")
+    assert [text["prompt"] for text in found] == ["one\x0cpage", "two\u2028parts", ""]
+
+
+def test_a_terminal_sees_a_text_grow(command, texts, monkeypatch):
+    args = ("vi", "--prompt", "é", "--max-new-tokens", "300")
+    seed = next(str(seed) for seed in range(20) if texts(*args, "--seed", str(seed))[0]["ended"])
+    _, plain, _ = command(*args, "--seed", seed)
     pieces = []
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr("builtins.print", lambda text="", end="\n", **_: pieces.append(text + end))
-    assert command(*args)[0] == 0
+    assert command(*args, "--seed", seed)[0] == 0
     assert "".join(pieces) == plain
-    assert len(pieces) > 20
+    assert len(pieces) > 3
 
 
 def test_what_is_written_is_what_the_model_says_given_the_inferred_thought(texts, runs):
@@ -350,6 +357,7 @@ BAD = {
     "a thought that is none": (["vi", "--thought", "text.jsonl"], "cannot be read"),
     "a thought of another name": (["vi", "--thought", "named.st"], "'z'"),
     "a thought of another shape": (["vi", "--thought", "shape.st"], "[number of texts, 2, 2, 16]"),
+    "a thought of another width": (["vi", "--thought", "width.st"], "2, 2, 8]"),
     "a thought that is not finite": (["vi", "--thought", "nan.st"], "not finite"),
     "more thoughts than prompts": (["vi", "--thought", "good.st", "--prompt-file", "one.txt"], "2 thoughts"),
     "a thought to save nowhere": (["vi", "--save-thought", "nowhere/z.st"], "nowhere"),
@@ -366,6 +374,7 @@ def test_bad_input_ends_in_one_line_with_status_2(args, mentioned, command):
     save_file({"z": good}, "good.st")
     save_file({"thought": good}, "named.st")
     save_file({"z": good[0]}, "shape.st")
+    save_file({"z": good[..., :8].contiguous()}, "width.st")
     save_file({"z": good / 0}, "nan.st")
     status, out, err = command(*args)
     assert status == 2

@@ -115,7 +115,8 @@ def stream(
     device = z_BLSD.device
     is_used_BV = torch.zeros(len(prompts), decoder.vocab_size - 1, dtype=torch.bool, device=device)
     for is_used_V, prompt in zip(is_used_BV, prompts, strict=True):
-        is_used_V[list(prompt)] = True
+        if prompt:
+            is_used_V[list(prompt)] = True
     # What no layer can see from the end of the prompt need not be read.
     inputs = [[decoder.begin_of_text, *prompt][-decoder.reach :] for prompt in prompts]
     longest = max(map(len, inputs))
