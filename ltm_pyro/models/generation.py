@@ -60,7 +60,7 @@ class Sampling:
             return logits_BV.argmax(-1)
         # By the inverse of the distribution function, with one random number: `torch.multinomial` takes one for every
         # token of the vocabulary. In float64, in which a uniform number times the total stays below the total.
-        total_BV = self._warped(logits_BV).softmax(-1, dtype=torch.float64).cumsum(-1)
+        total_BV = self._warped(logits_BV).softmax(-1).cumsum(-1)
         uniform_B1 = torch.rand(len(total_BV), 1, dtype=torch.float64, device=total_BV.device, generator=generator)
         return torch.searchsorted(total_BV, uniform_B1 * total_BV[:, -1:], right=True).squeeze(-1)
 
@@ -71,8 +71,9 @@ class Sampling:
         return torch.where(is_used_BV, torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty), logits_BV)
 
     def _warped(self, logits_BV: Tensor) -> Tensor:
-        """Logits of the tokens to draw from, minus infinity elsewhere."""
-        logits_BV = logits_BV / self.temperature
+        """Logits of the tokens to draw from, float64, minus infinity elsewhere."""
+        # Relative to the largest, which so stays 0 at temperatures however low.
+        logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double() / self.temperature
         if 0 < self.top_k < logits_BV.shape[-1]:
             least = logits_BV.topk(self.top_k).values[:, -1:]
             logits_BV = logits_BV.masked_fill(logits_BV < least, -torch.inf)

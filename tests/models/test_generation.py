@@ -221,6 +221,13 @@ def test_equally_likely_tokens_are_all_kept_as_transformers_does():
     assert drawn.unique().tolist() == [0, 1, 2, 4]
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 1e-320])
+def test_near_temperature_0_the_most_likely_token_is_drawn(temperature):
+    logits = 40 * torch.randn(50, 5)
+    drawn = Sampling(temperature=temperature).choose(logits, torch.zeros(50, 5, dtype=torch.bool))
+    assert torch.equal(drawn, logits.argmax(-1))
+
+
 def test_a_generator_makes_texts_reproducible_and_leaves_the_global_one_alone():
     decoder = sharp_decoder()
     z = random_z(decoder, 20)
