@@ -41,9 +41,9 @@ class GenerateConfig:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
     """Folder of a run."""
-    prompt: str | None = None
+    prompt: str = ""
     """Text to continue, of any length; z is inferred from its last tokens, as many as the model's sequences have.
-    Default, or empty: a new text, z from the prior."""
+    Empty: a new text, z from the prior."""
     prompt_file: str | None = None
     """File of prompts, one a line; an empty line stands for a new text."""
     num_samples: int = 1
@@ -96,7 +96,7 @@ def parse(args: Sequence[str]) -> GenerateConfig:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     if config.seed >= 2**32:
         raise InputError(f"--seed must be below 2^32, not {config.seed}")
-    if config.prompt is not None and config.prompt_file is not None:
+    if config.prompt and config.prompt_file is not None:
         raise InputError("give --prompt or --prompt-file, not both")
     infers = config.rethink or (config.thought is None and (config.prompt or config.prompt_file))
     if (config.inference or config.fast_steps is not None) and not infers:
@@ -120,7 +120,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
         InputError: if they cannot be read, or are no text.
     """
     if config.prompt_file is None:
-        prompts = [config.prompt or ""]
+        prompts = [config.prompt]
     else:
         try:
             text = Path(config.prompt_file).read_text(encoding="utf-8")

@@ -188,6 +188,11 @@ def test_thoughts_do_not_depend_on_the_batch(command, prompts):
     torch.testing.assert_close(found[0], found[2], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("prompt", ["None", " ", "- item", "é"])
+def test_any_text_is_a_prompt(prompt, texts):
+    assert texts("vi", f"--prompt={prompt}", "--max-new-tokens", "0")[0]["prompt"] == prompt
+
+
 def test_an_empty_prompt_is_none(texts):
     args = ("map", "--max-new-tokens", "12")
     assert texts(*args) == texts(*args, "--prompt", "")
