@@ -264,12 +264,21 @@ class TrainedModel:
             raise ValueError(
                 f"a text has {longest} tokens with its end-of-text, the model's sequences {self.config.model.length}"
             )
-        num_bytes = token_num_bytes(self.tokenizer)
+        return self.token_batch(rows)
+
+    def token_batch(self, rows: Sequence[Sequence[int]], first_id: int = 0) -> TokenBatch:
+        """Tokens as a batch, padded to the longest row: [B, T]. No end-of-text is added: a row may be a prefix.
+
+        Args:
+            first_id: sequence ids count the rows from here.
+        """
+        longest = max(map(len, rows))
+        end, num_bytes = end_of_text(self.tokenizer), token_num_bytes(self.tokenizer)
         batch = TokenBatch(
-            torch.tensor([row + [end] * (longest - len(row)) for row in rows]),
+            torch.tensor([[*row, *[end] * (longest - len(row))] for row in rows], dtype=torch.int64),
             torch.tensor([[1.0] * len(row) + [0.0] * (longest - len(row)) for row in rows]),
-            torch.arange(len(rows)),
-            torch.tensor([int(num_bytes[row].sum()) for row in rows]),
+            torch.arange(first_id, first_id + len(rows)),
+            torch.tensor([int(num_bytes[list(row)].sum()) for row in rows]),
         )
         return batch.to(self.model.decoder.embedding.weight.device)
 

@@ -1,9 +1,11 @@
 """Attention of the decoder: causal within a window, and across to the thought vectors.
 
-Shapes: B sequences, H heads, T tokens, S slots, D width, K = D / H numbers per head, W window.
+Shapes: B sequences, H heads, T tokens, S slots, D width, K = D / H numbers per head, W window, R tokens in a ring.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +21,19 @@ def rotary(x_BHTK: Tensor) -> Tensor:
     Scores of rotated queries and keys depend on the difference of their positions only.
     """
     num_positions, head_dim = x_BHTK.shape[-2:]
-    # Angles at least in float32: bfloat16 cannot tell position 256 from 257.
-    dtype = torch.promote_types(x_BHTK.dtype, torch.float32)
-    exponents = torch.arange(0, head_dim, 2, device=x_BHTK.device, dtype=dtype) / head_dim
-    positions = torch.arange(num_positions, device=x_BHTK.device, dtype=dtype)
-    angles = torch.outer(positions, ROTARY_BASE**-exponents)
+    return rotated(x_BHTK, rotary_angles(torch.arange(num_positions, device=x_BHTK.device), head_dim, x_BHTK.dtype))
+
+
+def rotary_angles(positions: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+    """Angles by which a head's pairs are rotated at these positions, [*positions.shape, K/2]."""
+    # At least in float32: bfloat16 cannot tell position 256 from 257.
+    dtype = torch.promote_types(dtype, torch.float32)
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=dtype) / head_dim
+    return positions[..., None].to(dtype) * ROTARY_BASE**-exponents
+
+
+def rotated(x_BHTK: Tensor, angles: Tensor) -> Tensor:
+    """The pairs rotated by angles that broadcast to [B, H, T, K/2]."""
     cos, sin = angles.cos().to(x_BHTK.dtype), angles.sin().to(x_BHTK.dtype)
     real, imaginary = x_BHTK.chunk(2, dim=-1)
     return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
@@ -63,6 +73,29 @@ def join_heads(x_BHTK: Tensor) -> Tensor:
     return x_BHTK.transpose(1, 2).flatten(2)
 
 
+@dataclass(frozen=True, eq=False)
+class Ring:
+    """Keys and values of the last tokens of each text, as many as the window has or the texts will.
+
+    Attention does not ask in which order they stand: the next token takes the place of the oldest.
+    """
+
+    k_BHRK: Tensor
+    """Rotated to the positions of their tokens."""
+    v_BHRK: Tensor
+
+    @classmethod
+    def of_last(cls, k_BHTK: Tensor, v_BHTK: Tensor, index_BR: Tensor) -> Ring:
+        """The tokens with these indices."""
+        index = index_BR[:, None, :, None].expand(-1, k_BHTK.shape[1], -1, k_BHTK.shape[3])
+        return cls(k_BHTK.gather(2, index), v_BHTK.gather(2, index))
+
+    def put(self, place: int, k_BH1K: Tensor, v_BH1K: Tensor) -> None:
+        """Write one token over the one in its place."""
+        self.k_BHRK[:, :, place] = k_BH1K[:, :, 0]
+        self.v_BHRK[:, :, place] = v_BH1K[:, :, 0]
+
+
 class SelfAttention(nn.Module):
     """Causal self-attention within a window, with rotary positions."""
 
@@ -74,8 +107,32 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        q, k, v = (split_heads(x, self.num_heads) for x in self.query_key_value(x_BTD).chunk(3, dim=-1))
+        q, k, v = self._heads(x_BTD)
         return self.output(join_heads(windowed_attention(rotary(q), rotary(k), v, self.window)))
+
+    def read(self, x_BTD: Tensor, index_BR: Tensor) -> tuple[Tensor, Ring]:
+        """As `forward`, and keys and values of the tokens with these indices, from which `step` goes on."""
+        q, k, v = self._heads(x_BTD)
+        k = rotary(k)
+        attended = self.output(join_heads(windowed_attention(rotary(q), k, v, self.window)))
+        return attended, Ring.of_last(k, v, index_BR)
+
+    def step(self, x_B1D: Tensor, ring: Ring, place: int, angles: Tensor, is_seen_BR: Tensor) -> Tensor:
+        """Attention of one token of each text, which takes its place in the ring.
+
+        Args:
+            angles: of the tokens' positions, [B, 1, 1, K/2].
+            is_seen_BR: which places hold a token of the text, the new one included.
+        """
+        q, k, v = self._heads(x_B1D)
+        ring.put(place, rotated(k, angles), v)
+        mask = is_seen_BR[:, None, None]
+        attended = F.scaled_dot_product_attention(rotated(q, angles), ring.k_BHRK, ring.v_BHRK, attn_mask=mask)
+        return self.output(join_heads(attended))
+
+    def _heads(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (split_heads(x, self.num_heads) for x in self.query_key_value(x_BTD).chunk(3, dim=-1))
+        return q, k, v
 
 
 class CrossAttention(nn.Module):
@@ -97,6 +154,14 @@ class CrossAttention(nn.Module):
 
     def forward(self, query_BTD: Tensor, z_BSD: Tensor) -> Tensor:
         """Attention of the queries, `self.query` of the tokens' states, which does not depend on z."""
+        return self.attend(query_BTD, *self.keys_values(z_BSD))
+
+    def keys_values(self, z_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the thought vectors, [B, H, S, K] each: all that tokens see of them."""
         k, v = (split_heads(x, self.num_heads) for x in self.key_value(z_BSD).chunk(2, dim=-1))
+        return rotary(k), v
+
+    def attend(self, query_BTD: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
+        """Attention of the queries to keys and values that have been computed already."""
         q = split_heads(query_BTD, self.num_heads)
-        return self.output(join_heads(F.scaled_dot_product_attention(q, rotary(k), v)))
+        return self.output(join_heads(F.scaled_dot_product_attention(q, k_BHSK, v_BHSK)))

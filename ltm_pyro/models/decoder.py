@@ -4,7 +4,7 @@ Kong et al. 2025 (arXiv 2502.01567, section 2): a causal decoder with a short wi
 z_l. Block: windowed self-attention with rotary positions, cross-attention, SwiGLU; RMSNorm before each of
 the three and once at the end, none on z; no biases; the output layer shares the weights of the embedding.
 
-Shapes: B sequences, T tokens, L layers, S slots, D width, V vocabulary.
+Shapes: B sequences, T tokens, L layers, S slots, D width, V vocabulary, R tokens in a ring.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltm_pyro.models.attention import CrossAttention, SelfAttention
+from ltm_pyro.models.attention import CrossAttention, Ring, SelfAttention, rotary_angles
 from ltm_pyro.models.vocabulary import target_log_probs
 
 
@@ -102,6 +102,28 @@ class BelowZ:
         return BelowZ(*parts)
 
 
+@dataclass(frozen=True, eq=False)
+class BlockMemory:
+    """What a layer keeps of the tokens it has read and of its thought vectors."""
+
+    ring: Ring
+    thought: tuple[Tensor, Tensor] | None
+    """Keys and values of cross-attention, computed once; None in a layer without slots."""
+
+
+@dataclass(eq=False)
+class DecoderMemory:
+    """What the decoder keeps of B texts that it writes token by token. :meth:`Decoder.step` changes it."""
+
+    blocks: list[BlockMemory]
+    num_read_B: Tensor
+    """Inputs that have been read: the position of the next one."""
+    is_seen_BR: Tensor
+    """Which places of the rings hold a token of the text."""
+    place: int
+    """Where in the rings the next token goes, the same for all texts."""
+
+
 class Block(nn.Module):
     """One layer: self-attention, cross-attention to z_l if it has slots, SwiGLU, each added to the residual stream."""
 
@@ -117,14 +139,36 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(config.width, config.hidden)
 
     def below_z(self, x_BTD: Tensor) -> BelowZ:
-        x_BTD = x_BTD + self.self_attention(self.self_attention_norm(x_BTD))
+        return self._below_z(x_BTD, self.self_attention(self.self_attention_norm(x_BTD)))
+
+    def forward(self, below: BelowZ, z_BSD: Tensor) -> Tensor:
+        return self._above_z(below, self.cross_attention(below.query_BTD, z_BSD) if self.has_slots else None)
+
+    def read(self, x_BTD: Tensor, z_BSD: Tensor, index_BR: Tensor) -> tuple[Tensor, BlockMemory]:
+        """The whole layer, and what `step` needs of these tokens."""
+        attended_BTD, ring = self.self_attention.read(self.self_attention_norm(x_BTD), index_BR)
+        memory = BlockMemory(ring, self.cross_attention.keys_values(z_BSD) if self.has_slots else None)
+        return self._remembering(x_BTD, attended_BTD, memory), memory
+
+    def step(self, x_B1D: Tensor, memory: BlockMemory, place: int, angles: Tensor, is_seen_BR: Tensor) -> Tensor:
+        """The whole layer for one token of each text; the arguments are those of :meth:`SelfAttention.step`."""
+        normed_B1D = self.self_attention_norm(x_B1D)
+        attended_B1D = self.self_attention.step(normed_B1D, memory.ring, place, angles, is_seen_BR)
+        return self._remembering(x_B1D, attended_B1D, memory)
+
+    def _remembering(self, x_BTD: Tensor, attended_BTD: Tensor, memory: BlockMemory) -> Tensor:
+        """The layer from self-attention on, with keys and values of z from the memory."""
+        below = self._below_z(x_BTD, attended_BTD)
+        thought = memory.thought
+        return self._above_z(below, None if thought is None else self.cross_attention.attend(below.query_BTD, *thought))
+
+    def _below_z(self, x_BTD: Tensor, attended_BTD: Tensor) -> BelowZ:
+        x_BTD = x_BTD + attended_BTD
         query_BTD = self.cross_attention.query(self.cross_attention_norm(x_BTD)) if self.has_slots else None
         return BelowZ(x_BTD, query_BTD)
 
-    def forward(self, below: BelowZ, z_BSD: Tensor) -> Tensor:
-        x_BTD = below.x_BTD
-        if self.has_slots:
-            x_BTD = x_BTD + self.cross_attention(below.query_BTD, z_BSD)
+    def _above_z(self, below: BelowZ, thought_BTD: Tensor | None) -> Tensor:
+        x_BTD = below.x_BTD if thought_BTD is None else below.x_BTD + thought_BTD
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
@@ -178,6 +222,53 @@ class Decoder(nn.Module):
             for block, z_BSD in zip(self.blocks[1:], others, strict=True):
                 x_BTD = block(block.below_z(x_BTD), z_BSD)
             return self.final_norm(x_BTD)
+
+    @property
+    def reach(self) -> int:
+        """Inputs that a hidden state depends on, itself included: what stands further back is seen by no layer."""
+        return self.config.num_layers * (self.config.window - 1) + 1
+
+    def read(
+        self, inputs_BT: Tensor, num_inputs_B: Tensor, z_BLSD: Tensor, num_steps: int
+    ) -> tuple[Tensor, DecoderMemory]:
+        """Read the beginnings of texts, all positions at once.
+
+        Args:
+            num_inputs_B: inputs of each text, at least one; what follows them is padding.
+            num_steps: steps that will be taken at most, for which the memory is made.
+
+        Returns:
+            the hidden state [B, D] that predicts the token after each text, and what `step` goes on from.
+        """
+        size = min(self.config.window, inputs_BT.shape[1] + num_steps)
+        # The newest token stands last, so that what a short text leaves empty is overwritten first.
+        index_BR = num_inputs_B[:, None] - size + torch.arange(size, device=inputs_BT.device)
+        memory = DecoderMemory([], num_inputs_B.clone(), index_BR >= 0, 0)
+        index_BR = index_BR.clamp(min=0)
+        x_BTD = self.embedding(inputs_BT)
+        with self._autocast():
+            for block, z_BSD in zip(self.blocks, z_BLSD.to(x_BTD.dtype).unbind(1), strict=True):
+                x_BTD, block_memory = block.read(x_BTD, z_BSD, index_BR)
+                memory.blocks.append(block_memory)
+            last_BD = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), num_inputs_B - 1]
+            return self.final_norm(last_BD), memory
+
+    def step(self, tokens_B: Tensor, memory: DecoderMemory) -> Tensor:
+        """Read one more token of each text: the hidden state [B, D] that predicts the one after it.
+
+        It costs the same at every position.
+        """
+        place, is_seen_BR = memory.place, memory.is_seen_BR
+        is_seen_BR[:, place] = True
+        x_B1D = self.embedding(tokens_B[:, None])
+        head_dim = self.config.width // self.config.num_heads
+        angles = rotary_angles(memory.num_read_B[:, None, None], head_dim, x_B1D.dtype)
+        with self._autocast():
+            for block, block_memory in zip(self.blocks, memory.blocks, strict=True):
+                x_B1D = block.step(x_B1D, block_memory, place, angles, is_seen_BR)
+            memory.num_read_B += 1
+            memory.place = (place + 1) % is_seen_BR.shape[1]
+            return self.final_norm(x_B1D[:, 0])
 
     def log_probs(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
         """Log-probabilities of the tokens that follow, [N], at least in float32."""

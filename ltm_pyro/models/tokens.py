@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ltm_pyro.models.decoder import BelowZ, Decoder
+from ltm_pyro.models.generation import generate
 
 
 class TokenSequence(TorchDistribution):
@@ -91,19 +92,8 @@ class TokenSequence(TorchDistribution):
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Generate texts: [*sample_shape, *batch_shape, T] tokens, drawn with torch's global generator."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        z_BLSD = self._expanded_z(shape)
-        length = self.event_shape[0]
-        inputs_BT = z_BLSD.new_full((len(z_BLSD), length + 1), self.end_of_text, dtype=torch.int64)
-        inputs_BT[:, 0] = self.decoder.begin_of_text
-        has_ended = torch.zeros(len(z_BLSD), dtype=torch.bool, device=z_BLSD.device)
-        for n in range(1, length + 1):
-            logits_BV = self.decoder.logits(self.decoder(inputs_BT[:, :n], z_BLSD)[:, -1])
-            drawn = torch.multinomial(logits_BV.float().softmax(-1), 1).squeeze(-1)
-            inputs_BT[:, n] = drawn.masked_fill(has_ended, self.end_of_text)
-            has_ended |= drawn == self.end_of_text
-            if has_ended.all():
-                break
-        return inputs_BT[:, 1:].reshape(*shape, length)
+        tokens_BT = generate(self.decoder, self._expanded_z(shape), self.end_of_text, self.event_shape[0])
+        return tokens_BT.reshape(*shape, -1)
 
     def _expanded_z(self, shape: torch.Size) -> Tensor:
         """z for every text of a batch of this shape, in one dimension: [B, L, S, D]."""

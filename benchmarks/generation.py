@@ -1,0 +1,177 @@
+"""Tokens a second of generation, beside the published implementation's own `generate`, in one process.
+
+    python benchmarks/generation.py --reference PATH [--rounds 3] [--reference-tokens 2] [--json FILE]
+
+PATH is a clone of https://github.com/mingluzhao/Latent-Thought-LM; nothing of it is copied. Preset small (3 layers,
+width 512, vocabulary 50,258), one text, float32, 1,024 new tokens, temperature 1. Weights are ours, written into the
+reference's model; both must say the same log p(x | z) before anything is timed (`vs_reference.py` says how).
+
+The two take turns: we write 128 tokens, then the reference goes on from the very same text for `--reference-tokens`
+tokens, and so on. The reference reads all of the text for every token, so that a token costs it about the same over a
+stretch of 128; its time for 1,024 tokens is taken from those it wrote. 128 times them all.
+
+The limit is reading every weight that a token needs once, at the rate of a matrix-vector product with a matrix of the
+same size, in both layouts, and of a sum over it. At last, 10,000 tokens with preset tiny and one thread, to see whether
+a token costs the same wherever it stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from vs_reference import VOCAB_SIZE, Ours, Theirs, copy_weights, import_reference, log_likelihoods, measure
+
+from ltm_pyro.config import preset
+from ltm_pyro.models import Decoder
+from ltm_pyro.models.generation import stream
+from ltm_pyro.models.vector_products import VectorLinear
+
+STRETCH = 128
+"""Tokens that we write before the reference has its turn."""
+NO_TOKEN = -1
+"""Instead of end-of-text: no text ends before all its tokens are written."""
+
+
+def stretches(decoder: Decoder, z_BLSD: Tensor, num_tokens: int, generator: torch.Generator) -> Iterator[Any]:
+    """Write one text: of every stretch, its tokens so far and the seconds that the stretch took."""
+    texts = stream(decoder, z_BLSD, NO_TOKEN, num_tokens, generator=generator)
+    tokens: list[int] = []
+    while True:
+        started = time.perf_counter()
+        new = [int(token) for token in itertools.islice(texts, STRETCH)]
+        if not new:
+            return
+        seconds = time.perf_counter() - started
+        tokens += new
+        yield tokens, seconds
+
+
+def weights_per_token(decoder: Decoder) -> int:
+    """Weights that a token needs: all, since the table of embeddings is the output layer, but keys and values of z."""
+    of_z = sum(block.cross_attention.key_value.weight.numel() for block in decoder.blocks if block.has_slots)
+    return sum(weight.numel() for weight in decoder.parameters()) - of_z
+
+
+def bandwidths(num_weights: int, width: int, rounds: int) -> dict[str, float]:
+    """Bytes a second at which so many weights are read."""
+    matrix, vector = torch.randn(num_weights // width, width), torch.randn(1, width)
+    laid_out = VectorLinear(matrix)
+    functions = {
+        "matrix-vector product, [out, in]": lambda: F.linear(vector, matrix),
+        "matrix-vector product, as our output layer": lambda: laid_out(vector),
+        "sum of all elements": lambda: matrix.sum(),
+    }
+    measure(functions, 1, torch.device("cpu"))
+    seconds = measure(functions, rounds, torch.device("cpu"))
+    return {name: 4 * matrix.numel() / statistics.median(values) for name, values in seconds.items()}
+
+
+@torch.no_grad()
+def beside_the_reference(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a token of both, by stretch."""
+    config = preset("small")
+    tokens = torch.randint(VOCAB_SIZE - 2, (1, config.model.length))
+    ours = Ours(config, tokens, 1)
+    theirs = Theirs(import_reference(options.reference, use_kernels=False), config, tokens, use_kernels=False)
+    copy_weights(ours.model, theirs.model)
+    mine, other = log_likelihoods(ours, theirs)
+    print(f"log p(x | z) of the same text at the same z: ours {mine:.2f}, reference {other:.2f} nats")
+    if abs(mine - other) > 1e-5 * abs(other):
+        raise SystemExit("they differ: the two do not run the same model")
+    theirs.model.eval()
+    decoder = ours.model.decoder
+    z = torch.randn(1, *config.model.latent_shape)
+    num_stretches = config.model.length // STRETCH
+    seconds: dict[str, list[list[float]]] = {name: [[] for _ in range(num_stretches)] for name in ("ours", "reference")}
+    read: list[dict[str, float]] = []
+    for number in range(options.rounds):
+        before = [decoder.begin_of_text]
+        generator = torch.Generator().manual_seed(number)
+        for place, (written, mine) in enumerate(stretches(decoder, z, config.model.length, generator)):
+            started = time.perf_counter()
+            theirs.model.generate(torch.tensor([before]), z.flatten(1, 2), options.reference_tokens)
+            seconds["reference"][place].append((time.perf_counter() - started) / options.reference_tokens)
+            seconds["ours"][place].append(mine / STRETCH)
+            before = [decoder.begin_of_text, *written]
+        read.append(bandwidths(weights_per_token(decoder), config.model.width, 5))
+    by_name = {name: [found[name] for found in read] for name in read[0]}
+    return {"seconds": seconds, "bandwidths": by_name, "bytes_per_token": 4 * weights_per_token(decoder)}
+
+
+@torch.no_grad()
+def far_beyond(options: argparse.Namespace) -> list[list[float]]:
+    """Seconds a token of 10,000 tokens with preset tiny, by stretch and round; it is too small for more threads."""
+    torch.set_num_threads(1)
+    shape = preset("tiny").model
+    decoder, z = Decoder(shape, 258), torch.randn(1, *shape.latent_shape)
+    rounds = [
+        [seconds / STRETCH for _, seconds in stretches(decoder, z, 10_000 // STRETCH * STRETCH, torch.Generator())]
+        for _ in range(options.rounds)
+    ]
+    return [list(of_stretch) for of_stretch in zip(*rounds, strict=True)]
+
+
+def spread(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
+    """Median and range."""
+    return f"{statistics.median(values) * scale:.{digits}f} ({min(values) * scale:.{digits}f}-" + (
+        f"{max(values) * scale:.{digits}f})"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", required=True, help="folder of a clone")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--reference-tokens", type=int, default=2, help="of every 128 that the reference writes")
+    parser.add_argument("--json", help="file for all times")
+    options = parser.parse_args()
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), cpu\n")
+    torch.manual_seed(0)
+    found = beside_the_reference(options)
+    ours, reference = (found["seconds"][name] for name in ("ours", "reference"))
+    print(f"\nmilliseconds a token, median (range) of {options.rounds} rounds\n")
+    print("| tokens | ours | reference | reference / ours |")
+    print("|---|---|---|---|")
+    for place, (mine, theirs) in enumerate(zip(ours, reference, strict=True)):
+        first = place * STRETCH
+        ratio = statistics.median(theirs) / statistics.median(mine)
+        print(f"| {first + 1}-{first + STRETCH} | {spread(mine, 1e3)} | {spread(theirs, 1e3)} | {ratio:.1f} |")
+    rates = {
+        name: [1 / statistics.mean(of_round) for of_round in zip(*values, strict=True)]
+        for name, values in found["seconds"].items()
+    }
+    ratio = statistics.median(rates["ours"]) / statistics.median(rates["reference"])
+    print(f"\ntokens a second over {len(ours) * STRETCH:,} tokens\n")
+    print("| ours | reference | ours / reference |")
+    print("|---|---|---|")
+    print(f"| {spread(rates['ours'])} | {spread(rates['reference'], digits=2)} | {ratio:.1f} |")
+    print(f"\nthe limit: reading the {found['bytes_per_token'] / 1e6:.0f} MB of weights that a token needs\n")
+    print("| read by | GB/s | tokens a second | ours |")
+    print("|---|---|---|---|")
+    for name, bandwidth in found["bandwidths"].items():
+        limits = [rate / found["bytes_per_token"] for rate in bandwidth]
+        share = statistics.median(rates["ours"]) / statistics.median(limits)
+        print(f"| {name} | {spread(bandwidth, 1e-9)} | {spread(limits, digits=0)} | {share:.0%} |")
+    far = far_beyond(options)
+    print("\npreset tiny (window 64), one thread, milliseconds a token\n\n| tokens | ours |\n|---|---|")
+    for place in (0, 1, 3, 7, 15, 31, len(far) - 1):
+        print(f"| {place * STRETCH + 1:,}-{(place + 1) * STRETCH:,} | {spread(far[place], 1e3, 3)} |")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({**found, "tiny": far}, file, indent=2)
+
+
+if __name__ == "__main__":
+    with pyro.validation_enabled(False):
+        main()

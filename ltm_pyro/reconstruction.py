@@ -1,0 +1,52 @@
+"""What z holds of a text: the text written again from z alone, and compared token by token.
+
+Where z of the first l layers is kept and the others are drawn from the prior, it shows how much of the text those
+layers hold. A text that has slipped by one token counts as wrong from there on, so that the share of right tokens is a
+strict figure; of z from the prior it says what is right by chance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ltm_pyro.inference import Noise
+from ltm_pyro.models import LatentThoughtModel, Sampling, TokenBatch, generate
+
+
+def token_accuracy(model: LatentThoughtModel, batch: TokenBatch, z_BLSD: Tensor) -> Tensor:
+    """Share of each text's tokens, end-of-text included, that are right in the most likely text given z: [B] float64.
+
+    Nothing of the text is read. Positions of weight 0 do not count.
+    """
+    length = batch.tokens.shape[1]
+    written = generate(model.decoder, z_BLSD, model.end_of_text, length, sampling=Sampling(temperature=0))
+    counts = (batch.weights != 0).double()
+    return ((written == batch.tokens) * counts).sum(1) / counts.sum(1)
+
+
+def accuracy_by_layers(model: LatentThoughtModel, batch: TokenBatch, z_BLSD: Tensor, rng: Noise) -> Tensor:
+    """Token accuracy with z of the first 0, 1, … L layers, and of the others from the prior: [L + 1, B] float64."""
+    steps = torch.zeros_like(batch.sequence_ids)
+    prior = rng.normal("reconstruction", batch.sequence_ids, steps, z_BLSD.shape[1:], like=z_BLSD)
+    kept = [torch.cat([z_BLSD[:, :layers], prior[:, layers:]], dim=1) for layers in range(z_BLSD.shape[1] + 1)]
+    return torch.stack([token_accuracy(model, batch, z) for z in kept])
+
+
+def plot(accuracies: Tensor, path: str | Path) -> None:
+    """Mean over texts of what `accuracy_by_layers` gives, with its standard error."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(5, 3.5), layout="constrained")
+    axes = canvas.add_subplot()
+    num_kept, num_texts = accuracies.shape
+    error = accuracies.std(1) / num_texts**0.5 if num_texts > 1 else None
+    axes.errorbar(range(num_kept), accuracies.mean(1), yerr=error, marker="o", capsize=3)
+    axes.set_xticks(range(num_kept))
+    axes.set_xlabel("layers of z that are kept")
+    axes.set_ylabel("share of tokens that are right")
+    axes.set_title(f"{num_texts} texts written again from z", fontsize="medium")
+    axes.grid(alpha=0.3)
+    canvas.savefig(path, dpi=150)
