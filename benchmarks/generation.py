@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -29,8 +28,9 @@ from typing import Any
 import pyro
 import torch
 import torch.nn.functional as F
+from timing import machine, seconds_in_turns
 from torch import Tensor
-from vs_reference import VOCAB_SIZE, Ours, Theirs, copy_weights, import_reference, log_likelihoods, measure
+from vs_reference import VOCAB_SIZE, Ours, Theirs, copy_weights, import_reference, log_likelihoods
 
 from ltm_pyro.config import preset
 from ltm_pyro.models import Decoder
@@ -72,8 +72,7 @@ def bandwidths(num_weights: int, width: int, rounds: int) -> dict[str, float]:
         "matrix-vector product, as our output layer": lambda: laid_out(vector),
         "sum of all elements": lambda: matrix.sum(),
     }
-    measure(functions, 1, torch.device("cpu"))
-    seconds = measure(functions, rounds, torch.device("cpu"))
+    seconds = seconds_in_turns(functions, rounds, torch.device("cpu"))
     return {name: 4 * matrix.numel() / statistics.median(values) for name, values in seconds.items()}
 
 
@@ -136,7 +135,7 @@ def main() -> None:
     parser.add_argument("--reference-tokens", type=int, default=2, help="of every 128 that the reference writes")
     parser.add_argument("--json", help="file for all times")
     options = parser.parse_args()
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), cpu\n")
+    print(f"{machine(torch.device('cpu'))}\n")
     torch.manual_seed(0)
     found = beside_the_reference(options)
     ours, reference = (found["seconds"][name] for name in ("ours", "reference"))
