@@ -95,13 +95,15 @@ class Row:
 
 
 def write_json(path: str, settings: dict[str, Any], rows: list[Row], certificates: list[dict[str, Any]]) -> None:
-    """Write all figures, whole or not at all; numbers that are not finite, which JSON does not have, become null."""
-    contents = {
-        "settings": settings,
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": pyro.__version__},
-        "figures": [finite_or_null(row.record(rows)) for row in rows],
-        "certificates": [finite_or_null(certificate) for certificate in certificates],
-    }
+    """Write all figures, whole or not at all."""
+    write_records(path, settings, figures=[row.record(rows) for row in rows], certificates=certificates)
+
+
+def write_records(path: str, settings: dict[str, Any], **records: list[dict[str, Any]]) -> None:
+    """Write lists of records by name, whole or not at all; numbers that are not finite become null."""
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": pyro.__version__}
+    contents = {"settings": settings, "versions": versions}
+    contents |= {name: [finite_or_null(record) for record in values] for name, values in records.items()}
     partial = Path(f"{path}.partial")
     partial.write_text(json.dumps(contents, indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
@@ -130,6 +132,26 @@ def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
     print(LEGEND)
     for certificate in certificates:
         print(_certificate_text(certificate))
+
+
+def print_tasks(records: list[dict[str, Any]]) -> None:
+    """Print what tasks gave, and what each metric means."""
+    rows = [
+        {
+            "run": record["run"],
+            "task": record["task"],
+            "z from": record["z_from"] or "",
+            "T": "" if record["fast_steps"] is None else str(record["fast_steps"]),
+            "metric": record["metric"],
+            "value": number_text(record["value"], 4, record["standard_error"]),
+            "items": str(record["num_items"]),
+        }
+        for record in records
+    ]
+    print_rows(rows, words=("run", "task", "z from", "metric"))
+    for metric, meaning in dict.fromkeys((record["metric"], record["meaning"]) for record in records):
+        print(f"{metric}: {meaning}")
+    print("± standard error over items")
 
 
 def _text_scored(row: Row) -> str:
