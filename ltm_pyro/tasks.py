@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -25,6 +24,7 @@ from ltm_pyro.figures import chosen_sequences
 from ltm_pyro.inference import PosteriorScheme, SequenceNoise
 from ltm_pyro.models import Sampling, generate
 from ltm_pyro.run import TrainedModel
+from ltm_pyro.text_quality import Scorer, Words, distinct_share, mauve, self_bleu, unigram_entropy
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class TaskSettings:
     """gsm8k: answers drawn for each problem, each with a z of its own."""
     max_new_tokens: int = 256
     """Tokens of an answer, or of a free text, at most."""
+    scorer: str | None = None
+    """free-text: a causal language model of Hugging Face's transformers, a folder or a name on its hub, for generative
+    perplexity and MAUVE. Default: without them."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
@@ -190,63 +193,45 @@ def last_word(sitting: Sitting) -> list[Score]:
 
 
 def free_text(sitting: Sitting) -> list[Score]:
-    """How varied texts from the prior are, beside as many held-out texts cut to the same number of tokens."""
+    """How varied, and to a scorer how natural, texts from the prior are, beside as many held-out texts cut to the same
+    number of tokens."""
+    settings, scorer = sitting.settings, None
+    if settings.scorer is not None:
+        scorer = Scorer(settings.scorer, sitting.ltm.model.decoder.embedding.weight.device)
+    has_bleu = importlib.util.find_spec("sacrebleu") is not None
+    if not has_bleu:
+        print("note: self-BLEU is left out; it needs sacrebleu, which the extra 'quality' installs", file=sys.stderr)
     held_out = sitting.texts()
     chosen = [held_out[index] for index in sitting.chosen(len(held_out))]
-    tokens = [sitting.ltm.tokenizer.encode_ordinary(text)[: sitting.settings.max_new_tokens] for text in chosen]
+    decode, encode = sitting.ltm.tokenizer.decode, sitting.ltm.tokenizer.encode_ordinary
     by_side = {
-        "model": [
-            text
-            for (text,) in sitting.answers(
-                [""] * len(chosen), sitting.settings.max_new_tokens, sitting.settings.sampling
-            )
-        ],
-        "held-out text": [sitting.ltm.tokenizer.decode(row) for row in tokens],
+        "model": [text for (text,) in sitting.answers([""] * len(chosen), settings.max_new_tokens, settings.sampling)],
+        "held-out text": [decode(encode(text)[: settings.max_new_tokens]) for text in chosen],
     }
-    scores = []
+    scores, scored = [], {}
     for side, texts in by_side.items():
         words = [text.split() for text in texts]
-        about = f"of {len(texts)} texts with {sum(map(len, words)):,} words, which it depends on"
+
+        def add(metric: str, value: float, meaning: str, side: str = side, words: Words = words) -> None:
+            about = f"{meaning}, of {len(words)} texts with {sum(map(len, words)):,} words, on which it depends"
+            scores.append(Score(f"{metric}, {side}", value, None, len(words), about))
+
         for n in (1, 2, 3, 4):
-            value = distinct_share(words, n)
-            scores.append(
-                Score(f"distinct-{n}, {side}", value, None, len(texts), f"share of different {n}-grams {about}")
-            )
-        value = unigram_entropy(words)
-        scores.append(Score(f"unigram entropy, {side}", value, None, len(texts), f"nats a word, {about}"))
-        if len(texts) > 1 and importlib.util.find_spec("sacrebleu") is not None:
-            values = self_bleu(texts)
+            add(f"distinct-{n}", distinct_share(words, n), f"share of different {n}-grams")
+        add("unigram entropy", unigram_entropy(words), "nats a word")
+        if has_bleu and len(texts) > 1:
             meaning = "BLEU-4 of a text against all others, from 0 to 1: high where they are alike"
-            scores.append(Score.share(f"self-BLEU, {side}", values, meaning))
-    if importlib.util.find_spec("sacrebleu") is None:
-        print("note: self-BLEU is left out; it needs sacrebleu, which the extra 'quality' installs", file=sys.stderr)
+            scores.append(Score.share(f"self-BLEU, {side}", self_bleu(texts), meaning))
+        if scorer is not None:
+            scored[side] = scorer.score(texts)
+            meaning = f"perplexity of the texts under {settings.scorer}: low also where they repeat themselves"
+            add("generative perplexity", scored[side].perplexity, meaning)
+    if scorer is not None:
+        meaning = (
+            f"likeness of both sets in the hidden states of {settings.scorer}; its authors take thousands of texts"
+        )
+        scores.append(Score("MAUVE", mauve(*scored.values()), None, len(chosen), meaning))
     return scores
-
-
-def distinct_share(words: Sequence[Sequence[str]], n: int) -> float:
-    """Different n-grams over all n-grams of the texts (Li et al. 2016, arXiv 1510.03055); nan where there is none."""
-    grams = [tuple(row[start : start + n]) for row in words for start in range(len(row) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else math.nan
-
-
-def unigram_entropy(words: Sequence[Sequence[str]]) -> float:
-    """Of the distribution of the words of all texts, in nats; nan where there is none."""
-    if not any(words):
-        return math.nan
-    counts = np.array(list(Counter(word for row in words for word in row).values()), dtype=float)
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
-
-
-def self_bleu(texts: Sequence[str]) -> list[float]:
-    """BLEU of each text against all the others (Zhu et al. 2018, arXiv 1802.01886), from 0 to 1."""
-    from sacrebleu.metrics import BLEU
-
-    metric = BLEU(effective_order=True)
-    return [
-        metric.sentence_score(text, [*texts[:number], *texts[number + 1 :]]).score / 100
-        for number, text in enumerate(texts)
-    ]
 
 
 TASKS: dict[str, Callable[[Sitting], list[Score]]] = {
