@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 import torch
 import tyro
 
-from ltm_pyro.errors import InputError
+from ltm_pyro.errors import InputError, WriteError
 
 Config = TypeVar("Config")
 
@@ -81,7 +81,7 @@ def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except OSError as error:
+    except (OSError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 1
     sys.exit(status)

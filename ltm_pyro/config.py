@@ -81,7 +81,10 @@ class _RunSettings:
     validation_samples: int = 64
     """Draws of z for the held-out bound, which the fit of z never saw."""
     checkpoint_every: int = 150
-    """Slow steps from one checkpoint to the next. The last two are kept."""
+    """Slow steps from one checkpoint to the next."""
+    num_checkpoints: int = 2
+    """Checkpoints that are kept: the last ones. Where the newest is damaged, --resume goes back to the one before.
+    That of the best validation so far is kept besides."""
     model: DecoderConfig = field(default_factory=DecoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -213,6 +216,7 @@ def validate(config: TrainConfig) -> None:
         "validation_sequences",
         "validation_samples",
         "checkpoint_every",
+        "num_checkpoints",
     ):
         if getattr(config, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
@@ -261,7 +265,7 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     """
     nested = {"model": DecoderConfig, "optimizer": OptimizerConfig, **_SCHEME_SETTINGS}
     defaults = to_dict(preset("tiny"))
-    values = {"precision": "float32", "compile": False} | values
+    values = {"precision": "float32", "compile": False, "num_checkpoints": 2} | values
     newer = {name: defaults[name] for name in SCHEMES} | {"model": {"encoder_layers": 0}}
     for name, settings in newer.items():
         missing = {} if name not in (values.get("inference"), "model") else None  # those it cannot be without
@@ -285,6 +289,8 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
 def _check_types(settings: type, values: dict[str, Any]) -> None:
     hints = get_type_hints(settings)
     for name, value in values.items():
+        if name not in hints:
+            raise ValueError(f"{name} is no setting")
         hint = hints[name]
         if get_origin(hint) is Literal:
             fits = value in get_args(hint)

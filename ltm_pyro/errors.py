@@ -1,8 +1,16 @@
-"""The error that a command reports as one line."""
+"""The errors that a command reports as one line."""
 
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message says what is wrong and what to do, in one line.
 
     The commands print it on standard error and exit with status 2, without a traceback.
+    """
+
+
+class WriteError(Exception):
+    """A file of a run could not be written; the message says which and why, in one line.
+
+    The commands print it on standard error and exit with status 1. It is no OSError, so that training tells a full disk
+    from an output that has gone.
     """

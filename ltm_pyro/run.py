@@ -3,13 +3,13 @@
 config.yaml       all settings, resolved, and what they were resolved against (corpus, tokenizer, versions)
 metrics.jsonl     one JSON object per logged step
 checkpoints/      see `checkpoint.py`
+.lock             see `lock.py`
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import platform
 import tempfile
@@ -22,8 +22,10 @@ import pyro
 import tiktoken
 import torch
 import yaml
+from torch import nn
 
-from ltm_pyro import checkpoint
+from ltm_pyro import checkpoint, durable
+from ltm_pyro.checkpoint import Progress
 from ltm_pyro.config import TrainConfig, from_dict, to_dict
 from ltm_pyro.data import Texts, end_of_text, fingerprint, get_tokenizer, load_corpus, load_texts, token_num_bytes
 from ltm_pyro.errors import InputError
@@ -55,10 +57,10 @@ class Run:
             InputError: if the folder holds no run, or its config cannot be read.
         """
         try:
-            values = yaml.safe_load(self.config_path.read_text())
+            values = _safe_load(self.config_path.read_text("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.path} holds no run: it has no config.yaml") from None
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
             raise InputError(f"{self.config_path} cannot be read: {error}") from None
         if not isinstance(values, dict) or not isinstance(values.get("resolved"), dict):
             raise InputError(f"{self.config_path} is not the config of a run")
@@ -67,9 +69,7 @@ class Run:
 
     def write_config(self, config: TrainConfig, resolved: dict[str, str]) -> None:
         text = yaml.safe_dump({**to_dict(config), "resolved": resolved}, sort_keys=False, allow_unicode=True)
-        partial = self.config_path.with_suffix(".partial")
-        partial.write_text(text)
-        os.replace(partial, self.config_path)
+        durable.write(self.config_path, text.encode())
 
     def newest_checkpoint(self) -> Path:
         """The checkpoint to go on from.
@@ -79,34 +79,79 @@ class Run:
         """
         checkpoints = checkpoint.all_checkpoints(self.checkpoints)
         if not checkpoints:
-            raise InputError(f"{self.path} holds no checkpoint")
+            raise InputError(f"{self.path} holds no checkpoint: start a new run in another folder")
         return checkpoints[-1]
 
+    def restore(self, model: nn.Module, adamw: torch.optim.Optimizer) -> tuple[Progress, str | None]:
+        """Go back to the newest checkpoint that can be read; what is later, and what a crash left half written, goes.
+
+        Returns:
+            where the run stood, and what was wrong with newer checkpoints, in one line, if there were any.
+
+        Raises:
+            InputError: if none can be read, or `metrics.jsonl` cannot; nothing goes then.
+            WriteError: if something cannot be removed.
+        """
+        restored, progress, errors = checkpoint.restore(self.checkpoints, model, adamw)
+        self.read_metrics()
+        durable.remove_leftovers(self.path)
+        checkpoint.remove_after(restored)
+        self.forget_metrics_after(progress.step)
+        return progress, f"{'; '.join(map(str, errors))}; going back to {restored}" if errors else None
+
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add a line to `metrics.jsonl`; numbers that are not finite, which JSON does not have, become null."""
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps(finite, allow_nan=False) + "\n")
+        """Add a line to `metrics.jsonl`; numbers that are not finite become null."""
+        durable.append(self.metrics_path, f"{checkpoint.strict_json(record)}\n".encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`, but for one that a crash has cut short."""
-        if not self.metrics_path.exists():
+        """The lines of `metrics.jsonl`, but for the last one if a crash has cut it short.
+
+        Raises:
+            InputError: if another one is damaged, or the file cannot be read.
+        """
+        try:
+            lines = self.metrics_path.read_bytes().split(b"\n")
+        except FileNotFoundError:
             return []
-        lines = self.metrics_path.read_text(errors="replace").splitlines()
-        return [record for record in map(_record, lines) if record is not None]
+        except OSError as error:
+            raise InputError(f"{self.metrics_path} cannot be read: {error}") from None
+        lines = lines[: -1 if lines[-1] == b"" else None]
+        records = [_record(line) for line in lines]
+        if None in records[:-1]:
+            raise InputError(
+                f"line {records.index(None) + 1} of {self.metrics_path} is not the record of a step: "
+                "the file is damaged; correct that line or remove it"
+            )
+        return [record for record in records if record is not None]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run takes again, and the report that it will write again."""
         kept = [json.dumps(r) for r in self.read_metrics() if r["step"] <= step and r.get("split") != "report"]
-        partial = self.metrics_path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        os.replace(partial, self.metrics_path)
+        durable.write(self.metrics_path, "".join(f"{line}\n" for line in kept).encode())
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def _safe_load(text: str) -> Any:
+    """The values in a YAML text that needs no more of YAML than :meth:`Run.write_config` does.
+
+    Raises:
+        ValueError, OverflowError, yaml.YAMLError: if it holds anything else.
+    """
+    # Before anything is built: deep nesting would end the recursion of the builder, an alias can stand for a value
+    # that never ends, and a tag makes PyYAML raise whatever a conversion stumbles on.
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > 8 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            raise ValueError(
+                f"line {event.start_mark.line + 1} holds more than settings: deep nesting, an alias or a tag"
+            )
+    return yaml.safe_load(text)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
@@ -138,9 +183,12 @@ def create_run(out: str | None, default_name: str) -> Run:
     """
     if out is not None:
         check_is_free(out, can_resume=True)
-    path = create_folder(out, Path("runs"), default_name)
-    (path / "checkpoints").mkdir()
-    return Run(path)
+    run = Run(create_folder(out, Path("runs"), default_name))
+    try:
+        run.checkpoints.mkdir()
+    except FileExistsError:
+        raise InputError(f"--out {out}: another process has just begun a run there; give another folder") from None
+    return run
 
 
 def create_folder(out: str | None, parent: Path, default_name: str) -> Path:

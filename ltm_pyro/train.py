@@ -10,6 +10,7 @@ with as many threads, bit for bit where one that never stopped does.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
 import signal
@@ -39,10 +40,11 @@ from ltm_pyro.config import (
 )
 from ltm_pyro.console import Console, time_text
 from ltm_pyro.data import PACKING, Corpus, PackedSequences, batch_indices, get_tokenizer, load_corpus
-from ltm_pyro.errors import InputError
+from ltm_pyro.errors import InputError, WriteError
 from ltm_pyro.estimators import EstimatorSettings, Inference
 from ltm_pyro.inference import BatchNoise, Noise, SequenceNoise, infer
 from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer, elbo_backward
+from ltm_pyro.lock import locked
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.run import Run, TrainedModel, build_model, check_is_free, create_run, resolved_against
 from ltm_pyro.stop import StopSignal
@@ -59,6 +61,7 @@ CHANGEABLE = {
     "validation_sequences",
     "validation_samples",
     "checkpoint_every",
+    "num_checkpoints",
 }
 """Settings that a resumed run may change."""
 
@@ -191,14 +194,22 @@ def held_out(training: Training, num_sequences: int, inference: Inference, stop:
 
 
 def train(training: Training, run: Run, stop: StopSignal) -> None:
-    """Take slow steps until the last one, or until a signal asks to stop; a checkpoint stands at the end of both."""
+    """Take slow steps until the last one, or until a signal asks to stop.
+
+    A checkpoint stands at the end of both, and before the first step, so that a run can go on from any crash.
+
+    Raises:
+        Diverged: see :func:`slow_step`.
+        WriteError: if a file of the run cannot be written. Nothing is saved then: the metrics may lack a line of it.
+    """
     progress = training.progress
+    save(training, run)
     try:
         with Console(progress.step, training.config.steps) as console:
             save(training, run)
             take_steps(training, run, stop, console)
     except OSError:
-        # The output has gone, or the disk is full. If it was not the checkpoint that failed, it will hold.
+        # The output has gone, or the disk that it is written to is full.
         save(training, run)
         raise
     save(training, run)
@@ -215,6 +226,8 @@ def take_steps(training: Training, run: Run, stop: StopSignal, console: Console)
             figure = held_out(training, config.validation_sequences, inference_of(config), stop)
             if figure is None:
                 return
+            # Before its line: after a crash in between, the resumed run does both again.
+            keep_if_best(training, run, figure)
             log(training, run, "validation", figure)
             console.say(f"step {progress.step}: held-out text, {figure}")
         started = time.perf_counter()
@@ -235,9 +248,23 @@ def take_steps(training: Training, run: Run, stop: StopSignal, console: Console)
             save(training, run)
 
 
-def save(training: Training, run: Run) -> None:
+def save(training: Training, run: Run) -> Path:
     """Write a checkpoint of where the run stands, if there is none."""
-    checkpoint.save(run.checkpoints, training.model, training.optimizer.adamw, training.progress)
+    return checkpoint.save(
+        run.checkpoints,
+        training.model,
+        training.optimizer.adamw,
+        training.progress,
+        training.config.num_checkpoints,
+    )
+
+
+def keep_if_best(training: Training, run: Run, figure: figures.Figure) -> None:
+    """Save a checkpoint and mark it as the best, if this figure of it is better than all before."""
+    record = {"step": training.progress.step, **figure.record()}
+    # After a skip the weights may be what made the step fail.
+    if not training.progress.skips_in_a_row and checkpoint.is_best(run.checkpoints, record):
+        checkpoint.mark_best(save(training, run), record)
 
 
 def log(training: Training, run: Run, split: str, figure: figures.Figure) -> None:
@@ -300,11 +327,17 @@ def parse(args: Sequence[str]) -> TrainConfig:
     return config
 
 
-def prepare(config: TrainConfig) -> tuple[Training, Run, Corpus, TrainedModel]:
-    """Load the corpus, build the model, and make the folder of the run or read it."""
+def prepare(config: TrainConfig, open_until_end: contextlib.ExitStack) -> tuple[Training, Run, Corpus, TrainedModel]:
+    """Load the corpus, build the model, and make the folder of the run or read it.
+
+    Args:
+        open_until_end: receives the lock of the folder.
+    """
     device = cli.pick_device(config.device)
     run = Run(Path(config.out)) if config.resume else None
-    newest = run.newest_checkpoint() if run else None
+    if run:
+        run.newest_checkpoint()
+        open_until_end.enter_context(locked(run.path))
     encoding = get_tokenizer(config.tokenizer)
     corpus = load_corpus(config.data, config.text_column)
     pack, length = PACKING[config.packing], config.model.length
@@ -324,6 +357,7 @@ def prepare(config: TrainConfig) -> tuple[Training, Run, Corpus, TrainedModel]:
     progress = Progress()
     if run is None:
         run = create_run(config.out, f"{corpus.name}-{config.preset}-{config.inference}")
+        open_until_end.enter_context(locked(run.path))
         config = dataclasses.replace(config, out=str(run.path))
         run.write_config(config, resolved)
     else:
@@ -332,9 +366,9 @@ def prepare(config: TrainConfig) -> tuple[Training, Run, Corpus, TrainedModel]:
             if before.get(name) != resolved[name]:
                 what = name.removesuffix("_sha256")
                 raise InputError(f"the {what} is not the one that {run.path} was trained with: its hash has changed")
-        checkpoint.load_weights(newest, model)
-        progress = checkpoint.load_progress(newest, optimizer.adamw)
-        run.forget_metrics_after(progress.step)
+        progress, damage = run.restore(model, optimizer.adamw)
+        if damage:
+            print(f"warning: {' '.join(damage.split())}", file=sys.stderr)
         run.write_config(dataclasses.replace(config, resume=False), resolved)
     training = Training(config, model, scheme_of(config), optimizer, packed, validation, device, progress)
     return training, run, corpus, TrainedModel(model, encoding, config)
@@ -342,9 +376,16 @@ def prepare(config: TrainConfig) -> tuple[Training, Run, Corpus, TrainedModel]:
 
 def main(args: Sequence[str]) -> int:
     config = parse(args)
-    training, run, corpus, trained = prepare(config)
+    with contextlib.ExitStack() as open_until_end:
+        return carry_out(*prepare(config, open_until_end))
+
+
+def carry_out(training: Training, run: Run, corpus: Corpus, trained: TrainedModel) -> int:
+    """Train, report, and say how it ended: the exit status."""
+    config = training.config
     num_weights = sum(weight.numel() for weight in training.model.parameters())
     thinking = f"{config.inference} with {config.fast_steps} fast steps"
+    go_on = f"go on with: python -m ltm_pyro.train --out {shlex.quote(str(run.path))} --resume"
     print(
         f"{run.path}: {num_weights:,} weights on {training.device}, "
         f"{'no z' if config.inference == NO_INFERENCE else thinking}; "
@@ -357,16 +398,22 @@ def main(args: Sequence[str]) -> int:
             train(training, run, stop)
             if not stop.received:
                 report(training, run, corpus, trained, stop)
-        except Diverged as error:
+        except (Diverged, FloatingPointError) as error:
             newest = run.newest_checkpoint()
             print(
                 f"error: {error} (step {training.progress.step}); the last good checkpoint is {newest}", file=sys.stderr
             )
             return 1
+        except WriteError as error:
+            saved = checkpoint.all_checkpoints(run.checkpoints)
+            hint = (
+                f"the last checkpoint is {saved[-1]}; make room, and {go_on}" if saved else "there is no checkpoint yet"
+            )
+            print(f"error: {error}; {hint}", file=sys.stderr)
+            return 1
     if stop.received:
         name = signal.Signals(stop.received).name
-        go_on = f"python -m ltm_pyro.train --out {shlex.quote(str(run.path))} --resume"
-        print(f"\nstopped by {name}: saved {run.newest_checkpoint()}; go on with: {go_on}", flush=True)
+        print(f"\nstopped by {name}: saved {run.newest_checkpoint()}; {go_on}", flush=True)
         return 128 + stop.received
     print(f"\n{time_text(training.progress.seconds)} of training; the run is in {run.path}")
     return 0

@@ -48,7 +48,7 @@ def trained() -> tuple[nn.Module, torch.optim.AdamW]:
 
 @pytest.fixture
 def saved(tmp_path: Path, trained: tuple[nn.Module, torch.optim.AdamW]) -> Path:
-    return checkpoint.save(tmp_path, *trained, PROGRESS)
+    return checkpoint.save(tmp_path, *trained, PROGRESS, num_kept=2)
 
 
 def names(folder: Path) -> list[str]:
@@ -79,7 +79,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(saved, trai
 
 def test_a_checkpoint_before_the_first_step_has_no_moments(tmp_path):
     model = network()
-    saved = checkpoint.save(tmp_path, model, optimizer(model), Progress())
+    saved = checkpoint.save(tmp_path, model, optimizer(model), Progress(), num_kept=2)
     adamw = optimizer(model)
     assert checkpoint.load_progress(saved, adamw) == Progress()
     assert not adamw.state_dict()["state"]
@@ -94,7 +94,7 @@ def test_the_rates_and_decays_are_those_of_the_settings_and_not_of_the_checkpoin
 
 def test_only_the_last_two_are_kept(tmp_path, trained):
     for step in (1, 9, 10, 100):
-        path = checkpoint.save(tmp_path, *trained, Progress(step=step))
+        path = checkpoint.save(tmp_path, *trained, Progress(step=step), num_kept=2)
         assert path == checkpoint.all_checkpoints(tmp_path)[-1]
     assert names(tmp_path) == ["step-00000010", "step-00000100"]
 
@@ -104,12 +104,12 @@ def test_what_a_crash_left_half_written_is_no_checkpoint_and_is_removed(tmp_path
     left_behind.mkdir()
     (left_behind / "model.safetensors").write_bytes(b"half")
     assert checkpoint.all_checkpoints(tmp_path) == []
-    checkpoint.save(tmp_path, *trained, Progress(step=2))
+    checkpoint.save(tmp_path, *trained, Progress(step=2), num_kept=2)
     assert names(tmp_path) == ["step-00000002"]
 
 
 def test_a_crash_in_the_middle_of_writing_leaves_the_checkpoint_before_it(tmp_path, trained, monkeypatch):
-    checkpoint.save(tmp_path, *trained, Progress(step=1))
+    checkpoint.save(tmp_path, *trained, Progress(step=1), num_kept=2)
 
     def full_disk(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -117,9 +117,9 @@ def test_a_crash_in_the_middle_of_writing_leaves_the_checkpoint_before_it(tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_sync", full_disk)
         with pytest.raises(OSError, match="No space left"):
-            checkpoint.save(tmp_path, *trained, Progress(step=2))
+            checkpoint.save(tmp_path, *trained, Progress(step=2), num_kept=2)
     assert [path.name for path in checkpoint.all_checkpoints(tmp_path)] == ["step-00000001"]
-    checkpoint.save(tmp_path, *trained, Progress(step=2))
+    checkpoint.save(tmp_path, *trained, Progress(step=2), num_kept=2)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
@@ -129,7 +129,7 @@ def test_nothing_is_written_where_a_weight_is_not_finite(value, tmp_path, traine
     with torch.no_grad():
         model[1].weight[1, 2] = value
     with pytest.raises(FloatingPointError, match="not finite"):
-        checkpoint.save(tmp_path / "checkpoints", model, adamw, PROGRESS)
+        checkpoint.save(tmp_path / "checkpoints", model, adamw, PROGRESS, num_kept=2)
     assert names(tmp_path) == []
 
 
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_the_same_step_is_not_written_again(saved, trained):
     model, adamw = trained
     with torch.no_grad():
         model[0].weight.zero_()
-    assert checkpoint.save(saved.parent, model, adamw, PROGRESS) == saved
+    assert checkpoint.save(saved.parent, model, adamw, PROGRESS, num_kept=2) == saved
     assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in saved.iterdir()}
 
 
@@ -161,7 +161,7 @@ def moments_of_a_wider_model(saved: Path) -> None:
     adamw = optimizer(other)
     take_steps(other, adamw, 1, seed=3)
     (path,) = saved.parent.glob("step-*")
-    wider = checkpoint.save(saved.parent / "other", other, adamw, PROGRESS)
+    wider = checkpoint.save(saved.parent / "other", other, adamw, PROGRESS, num_kept=2)
     (wider / "optimizer.safetensors").replace(path / "optimizer.safetensors")
 
 
