@@ -277,5 +277,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     content = _read(path)
     try:
         return safetensors.load(content)
-    except SafetensorError as error:
+    # The last three: of a type or a size that torch does not have.
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None

@@ -280,9 +280,9 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
         for name, settings in nested.items():
             _check_types(settings, values[name])
         config = TrainConfig(**{**values, **{name: nested[name](**values[name]) for name in nested}})
+        validate(config)
     except ValueError as error:
         raise InputError(f"the settings of the run cannot be read: {error}") from None
-    validate(config)
     return config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from ltm_pyro import checkpoint, cli
 from ltm_pyro.checkpoint import Progress
-from ltm_pyro.errors import InputError
+from ltm_pyro.errors import InputError, WriteError
 
 PROGRESS = Progress(step=3, tokens_seen=1234, seconds=0.1 + 0.2, num_skipped_steps=2, skips_in_a_row=1)
 
@@ -115,10 +116,10 @@ def test_a_crash_in_the_middle_of_writing_leaves_the_checkpoint_before_it(tmp_pa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(WriteError, match="No space left"):
             checkpoint.save(tmp_path, *trained, Progress(step=2), num_kept=2)
-    assert [path.name for path in checkpoint.all_checkpoints(tmp_path)] == ["step-00000001"]
+    assert names(tmp_path) == ["step-00000001"]
     checkpoint.save(tmp_path, *trained, Progress(step=2), num_kept=2)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
