@@ -203,7 +203,6 @@ def train(training: Training, run: Run, stop: StopSignal) -> None:
         WriteError: if a file of the run cannot be written. Nothing is saved then: the metrics may lack a line of it.
     """
     progress = training.progress
-    save(training, run)
     try:
         with Console(progress.step, training.config.steps) as console:
             save(training, run)
