@@ -245,8 +245,8 @@ def _read_sums(checkpoint: Path) -> dict[str, str]:
         lines = path.read_text("utf-8").splitlines()
     except FileNotFoundError:
         raise InputError(
-            f"{checkpoint} has no {SUMS}: it is damaged, or older than they are, and sha256sum *.* > {SUMS} "
-            "in it then makes them"
+            f"{checkpoint} has no {SUMS}: it is damaged; or else, where it is older than checksums, make them in it "
+            f"with: sha256sum *.* > {SUMS}"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None

@@ -72,6 +72,7 @@ def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # a generated character that a terminal lacks is no error
     try:
         status = main(args)
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2
@@ -79,9 +80,12 @@ def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except (OSError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 1
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

@@ -36,10 +36,14 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         WriteError: if it cannot be written.
     """
-    with _write_errors(path), path.open("ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    is_new = not path.exists()
+    with _write_errors(path):
+        with path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            _sync_folder(path.parent)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import tiktoken
@@ -82,6 +82,17 @@ class Run:
             raise InputError(f"{self.path} holds no checkpoint: start a new run in another folder")
         return checkpoints[-1]
 
+    def best_checkpoint(self) -> Path:
+        """The checkpoint of the best validation.
+
+        Raises:
+            InputError: if there is none.
+        """
+        best = checkpoint.best_checkpoint(self.checkpoints)
+        if best is None:
+            raise InputError(f"{self.path} holds no checkpoint that was validated")
+        return best
+
     def restore(self, model: nn.Module, adamw: torch.optim.Optimizer) -> tuple[Progress, str | None]:
         """Go back to the newest checkpoint that can be read; what is later, and what a crash left half written, goes.
 
@@ -97,7 +108,8 @@ class Run:
         durable.remove_leftovers(self.path)
         checkpoint.remove_after(restored)
         self.forget_metrics_after(progress.step)
-        return progress, f"{'; '.join(map(str, errors))}; going back to {restored}" if errors else None
+        damage = "; ".join(" ".join(str(error).split()) for error in errors)
+        return progress, f"{damage}; going back to {restored}, to take the steps after it again" if errors else None
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`; numbers that are not finite become null."""
@@ -109,25 +121,27 @@ class Run:
         Raises:
             InputError: if another one is damaged, or the file cannot be read.
         """
+        return [record for _, record in self._metrics()]
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run takes again, and the report that it will write again."""
+        kept = [line for line, record in self._metrics() if record["step"] <= step and record.get("split") != "report"]
+        durable.write(self.metrics_path, b"".join(line + b"\n" for line in kept))
+
+    def _metrics(self) -> list[tuple[bytes, dict[str, Any]]]:
         try:
-            lines = self.metrics_path.read_bytes().split(b"\n")
+            lines = self.metrics_path.read_bytes().removesuffix(b"\n").split(b"\n")
         except FileNotFoundError:
             return []
         except OSError as error:
             raise InputError(f"{self.metrics_path} cannot be read: {error}") from None
-        lines = lines[: -1 if lines[-1] == b"" else None]
         records = [_record(line) for line in lines]
         if None in records[:-1]:
             raise InputError(
                 f"line {records.index(None) + 1} of {self.metrics_path} is not the record of a step: "
                 "the file is damaged; correct that line or remove it"
             )
-        return [record for record in records if record is not None]
-
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run takes again, and the report that it will write again."""
-        kept = [json.dumps(r) for r in self.read_metrics() if r["step"] <= step and r.get("split") != "report"]
-        durable.write(self.metrics_path, "".join(f"{line}\n" for line in kept).encode())
+        return [(line, record) for line, record in zip(lines, records, strict=True) if record is not None]
 
 
 def _safe_load(text: str) -> Any:
@@ -349,11 +363,16 @@ class TrainedModel:
         return texts
 
 
-def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> TrainedModel:
-    """The model of a run, at its newest checkpoint.
+def load(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu", which: Literal["newest", "best"] = "newest"
+) -> TrainedModel:
+    """The model of a run.
+
+    Args:
+        which: the newest checkpoint, or the one with the best held-out figure of the validations in training.
 
     Raises:
-        InputError: if the folder holds no run, or one that cannot be read.
+        InputError: if the folder holds no run or no such checkpoint, or one that cannot be read.
     """
     run = Run(Path(path))
     config, resolved = run.read_config()
@@ -362,5 +381,5 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Tr
         raise InputError(f"the tokenizer {config.tokenizer} is not the one that {path} was trained with")
     with torch.random.fork_rng(devices=[]):
         model = build_model(config, encoding)
-    checkpoint.load_weights(run.newest_checkpoint(), model)
+    checkpoint.load_weights(run.newest_checkpoint() if which == "newest" else run.best_checkpoint(), model)
     return TrainedModel(model.to(device), encoding, config)

@@ -335,7 +335,7 @@ def prepare(config: TrainConfig, open_until_end: contextlib.ExitStack) -> tuple[
     device = cli.pick_device(config.device)
     run = Run(Path(config.out)) if config.resume else None
     if run:
-        run.newest_checkpoint()
+        run.newest_checkpoint()  # a run without one is refused before its corpus is loaded
         open_until_end.enter_context(locked(run.path))
     encoding = get_tokenizer(config.tokenizer)
     corpus = load_corpus(config.data, config.text_column)
@@ -367,7 +367,7 @@ def prepare(config: TrainConfig, open_until_end: contextlib.ExitStack) -> tuple[
                 raise InputError(f"the {what} is not the one that {run.path} was trained with: its hash has changed")
         progress, damage = run.restore(model, optimizer.adamw)
         if damage:
-            print(f"warning: {' '.join(damage.split())}", file=sys.stderr)
+            print(f"warning: {damage}", file=sys.stderr)
         run.write_config(dataclasses.replace(config, resume=False), resolved)
     training = Training(config, model, scheme_of(config), optimizer, packed, validation, device, progress)
     return training, run, corpus, TrainedModel(model, encoding, config)

@@ -10,7 +10,7 @@ import pytest
 
 from ltm_pyro import cli
 from ltm_pyro.config import preset
-from ltm_pyro.errors import InputError
+from ltm_pyro.errors import InputError, WriteError
 
 UNKNOWN_OPTION = "Unrecognized options: --widht, 3 (--help lists the options)"
 BAD_VALUE = "Error parsing --steps: invalid literal for int() with base 10: 'many' (--help lists the options)"
@@ -73,6 +73,7 @@ cli.run(main, ["--steps", "many"])
     [
         (InputError("two\nlines, and  spaces"), 2, "error: two lines, and spaces\n"),
         (OSError(28, "No space left on device", "run/metrics.jsonl"), 1, None),
+        (WriteError("metrics.jsonl cannot be written"), 1, "error: metrics.jsonl cannot be written\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
@@ -85,6 +86,15 @@ def test_an_error_is_one_line_and_a_status(error, status, expected, capsys):
     out, err = capsys.readouterr()
     assert (exit.value.code, out) == (status, "")
     assert err == (expected or "error: [Errno 28] No space left on device: 'run/metrics.jsonl'\n")
+
+
+def test_output_that_finds_no_room_is_one_line_too():
+    """However much of it there was; /dev/full is a device on which nothing fits."""
+    for length in (1, 100_000):
+        program = f"from ltm_pyro import cli\ncli.run(lambda args: print('x' * {length}) or 0, [])"
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert (result.returncode, result.stderr) == (1, "error: [Errno 28] No space left on device\n")
 
 
 def test_a_mistake_of_the_program_is_not_hidden():
