@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
+import pickle
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,12 @@ import pyro
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import ltm_pyro
-from ltm_pyro import cli, train
+from ltm_pyro import checkpoint, cli, train
+from ltm_pyro.checkpoint import Progress
 from ltm_pyro.config import preset, to_dict
 from ltm_pyro.data import fingerprint, get_tokenizer
 from ltm_pyro.errors import InputError
@@ -70,6 +77,70 @@ def test_a_config_is_read_back_as_it_was_written(run):
 CONFIG = {**to_dict(preset("tiny")), "resolved": RESOLVED}
 
 
+YAML = [
+    *(
+        "steps: ",
+        "resolved: ",
+        "[",
+        "{",
+        "}",
+        "]",
+        "- ",
+        "\n",
+        "  ",
+        "&a ",
+        "*a",
+        "<<: ",
+        "!!int ",
+        "!!set ",
+        "'",
+        '"',
+        "!",
+    ),
+    *(
+        "0x",
+        "1:1",
+        "2026-13-45",
+        "=",
+        "? ",
+        "---",
+        "...",
+        "%YAML",
+        "|",
+        ">",
+        "#",
+        "\t",
+        ": ",
+        ",",
+        "~",
+        ".",
+        "e+",
+        "0b_",
+    ),
+    *("0001-01-01 00:00:00 +23:00", "\0", "\x85", "1" * 50, ":59" * 200, "!!float ", "!!timestamp ", "!!bool "),
+]
+YAML_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.dates() | st.binary(max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=5,
+)
+DOTTED = [f"{name}.{key}" for name, values in CONFIG.items() if isinstance(values, dict) for key in values]
+NAMES = st.sampled_from([*CONFIG, *DOTTED]) | st.text(max_size=5) | st.integers()
+
+
+def encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def changed(changes: dict[Any, Any], dropped: set[str]) -> bytes:
+    return yaml.safe_dump({k: v for k, v in CONFIG.items() if k not in dropped} | changes, sort_keys=False).encode()
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("fuzzed"))
+
+
 def text_with(**values: Any) -> bytes:
     return yaml.safe_dump(CONFIG | values).encode()
 
@@ -94,6 +165,21 @@ DAMAGED = {
     "unknown scheme": text_with(inference="nuts"),
     "a date that does not exist": text_with(data="DATE").replace(b"DATE", b"2026-13-45"),
     "no number after a tag": text_with(steps="MANY").replace(b"MANY", b"!!int many"),
+    "deep lists": b"steps: " + b"[" * 100_000,
+    "deep mappings": b"{a: " * 100_000,
+    "deep blocks": "\n".join(" " * depth + "a:" for depth in range(3000)).encode(),
+    "a value that holds itself": text_with() + b"more: &more {more: *more}\n",
+    "ten to the tenth values": b"".join(
+        b"%c: &%c {%s}\n" % (name, name, b", ".join(b"%d: *%c" % (n, name - 1) for n in range(10)) if number else b"")
+        for number, name in enumerate(b"abcdefghijk")
+    ),
+    "true that is neither yes nor no": text_with(compile="WHAT").replace(b"WHAT", b"!!bool what"),
+    "a time before all times": text_with(data="TIME").replace(b"TIME", b"0001-01-01 00:00:00 +23:00"),
+    "a number beyond all numbers, in base 60": text_with(data="SUM").replace(b"SUM", b"1" + b":59" * 300 + b".0"),
+    "a seed too long to print": text_with().replace(b"seed: 0", b"seed: 0x" + b"f" * 6000),
+    "a setting under a dotted name": yaml.safe_dump(
+        CONFIG | {"model": {k: v for k, v in CONFIG["model"].items() if k != "width"}, "model.width": 16}
+    ).encode(),
     "resolved is missing": yaml.safe_dump(to_dict(preset("tiny"))).encode(),
     "resolved is a list": text_with(resolved=[1]),
 }
@@ -107,6 +193,30 @@ def test_a_damaged_config_is_refused_in_one_line(content, run, capsys):
     err = capsys.readouterr().err
     assert (exit.value.code, len(err.splitlines())) == (2, 1)
     assert err.startswith("error: ")
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(YAML) | st.text(max_size=4), max_size=12).map("".join).map(encoded)
+    | st.builds(
+        changed, st.dictionaries(NAMES, YAML_VALUES, max_size=3), st.sets(st.sampled_from([*CONFIG]), max_size=2)
+    )
+)
+def test_whatever_is_in_a_config_it_is_read_or_refused(content, fuzzed):
+    fuzzed.config_path.write_bytes(content)
+    with contextlib.suppress(InputError):
+        fuzzed.read_config()
+
+
+def test_a_config_that_would_run_code_is_refused_and_does_not(run, tmp_path):
+    trap = tmp_path / "code has run"
+    text = f"steps: !!python/object/apply:os.mkdir [{json.dumps(str(trap))}]\nresolved: {{}}\n"
+    run.config_path.write_text(text)
+    with pytest.raises(InputError, match="line 1 holds more than settings"):
+        run.read_config()
+    assert not trap.exists()
+    yaml.unsafe_load(text)
+    assert trap.exists()  # so it would have
 
 
 def test_metrics_are_strict_json_a_line_each_in_which_null_stands_for_what_is_not_finite(run):
@@ -146,6 +256,77 @@ def test_a_line_that_a_crash_cut_short_is_dropped(cut_short, run):
     assert run.metrics_path.read_text() == '{"step": 1, "split": "train"}\n{"step": 2, "split": "train"}\n'
 
 
+@pytest.mark.parametrize("damage", [b"\0\0\0\0", b"", b'{"step": 2, "spl', b"[" * 100_000, pickle.dumps({"step": 2})])
+def test_a_damaged_line_before_the_last_is_refused_and_not_left_out(damage, run):
+    whole = b'{"step": 1, "split": "train"}\n'
+    run.metrics_path.write_bytes(whole + damage.replace(b"\n", b"") + b"\n" + whole)
+    for read in (run.read_metrics, lambda: run.forget_metrics_after(0)):
+        with pytest.raises(InputError, match=r"line 2 of .*metrics\.jsonl is not the record of a step"):
+            read()
+    assert run.metrics_path.read_bytes().count(whole) == 2
+
+
+def test_metrics_that_cannot_be_read_are_refused(run):
+    run.metrics_path.mkdir()
+    with pytest.raises(InputError, match=r"metrics\.jsonl cannot be read"):
+        run.read_metrics()
+
+
+def test_lines_that_are_kept_are_kept_byte_for_byte(run):
+    kept = b'{ "step":1,  "loss":1e999, "text":"\xc3\xa4\xe2\x80\xa8", "sum":0.10 }\n'
+    run.metrics_path.write_bytes(kept + b'{"step": 2}\n')
+    run.forget_metrics_after(1)
+    assert run.metrics_path.read_bytes() == kept
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=5,
+)
+RECORDS = st.dictionaries(st.sampled_from(["step", "split"]) | st.text(max_size=5), JSON_VALUES, max_size=4)
+LINES = RECORDS.map(json.dumps).map(str.encode) | st.binary(max_size=9) | st.text(max_size=9).map(encoded)
+
+
+@settings(deadline=None)
+@given(st.lists(LINES, max_size=4).map(b"\n".join))
+def test_whatever_is_in_the_metrics_they_are_read_or_refused(content, fuzzed):
+    fuzzed.metrics_path.write_bytes(content)
+    with contextlib.suppress(InputError):
+        assert all(type(record["step"]) is int for record in fuzzed.read_metrics())
+        fuzzed.forget_metrics_after(1)
+        assert all(record["step"] <= 1 for record in fuzzed.read_metrics())
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_run_that_is_killed_while_it_goes_back_to_an_older_checkpoint_goes_back_again(tmp_path, dies_before):
+    """The newest is damaged; lines of later steps and what a crash left half written are there too."""
+    start = Run(tmp_path / "start")
+    model = torch.nn.Linear(2, 3)
+    adamw = torch.optim.AdamW(model.parameters())
+    for step in (1, 2, 3):
+        checkpoint.save(start.checkpoints, model, adamw, Progress(step=step), num_kept=3)
+        start.append_metrics({"step": step})
+    (start.checkpoints / "step-00000003/model.safetensors").write_bytes(b"")
+    (start.checkpoints / ".step-00000004.partial").mkdir()
+    (start.checkpoints / ".step-00000004.partial/model.safetensors").write_bytes(b"half")
+    (start.path / ".config.yaml.partial").write_bytes(b"half")
+    for number in itertools.count():
+        run = Run(tmp_path / str(number))
+        shutil.copytree(start.path, run.path)
+        died = dies_before(number, lambda run=run: run.restore(model, adamw))
+        progress, damage = run.restore(model, adamw)
+        assert progress == Progress(step=2)
+        # Once the damaged one is gone there is nothing to be said of it.
+        assert damage is None or "step-00000003/model.safetensors is damaged" in damage
+        assert [record["step"] for record in run.read_metrics()] == [1, 2]
+        assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-00000001", "step-00000002"]
+        assert [path.name for path in sorted(run.path.iterdir())] == ["checkpoints", "metrics.jsonl"]
+        if not died:
+            break
+    assert number > 15
+
+
 def test_a_resumed_run_forgets_the_lines_of_later_steps_and_the_report(run):
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "split": "train", "loss": math.nan})
@@ -183,6 +364,13 @@ def test_a_folder_in_use_is_refused_and_an_empty_or_new_one_is_not(tmp_path):
         check_is_free(str(tmp_path / "notes/mine.txt"))
     with pytest.raises(InputError, match="--out"):
         create_run(str(tmp_path / "notes/mine.txt/below"), "unused")
+
+
+def test_of_two_that_begin_a_run_in_one_folder_at_once_the_second_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("ltm_pyro.run.check_is_free", lambda *args, **options: None)  # it was, for both
+    create_run(str(tmp_path / "run"), "unused")
+    with pytest.raises(InputError, match="another process has just begun a run there"):
+        create_run(str(tmp_path / "run"), "unused")
 
 
 def test_where_runs_is_a_file_no_run_can_be_made(tmp_path, monkeypatch):
@@ -243,6 +431,11 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, run):
     run.write_config(preset("tiny"), {"tokenizer_sha256": "0" * 64})
     with pytest.raises(InputError, match="tokenizer bytes is not the one"):
         ltm_pyro.load(tmp_path)
+
+
+def test_a_run_that_was_never_validated_has_no_best_checkpoint(trained_in):
+    with pytest.raises(InputError, match="holds no checkpoint that was validated"):
+        ltm_pyro.load(trained_in / "runs/python-docs-tiny-vi", which="best")
 
 
 def test_the_python_example_of_the_readme_runs(trained_in, monkeypatch):
