@@ -155,7 +155,7 @@ def restore(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer) -> tup
             return checkpoint, load_progress(checkpoint, adamw), errors
         except InputError as error:
             errors.append(error)
-    raise InputError(f"no checkpoint in {folder} can be read: {'; '.join(map(str, errors))}")
+    raise InputError(f"no checkpoint in {folder} can be read: {'; '.join(map(str, errors)) or 'there is none'}")
 
 
 def remove_after(checkpoint: Path) -> None:
@@ -167,6 +167,17 @@ def remove_after(checkpoint: Path) -> None:
     for newer in all_checkpoints(checkpoint.parent):
         if newer > checkpoint:
             durable.remove_folder(newer)
+
+
+def copy_without_moments(checkpoint: Path, folder: Path) -> None:
+    """Copy what using the model needs, and not what going on with training does, into a folder that exists.
+
+    Raises:
+        InputError: if the checkpoint cannot be read.
+        WriteError: if the copy cannot be written.
+    """
+    sums = {name: _write(folder / name, _read(checkpoint / name)) for name in (WEIGHTS, PROGRESS)}
+    _write_sums(folder, sums)
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:

@@ -72,11 +72,13 @@ class Run:
         durable.write(self.config_path, text.encode())
 
     def newest_checkpoint(self) -> Path:
-        """The checkpoint to go on from.
+        """The newest checkpoint; in a folder of :func:`ltm_pyro.save_pretrained`, the folder itself.
 
         Raises:
             InputError: if there is none.
         """
+        if (self.path / checkpoint.WEIGHTS).exists():
+            return self.path
         checkpoints = checkpoint.all_checkpoints(self.checkpoints)
         if not checkpoints:
             raise InputError(f"{self.path} holds no checkpoint: start a new run in another folder")
@@ -366,7 +368,7 @@ class TrainedModel:
 def load(
     path: str | os.PathLike[str], device: torch.device | str = "cpu", which: Literal["newest", "best"] = "newest"
 ) -> TrainedModel:
-    """The model of a run.
+    """The model of a run, or of a folder of :func:`ltm_pyro.save_pretrained`.
 
     Args:
         which: the newest checkpoint, or the one with the best held-out figure of the validations in training.
