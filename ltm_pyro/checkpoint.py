@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ltm_pyro import files
 from ltm_pyro.errors import InputError
 
 KEPT = 2
@@ -60,9 +61,9 @@ def save(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer, progress:
     save_file(_moments(adamw), partial / "optimizer.safetensors")
     (partial / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)))
     for path in (*partial.iterdir(), partial):
-        _sync(path)
+        files.sync(path)
     os.replace(partial, target)
-    _sync(folder)
+    files.sync(folder)
     for old in all_checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old)
     return target
@@ -138,11 +139,3 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

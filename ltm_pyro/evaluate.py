@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ltm_pyro import checkpoint, cli, figures, operations, report
 from ltm_pyro.certificate import certify
 from ltm_pyro.config import NO_INFERENCE, InferenceName, TrainConfig, inference_of, scheme_of
-from ltm_pyro.data import PACKING, PackedSequences, Texts
+from ltm_pyro.data import PACKING, PackedSequences, TokenizedTexts
 from ltm_pyro.errors import InputError
 from ltm_pyro.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference
 from ltm_pyro.inference import SequenceNoise
@@ -81,7 +81,7 @@ class Loaded:
     """A run, ready to be scored."""
 
     trained: TrainedModel
-    texts: Texts
+    texts: TokenizedTexts
     packed: PackedSequences
     source: Source
 
@@ -123,7 +123,7 @@ def load_run(path: str, config: EvaluateConfig, device: torch.device) -> Loaded:
     """
     run = Run(Path(path))
     trained = load(path, device)
-    texts = texts_to_score(run, config.data, config.text_column)
+    texts = texts_to_score(run, config.data, config.text_column, trained.tokenizer)
     length = trained.config.model.length
     if (config.settings.block_size or 0) > length:
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")

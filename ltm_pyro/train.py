@@ -38,7 +38,7 @@ from ltm_pyro.config import (
     validate,
 )
 from ltm_pyro.console import Console, time_text
-from ltm_pyro.data import PACKING, Corpus, PackedSequences, batch_indices, get_tokenizer, load_corpus
+from ltm_pyro.data import PACKING, PackedSequences, TokenizedCorpus, batch_indices, get_tokenizer, load_tokenized_corpus
 from ltm_pyro.errors import InputError
 from ltm_pyro.estimators import EstimatorSettings, Inference
 from ltm_pyro.inference import BatchNoise, Noise, SequenceNoise, infer
@@ -197,8 +197,9 @@ def train(training: Training, run: Run, stop: StopSignal) -> None:
         with Console(progress.step, training.config.steps) as console:
             save(training, run)
             take_steps(training, run, stop, console)
-    except OSError:
-        # The output has gone, or the disk is full. If it was not the checkpoint that failed, it will hold.
+    except (OSError, InputError):
+        # The output has gone, the disk is full, or the data is damaged. If it was not the checkpoint that failed, it
+        # will hold.
         save(training, run)
         raise
     save(training, run)
@@ -246,7 +247,7 @@ def log(training: Training, run: Run, split: str, figure: figures.Figure) -> Non
     run.append_metrics({"split": split, "step": progress.step, "tokens_seen": progress.tokens_seen, **figure.record()})
 
 
-def report(training: Training, run: Run, corpus: Corpus, trained: TrainedModel, stop: StopSignal) -> None:
+def report(training: Training, run: Run, corpus: TokenizedCorpus, trained: TrainedModel, stop: StopSignal) -> None:
     """Close with held-out figures, also of z drawn from the prior, and two texts."""
     config = training.config
     inferences = [inference_of(config)]
@@ -254,7 +255,7 @@ def report(training: Training, run: Run, corpus: Corpus, trained: TrainedModel, 
         # Of a run that takes no fast steps, VI would be the prior.
         vi_steps = config.fast_steps or preset(config.preset).fast_steps
         inferences += [inference_of(config, "vi", vi_steps), Inference.without()]
-    order_zero = figures.order_zero_bits_per_byte(corpus.validation)
+    order_zero = figures.order_zero_bits_per_byte(corpus.validation.documents, trained.tokenizer)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
     for inference in dict.fromkeys(inferences):
         figure = held_out(training, 4 * config.validation_sequences, inference, stop)
@@ -300,16 +301,17 @@ def parse(args: Sequence[str]) -> TrainConfig:
     return config
 
 
-def prepare(config: TrainConfig) -> tuple[Training, Run, Corpus, TrainedModel]:
+def prepare(config: TrainConfig) -> tuple[Training, Run, TokenizedCorpus, TrainedModel]:
     """Load the corpus, build the model, and make the folder of the run or read it."""
     device = cli.pick_device(config.device)
     run = Run(Path(config.out)) if config.resume else None
     newest = run.newest_checkpoint() if run else None
     encoding = get_tokenizer(config.tokenizer)
-    corpus = load_corpus(config.data, config.text_column)
+    corpus = load_tokenized_corpus(config.data, config.text_column, encoding)
     pack, length = PACKING[config.packing], config.model.length
-    packed, validation = (pack(documents, encoding, length) for documents in (corpus.train, corpus.validation))
-    num_tokens = int(packed.num_tokens.sum())
+    packed = pack(corpus.train, encoding, length)
+    validation = pack(corpus.validation.documents, encoding, length)
+    num_tokens = corpus.train.num_tokens
     if num_tokens < length:
         raise InputError(
             f"the training text of {config.data} has {num_tokens:,} tokens, and one sequence needs {length:,}: "

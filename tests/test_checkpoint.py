@@ -115,7 +115,7 @@ def test_a_crash_in_the_middle_of_writing_leaves_the_checkpoint_before_it(tmp_pa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", full_disk)
+        patch.setattr(checkpoint.files, "sync", full_disk)
         with pytest.raises(OSError, match="No space left"):
             checkpoint.save(tmp_path, *trained, Progress(step=2))
     assert [path.name for path in checkpoint.all_checkpoints(tmp_path)] == ["step-00000001"]
