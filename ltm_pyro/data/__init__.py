@@ -12,7 +12,7 @@ function with the signature of :func:`pack_by_document` and give it a line in `P
 from ltm_pyro.data.batches import batch_indices
 from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS, BenchmarkSet
 from ltm_pyro.data.corpora import Corpus, Texts, load_corpus, load_texts, open_corpus
-from ltm_pyro.data.documents import Documents, TokenizedCorpus, TokenizedTexts, byte_counts, tokenize
+from ltm_pyro.data.documents import Documents, TokenizedCorpus, TokenizedTexts, byte_counts, token_dtype, tokenize
 from ltm_pyro.data.packing import PACKING, PackedSequences, pack_as_stream, pack_by_document
 from ltm_pyro.data.synthetic import TopicLanguage, UniformLanguage, UnigramLanguage, token_batch
 from ltm_pyro.data.tokenized import load_tokenized_corpus, load_tokenized_texts
@@ -45,6 +45,7 @@ __all__ = [
     "pack_as_stream",
     "pack_by_document",
     "token_batch",
+    "token_dtype",
     "token_num_bytes",
     "tokenize",
 ]

@@ -288,8 +288,10 @@ def read_index(path: Path, shard: Shard) -> np.ndarray:
         contents = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    if hashlib.sha256(contents).hexdigest() != shard.index.sha256 or len(contents) != shard.index.num_bytes:
+    if hashlib.sha256(contents).hexdigest() != shard.index.sha256:
         raise InputError(_damaged(path, "its SHA-256 is not that of the manifest"))
+    if not contents or len(contents) != shard.num_documents * INDEX.itemsize:
+        raise InputError(_damaged(path, "its size is not that of its documents"))
     index = np.frombuffer(contents, INDEX)
     ends = index["end"]
     num_bytes = int(index["num_bytes"].sum())
