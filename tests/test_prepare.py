@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import shlex
@@ -24,6 +25,9 @@ from ltm_pyro import cli, compare, config, evaluate, files, prepare, train
 from ltm_pyro.data import get_tokenizer, load_corpus, prepared, shards
 from ltm_pyro.data.prepared import read_manifest
 from ltm_pyro.errors import InputError
+
+# Some versions of Python warn of processes that are forked from one with several threads, as NumPy's is.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 SHAPE = shlex.split(
     "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
@@ -164,6 +168,7 @@ def test_after_a_crash_at_any_write_the_same_command_ends_with_the_same_files(
 
         out = f"parts-{moment}"
         with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda descriptor: None)  # a disk's time
             patch.setattr(module, name, crash)
             status, _, err = command(*args, "--out", out)
         if status == 0:
@@ -269,16 +274,17 @@ def test_two_commands_do_not_write_to_one_folder(command):
 
 
 def test_a_process_that_is_killed_costs_no_finished_shard(command, monkeypatch):
-    encode = shards.encode
+    until = prepare.until
 
-    def killed(text: str, number: int, encoding: object) -> object:
-        if number == 60:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return encode(text, number, encoding)
+    def killing(stop: object, documents: object) -> object:
+        for number, document in enumerate(until(stop, documents)):
+            if number == 60:
+                multiprocessing.active_children()[0].kill()
+            yield document
 
     args = ("rows.jsonl", "--out", "corpus", "--shard-tokens", "3000", "--processes", "2")
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "encode", killed)
+        patch.setattr(prepare, "until", killing)
         status, _, err = command(*args)
     assert (status, len(err.splitlines())) == (1, 1)
     assert "a process that encodes was killed" in err
@@ -360,6 +366,15 @@ def test_progress_is_a_line_with_rate_and_time_left_where_there_is_no_terminal(c
     assert len(shares) > 5
     assert shares == sorted(shares)
     assert shares[-1] == 100
+
+
+def test_progress_is_a_bar_on_a_terminal(command, monkeypatch):
+    monkeypatch.setattr(prepare, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    status, out, err = command("rows.jsonl", "--out", "corpus")
+    assert status == 0
+    assert "%|" in err
+    assert " left" not in out
 
 
 def test_verification_reads_every_file(command):

@@ -240,7 +240,7 @@ def _check_tokenizer(manifest: Manifest, folder: Path, encoding: tiktoken.Encodi
             f"run's is {name_of(encoding)} ({fingerprint(encoding)[:8]}): give --tokenizer {manifest.tokenizer}, or "
             "prepare the corpus again"
         )
-    if np.dtype(manifest.dtype) != token_dtype(encoding.n_vocab):
+    if manifest.dtype != token_dtype(encoding.n_vocab).name:
         raise InputError(f"{folder / MANIFEST} is damaged: {manifest.dtype} is not the type of its tokens")
 
 

@@ -13,13 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltm_pyro.data import get_tokenizer, shards
 from ltm_pyro.data.prepared import read_index
 from ltm_pyro.data.shards import Encoded, ShardWriter, encoded, locked, without_finished
 from ltm_pyro.errors import InputError
+
+# Some versions of Python warn of processes that are forked from one with several threads, as NumPy's is.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 BYTES = get_tokenizer("bytes")
 MERGING = tiktoken.Encoding(
@@ -52,9 +55,11 @@ def contents(folder):
 
 @pytest.mark.parametrize("encoding", [BYTES, MERGING], ids=["uint16", "uint32"])
 @given(texts=TEXTS, chunk=st.integers(1, 40), shard_tokens=st.integers(1, 60))
+@settings(deadline=None)
 def test_shards_hold_what_tiktoken_gives_and_end_where_they_are_full(encoding, texts, chunk, shard_tokens):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "CHUNK_CHARACTERS", chunk)
+        patch.setattr(os, "fsync", lambda descriptor: None)  # a disk's time
         folder = new_folder()
         finished = write(folder, texts, encoding, shard_tokens)
     expected = [[*encoding.encode_ordinary(text), encoding.eot_token] for text in texts]
