@@ -28,7 +28,7 @@ from torch import Tensor
 from vs_reference import Theirs, import_reference
 
 import ltm_pyro
-from ltm_pyro.data import PACKING, load_corpus
+from ltm_pyro.data import PACKING, load_tokenized_corpus
 from ltm_pyro.figures import chosen_sequences
 from ltm_pyro.inference import BatchNoise, SequenceNoise, bounds, infer
 from ltm_pyro.inference.adam_vi import AdamVI
@@ -151,8 +151,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="of the noise of inference")
     options = parser.parse_args()
     ltm = ltm_pyro.load(options.run)
-    config, corpus = ltm.config, load_corpus(ltm.config.data, ltm.config.text_column)
-    held_out = PACKING[config.packing](corpus.validation, ltm.tokenizer, config.model.length)
+    config = ltm.config
+    corpus = load_tokenized_corpus(config.data, config.text_column, ltm.tokenizer)
+    held_out = PACKING[config.packing](corpus.validation.documents, ltm.tokenizer, config.model.length)
     chosen = chosen_sequences(len(held_out), 3 * options.sequences)
     # The first of them have been looked at while `vi` was made.
     for_tuning = held_out.batch(chosen[: options.sequences])

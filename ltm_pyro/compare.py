@@ -213,7 +213,7 @@ def main(args: Sequence[str]) -> int:
         raise InputError(f"{config.run} is a model without z: there is no posterior to compare")
     names = dict.fromkeys(config.inference)
     inferences = [within_budget(inference_of(trained.config, name), config) for name in names]
-    texts = texts_to_score(Run(Path(config.run)), config.data, config.text_column)
+    texts = texts_to_score(Run(Path(config.run)), config.data, config.text_column, trained.tokenizer)
     packed = PACKING[trained.config.packing](texts.documents, trained.tokenizer, trained.config.model.length)
     chosen = figures.chosen_sequences(len(packed), config.num_sequences)
     batch, document_ids = packed.batch(chosen).to(device), packed.document_ids[torch.from_numpy(chosen)]

@@ -39,7 +39,8 @@ class _RunSettings:
     data: str = "python-docs"
     """python-docs (the documentation that Python itself carries),
     a .txt, .jsonl or .parquet file or a folder of them,
-    or a Hugging Face data set as NAME or NAME:CONFIG."""
+    a Hugging Face data set as NAME or NAME:CONFIG,
+    or a folder that python -m ltm_pyro.prepare has written."""
     text_column: str = "text"
     """Column of the corpus that holds the text (.jsonl, .parquet, Hugging Face)."""
     tokenizer: str = "bytes"

@@ -27,7 +27,7 @@ def write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def append(path: Path, content: bytes) -> None:
@@ -43,7 +43,7 @@ def append(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         if is_new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -58,9 +58,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         _discard(partial)
         partial.mkdir(parents=True)
         yield partial
-        _sync_folder(partial)
+        sync_folder(partial)
         os.rename(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -87,6 +87,15 @@ def remove_leftovers(folder: Path) -> None:
             _discard(partial)
 
 
+def sync_folder(path: Path) -> None:
+    """Have the disk hold which files a folder has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
@@ -109,11 +118,3 @@ def _write_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
         if isinstance(error, OSError):
             raise WriteError(f"{path} cannot be written: {error.strerror or error}") from None
         raise
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyro
+import tiktoken
 import torch
 import tyro
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from ltm_pyro import checkpoint, cli, figures, operations, report
 from ltm_pyro.certificate import certify
 from ltm_pyro.config import NO_INFERENCE, InferenceName, TrainConfig, inference_of, scheme_of
-from ltm_pyro.data import PACKING, PackedSequences, Texts
+from ltm_pyro.data import PACKING, PackedSequences, TokenizedTexts
 from ltm_pyro.errors import InputError
 from ltm_pyro.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference
 from ltm_pyro.inference import SequenceNoise
@@ -91,7 +92,7 @@ class Loaded:
     """A run, ready to be scored."""
 
     trained: TrainedModel
-    texts: Texts
+    texts: TokenizedTexts
     packed: PackedSequences
     source: Source
 
@@ -135,7 +136,7 @@ def load_run(path: str, config: EvaluateConfig, device: torch.device) -> Loaded:
     """
     run = Run(Path(path))
     trained = load(path, device)
-    texts = texts_to_score(run, config.data, config.text_column)
+    texts = texts_to_score(run, config.data, config.text_column, trained.tokenizer)
     length = trained.config.model.length
     if (config.settings.block_size or 0) > length:
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")
@@ -232,12 +233,16 @@ def answer(config: EvaluateConfig, task: str, device: torch.device) -> int:
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")  # such steps are left out
         for path, trained, inference in plan:
+
+            def texts(path: str = path, encoding: tiktoken.Encoding = trained.tokenizer) -> list[str]:
+                return texts_to_score(Run(Path(path)), config.data, config.text_column, encoding).texts(encoding)
+
             sitting = Sitting(
                 trained,
                 inference.scheme,
                 config.task_settings,
                 config.data,
-                lambda path=path: texts_to_score(Run(Path(path)), config.data, config.text_column).documents,
+                texts,
                 config.num_sequences,
                 config.batch_size,
                 config.seed,

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
+import tiktoken
 from torch import Tensor
 
+from ltm_pyro.data import Documents, byte_counts
 from ltm_pyro.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference, Inferred, Scores
 from ltm_pyro.inference import Noise
 from ltm_pyro.inference.weights import highest_pareto_k
@@ -222,10 +223,12 @@ def chosen_sequences(num_sequences: int, num_chosen: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[0, 0])).permutation(num_sequences)[:num_chosen]
 
 
-def order_zero_bits_per_byte(texts: Iterable[str]) -> float:
-    """Entropy of the bytes of the texts, each taken alone: what a model without any context could reach."""
-    counts = torch.zeros(256, dtype=torch.float64)
-    for text in texts:
-        counts += torch.from_numpy(np.bincount(np.frombuffer(text.encode(), dtype=np.uint8), minlength=256))
+def order_zero_bits_per_byte(documents: Documents, encoding: tiktoken.Encoding) -> float:
+    """Entropy of the bytes of the texts, each taken alone: what a model without any context could reach.
+
+    Raises:
+        InputError: a file of the corpus is damaged.
+    """
+    counts = byte_counts(documents, encoding)
     probabilities = counts[counts > 0] / counts.sum()
-    return (probabilities * (1 / probabilities).log2()).sum().item()
+    return float((probabilities * np.log2(1 / probabilities)).sum())

@@ -1,4 +1,4 @@
-"""One process at a time in the folder of a run."""
+"""One process at a time in a folder that is being written."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from pathlib import Path
 
 from ltm_pyro.errors import InputError
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, doing: str = "training this run") -> Iterator[None]:
     """Within the block, no other process gets the lock of this folder.
 
     The system holds it, on the file `.lock`, and drops it when the process ends, however it ends: the file stays, and
     says nothing.
 
+    Args:
+        doing: what the other process is doing, for the error.
+
     Raises:
         InputError: if another process has it.
     """
-    with (folder / ".lock").open("a") as file:
+    with (folder / LOCK).open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder} is in use: another process is training this run; wait for it or stop it first"
-            ) from None
+            # Not `flock`: processes that this one starts share such a lock, and hold it as long as one of them lives.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise InputError(f"{folder} is in use: another process is {doing}; wait for it or stop it first") from None
         yield

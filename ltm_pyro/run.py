@@ -27,7 +27,15 @@ from torch import nn
 from ltm_pyro import checkpoint, durable
 from ltm_pyro.checkpoint import Progress
 from ltm_pyro.config import TrainConfig, from_dict, to_dict
-from ltm_pyro.data import Texts, end_of_text, fingerprint, get_tokenizer, load_corpus, load_texts, token_num_bytes
+from ltm_pyro.data import (
+    TokenizedTexts,
+    end_of_text,
+    fingerprint,
+    get_tokenizer,
+    load_tokenized_corpus,
+    load_tokenized_texts,
+    token_num_bytes,
+)
 from ltm_pyro.errors import InputError
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 
@@ -256,7 +264,7 @@ def resolved_against(corpus_sha256: str, encoding: tiktoken.Encoding, device: to
     }
 
 
-def texts_to_score(run: Run, data: str | None, text_column: str) -> Texts:
+def texts_to_score(run: Run, data: str | None, text_column: str, encoding: tiktoken.Encoding) -> TokenizedTexts:
     """The texts that `data` names; with None, or where that is the run's own corpus, what the run has held out of it.
 
     Raises:
@@ -265,9 +273,9 @@ def texts_to_score(run: Run, data: str | None, text_column: str) -> Texts:
     """
     config, resolved = run.read_config()
     if data is not None and not _is_same_source(data, config.data):
-        return load_texts(data, text_column)
+        return load_tokenized_texts(data, text_column, encoding)
     try:
-        corpus = load_corpus(config.data, config.text_column)
+        corpus = load_tokenized_corpus(config.data, config.text_column, encoding)
     except InputError as error:
         raise InputError(f"the corpus of {run.path}: {error}; --data gives other text") from None
     if corpus.sha256 != resolved.get("corpus_sha256"):
@@ -275,7 +283,7 @@ def texts_to_score(run: Run, data: str | None, text_column: str) -> Texts:
             f"{config.data} is not the corpus that {run.path} was trained on: its hash has changed, so what is held "
             "out of it now may have been trained on; give --data another text"
         )
-    return Texts.of(f"{corpus.name}, held-out part", corpus.validation)
+    return corpus.validation
 
 
 def _is_same_source(data: str, other: str) -> bool:

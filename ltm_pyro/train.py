@@ -39,7 +39,7 @@ from ltm_pyro.config import (
     validate,
 )
 from ltm_pyro.console import Console, time_text
-from ltm_pyro.data import PACKING, Corpus, PackedSequences, batch_indices, get_tokenizer, load_corpus
+from ltm_pyro.data import PACKING, PackedSequences, TokenizedCorpus, batch_indices, get_tokenizer, load_tokenized_corpus
 from ltm_pyro.errors import InputError, WriteError
 from ltm_pyro.estimators import EstimatorSettings, Inference
 from ltm_pyro.inference import BatchNoise, Noise, SequenceNoise, infer
@@ -207,8 +207,8 @@ def train(training: Training, run: Run, stop: StopSignal) -> None:
         with Console(progress.step, training.config.steps) as console:
             save(training, run)
             take_steps(training, run, stop, console)
-    except OSError:
-        # The output has gone, or the disk that it is written to is full.
+    except (OSError, InputError):
+        # The output has gone, the disk that it is written to is full, or the data is damaged.
         save(training, run)
         raise
     save(training, run)
@@ -272,7 +272,7 @@ def log(training: Training, run: Run, split: str, figure: figures.Figure) -> Non
     run.append_metrics({"split": split, "step": progress.step, "tokens_seen": progress.tokens_seen, **figure.record()})
 
 
-def report(training: Training, run: Run, corpus: Corpus, trained: TrainedModel, stop: StopSignal) -> None:
+def report(training: Training, run: Run, corpus: TokenizedCorpus, trained: TrainedModel, stop: StopSignal) -> None:
     """Close with held-out figures, also of z drawn from the prior, and two texts."""
     config = training.config
     inferences = [inference_of(config)]
@@ -280,7 +280,7 @@ def report(training: Training, run: Run, corpus: Corpus, trained: TrainedModel, 
         # Of a run that takes no fast steps, VI would be the prior.
         vi_steps = config.fast_steps or preset(config.preset).fast_steps
         inferences += [inference_of(config, "vi", vi_steps), Inference.without()]
-    order_zero = figures.order_zero_bits_per_byte(corpus.validation)
+    order_zero = figures.order_zero_bits_per_byte(corpus.validation.documents, trained.tokenizer)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
     for inference in dict.fromkeys(inferences):
         figure = held_out(training, 4 * config.validation_sequences, inference, stop)
@@ -326,7 +326,9 @@ def parse(args: Sequence[str]) -> TrainConfig:
     return config
 
 
-def prepare(config: TrainConfig, open_until_end: contextlib.ExitStack) -> tuple[Training, Run, Corpus, TrainedModel]:
+def prepare(
+    config: TrainConfig, open_until_end: contextlib.ExitStack
+) -> tuple[Training, Run, TokenizedCorpus, TrainedModel]:
     """Load the corpus, build the model, and make the folder of the run or read it.
 
     Args:
@@ -338,10 +340,11 @@ def prepare(config: TrainConfig, open_until_end: contextlib.ExitStack) -> tuple[
         run.newest_checkpoint()  # a run without one is refused before its corpus is loaded
         open_until_end.enter_context(locked(run.path))
     encoding = get_tokenizer(config.tokenizer)
-    corpus = load_corpus(config.data, config.text_column)
+    corpus = load_tokenized_corpus(config.data, config.text_column, encoding)
     pack, length = PACKING[config.packing], config.model.length
-    packed, validation = (pack(documents, encoding, length) for documents in (corpus.train, corpus.validation))
-    num_tokens = int(packed.num_tokens.sum())
+    packed = pack(corpus.train, encoding, length)
+    validation = pack(corpus.validation.documents, encoding, length)
+    num_tokens = corpus.train.num_tokens
     if num_tokens < length:
         raise InputError(
             f"the training text of {config.data} has {num_tokens:,} tokens, and one sequence needs {length:,}: "
@@ -379,7 +382,7 @@ def main(args: Sequence[str]) -> int:
         return carry_out(*prepare(config, open_until_end))
 
 
-def carry_out(training: Training, run: Run, corpus: Corpus, trained: TrainedModel) -> int:
+def carry_out(training: Training, run: Run, corpus: TokenizedCorpus, trained: TrainedModel) -> int:
     """Train, report, and say how it ended: the exit status."""
     config = training.config
     num_weights = sum(weight.numel() for weight in training.model.parameters())

@@ -10,6 +10,7 @@ import statistics
 import pytest
 import torch
 
+from ltm_pyro.data import get_tokenizer, tokenize
 from ltm_pyro.estimators import Scores
 from ltm_pyro.figures import (
     Document,
@@ -20,6 +21,8 @@ from ltm_pyro.figures import (
     per_token,
 )
 from ltm_pyro.models import TokenBatch
+
+BYTES = get_tokenizer("bytes")
 
 
 def estimate(nll: list[float], kl: list[float], variance: list[float], num_samples: int = 4) -> Scores:
@@ -226,11 +229,11 @@ def test_a_uniform_byte_over_the_vocabulary_costs_8_bits():
     ],
 )
 def test_the_entropy_of_single_bytes(texts, bits):
-    assert order_zero_bits_per_byte(texts) == pytest.approx(bits, abs=1e-12)
+    assert order_zero_bits_per_byte(tokenize(texts, BYTES), BYTES) == pytest.approx(bits, abs=1e-12)
 
 
 def test_an_entropy_is_never_printed_with_a_minus():
-    assert f"{order_zero_bits_per_byte(['aaaa']):.3f}" == "0.000"
+    assert f"{order_zero_bits_per_byte(tokenize(['aaaa'], BYTES), BYTES):.3f}" == "0.000"
 
 
 def test_diagnostics_are_of_all_batches():

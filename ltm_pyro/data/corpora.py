@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import glob
+import gzip
 import hashlib
+import itertools
+import json
 import logging
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS, BenchmarkSet
 from ltm_pyro.data.python_docs import read_python_docs
 from ltm_pyro.errors import InputError
 
-if TYPE_CHECKING:  # `datasets` takes a second to import, and python-docs does without it
-    from datasets import Dataset, IterableDataset
+if TYPE_CHECKING:  # `datasets` takes a second to import, and only what lies on the hub needs it
+    from datasets import Dataset
+    from pyarrow import Schema
 
 PYTHON_DOCS = "python-docs"
 
@@ -40,6 +42,46 @@ _VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 _SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)([-_.]?\d.*)?")  # a shard is numbered
 _BENCHMARK_SPLIT_NAME = re.compile(rf"(?:\w+\.)?{_SPLIT_NAME.pattern}")  # `wiki.valid`, `ptb.test`
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:.+)?")
+HELD_OUT_OF = 20
+"""One of so many documents is held out, and the ends of all where there are fewer."""
+_ROWS_TO_FIND_A_COLUMN = 1000
+"""A JSON file is taken not to have a column that none of so many rows has."""
+
+Reading = Iterator[tuple[str, float]]
+"""Texts, each with the share (0 to 1) of the whole that has been read with it."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of a corpus. Its documents are read, one after the other, whenever they are asked for."""
+
+    size: int
+    """What there is to read, in a unit that all parts of a corpus share: bytes of files, or rows."""
+
+    read: Callable[[], Reading]
+    """Gives all texts, blank ones too."""
+
+    def __iter__(self) -> Reading:
+        """The documents, none of them blank, each with the share of the part that has been read with it."""
+        return ((text, share) for text, share in self.read() if _is_document(text))
+
+    def documents(self) -> list[str]:
+        """All documents at once."""
+        return [text for text, _ in self]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus that has not been read yet."""
+
+    name: str
+    """Short, and fit for the name of a folder."""
+
+    train: Split
+    """What there is to learn from."""
+
+    validation: Split | None
+    """What it brings to validate on."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +101,8 @@ class Corpus:
     """Over all documents in their order and the side on which they are: two figures compare only where it is equal."""
 
 
-def load_corpus(data: str, text_column: str = "text") -> Corpus:
-    """Loads a corpus, and holds out a part of it where it brings no validation split of its own.
+def open_corpus(data: str, text_column: str = "text") -> Source:
+    """Finds a corpus, whose documents are then read one after the other: never are all of them in memory.
 
     What `data` may be:
 
@@ -72,23 +114,21 @@ def load_corpus(data: str, text_column: str = "text") -> Corpus:
     - `NAME=PATH`: a local copy of a benchmark set (see :func:`load_texts`), a folder with its splits or a file;
     - `NAME` or `NAME:CONFIG`: a data set of the Hugging Face hub. A file or folder of that name goes first.
 
-    Line ends of `.txt` files become `\\n`. Documents without a visible character are dropped.
+    Line ends of `.txt` files become `\\n`. Documents without a visible character are dropped. A `.txt` file, a `.json`
+    file that is one list, and a benchmark set are read as a whole; of Parquet, a group of rows at a time.
 
-    Validation is the split `validation`, else `valid`, `val` or `dev`; a `test` split is never read. Without one, the
-    twentieth part of the distinct documents with the smallest SHA-256 is held out, so that equal documents fall on the
-    same side, whatever their order. Of fewer than 20 distinct documents, the last twentieth of the characters of each
-    is held out instead.
+    Validation is the split `validation`, else `valid`, `val` or `dev`; a `test` split is never read.
 
     Args:
         data: see above.
         text_column: the column that holds the text, in files and data sets with columns.
 
     Raises:
-        InputError: there is no such corpus, it cannot be read, or it holds no text.
+        InputError: there is no such corpus; when its documents are read, that they cannot be.
     """
     set_name, is_copy, copy = data.partition("=")
     if data == PYTHON_DOCS:
-        name, splits = PYTHON_DOCS, {"train": read_python_docs}
+        name, splits = PYTHON_DOCS, {"train": _whole(read_python_docs)}
     elif benchmark := BENCHMARK_SETS.get(set_name):
         if not is_copy:
             raise InputError(
@@ -102,17 +142,31 @@ def load_corpus(data: str, text_column: str = "text") -> Corpus:
 
     if "train" not in splits:
         raise InputError(f"{data} has no split 'train' to learn from, only {', '.join(sorted(splits))}")
-    train = _without_blank(splits["train"]())
+    return Source(name, splits["train"], _first_split(splits, _VALIDATION_SPLITS))
+
+
+def load_corpus(data: str, text_column: str = "text") -> Corpus:
+    """Loads all documents of a corpus, and holds out a part of it where it brings no validation split of its own.
+
+    Then the twentieth part of the distinct documents with the smallest SHA-256 is held out, so that equal documents
+    fall on the same side, whatever their order. Of fewer than 20 distinct documents, the last twentieth of the
+    characters of each is held out instead.
+
+    Args:
+        data: as in :func:`open_corpus`.
+        text_column: the column that holds the text, in files and data sets with columns.
+
+    Raises:
+        InputError: there is no such corpus, it cannot be read, or it holds no text.
+    """
+    source = open_corpus(data, text_column)
+    train = source.train.documents()
     if not train:
         raise InputError(f"{data} holds no text to learn from")
-    held_out = _first_split(splits, _VALIDATION_SPLITS)
-    if held_out:
-        validation = _without_blank(held_out())
-    else:
-        train, validation = (_without_blank(side) for side in _hold_out(train))
+    train, validation = (train, source.validation.documents()) if source.validation else hold_out(train)
     if not (train and validation):
         raise InputError(f"{data} holds no text to validate on; give more text")
-    return Corpus(name, train, validation, _sha256(train, validation))
+    return Corpus(source.name, train, validation, _sha256(train, validation))
 
 
 @dataclass(frozen=True)
@@ -167,12 +221,13 @@ def load_texts(data: str, text_column: str = "text") -> Texts:
         if is_copy:
             splits = _copy_splits(copy, benchmark)
             preferred = ("test",) if benchmark.split == "test" else _VALIDATION_SPLITS
-            documents = (_first_split(splits, (*preferred, "test", *_VALIDATION_SPLITS)) or splits["train"])()
+            scored = _first_split(splits, (*preferred, "test", *_VALIDATION_SPLITS)) or splits["train"]
+            documents = scored.documents()
         else:
             documents = benchmark.documents(_rows_of_hub(set_name, benchmark))
     elif path := _existing_path(data):
         name, splits = _local_splits(path, functools.partial(_read_file, text_column=text_column))
-        documents = (_first_split(splits, ("test", *_VALIDATION_SPLITS)) or splits["train"])()
+        documents = (_first_split(splits, ("test", *_VALIDATION_SPLITS)) or splits["train"]).documents()
     elif is_copy and re.fullmatch(r"[\w.-]+", set_name):
         raise InputError(f"there is no benchmark set {set_name!r}, only {', '.join(BENCHMARK_SETS)}")
     else:
@@ -180,28 +235,30 @@ def load_texts(data: str, text_column: str = "text") -> Texts:
         scored = _first_split(splits, ("test", *_VALIDATION_SPLITS))
         if not scored:
             raise InputError(f"{data} has no split 'test' or 'validation' to score, only {', '.join(sorted(splits))}")
-        documents = scored()
+        documents = scored.documents()
 
-    documents = _without_blank(documents)
+    documents = list(filter(_is_document, documents))
     if not documents:
         raise InputError(f"{data} holds no text to score")
     return Texts.of(name, documents)
 
 
-def _copy_splits(copy: str, benchmark: BenchmarkSet) -> dict[str, Callable[[], list[str]]]:
-    """How to read the documents of each split of a local copy of a benchmark set."""
+def _copy_splits(copy: str, benchmark: BenchmarkSet) -> dict[str, Split]:
+    """The splits of a local copy of a benchmark set."""
     path = _existing_path(copy)
     if not path:
         raise InputError(f"there is no file or folder {copy!r}; check the path")
 
-    def read(file: Path, file_format: str) -> list[str]:
-        documents = _read_file(file, file_format, benchmark.column)
-        if file_format in ("JSON", "Parquet"):
-            return documents
-        return [line for document in documents for line in document.split("\n")]
+    def read(file: Path, file_format: str) -> Reading:
+        for text, share in _read_file(file, file_format, benchmark.column):
+            rows = [text] if file_format in ("JSON", "Parquet") else text.split("\n")
+            yield from ((row, share) for row in rows)
+
+    def documents(split: Split) -> list[str]:
+        return benchmark.documents([row for row, _ in split.read()])
 
     _, splits = _local_splits(path, read, _BENCHMARK_FORMATS, _BENCHMARK_SPLIT_NAME)
-    return {split: lambda rows=rows: benchmark.documents(rows()) for split, rows in splits.items()}
+    return {name: _whole(functools.partial(documents, split)) for name, split in splits.items()}
 
 
 def _rows_of_hub(name: str, benchmark: BenchmarkSet) -> list[str]:
@@ -221,7 +278,7 @@ def _rows_of_hub(name: str, benchmark: BenchmarkSet) -> list[str]:
         raise InputError(
             f"{name} cannot be loaded from {benchmark.path} of the Hugging Face hub; {instead}: {_reason(error)}"
         ) from error
-    rows = _texts(loaded, benchmark.column, benchmark.path)
+    rows = [text for text, _ in _read_rows(loaded, benchmark.column, benchmark.path)]
     if len(rows) != benchmark.num_rows:  # the hub converts only a part of what is very large
         raise InputError(
             f"{benchmark.path} of the Hugging Face hub gives {len(rows)} rows of {name}, which has "
@@ -239,18 +296,28 @@ def _existing_path(data: str) -> Path | None:
         raise InputError(f"{data!r} cannot be read: {_reason(error)}") from error
 
 
-def _first_split(splits: dict[str, Callable[[], list[str]]], names: Iterable[str]) -> Callable[[], list[str]] | None:
-    """How to read the first of these splits that is there."""
+def _whole(texts: Callable[[], list[str]]) -> Split:
+    """Texts that are made all at once."""
+
+    def read() -> Reading:
+        made = texts()
+        return ((text, number / len(made)) for number, text in enumerate(made, 1))
+
+    return Split(1, read)
+
+
+def _first_split(splits: dict[str, Split], names: Iterable[str]) -> Split | None:
+    """The first of these splits that is there."""
     return next((splits[name] for name in names if name in splits), None)
 
 
 def _local_splits(
     path: Path,
-    read: Callable[[Path, str], list[str]],
+    read: Callable[[Path, str], Reading],
     formats: dict[str, str] = _FORMATS,
     split_name: re.Pattern[str] = _SPLIT_NAME,
-) -> tuple[str, dict[str, Callable[[], list[str]]]]:
-    """The name of a file or folder, and how to read each of its splits.
+) -> tuple[str, dict[str, Split]]:
+    """The name of a file or folder, and its splits.
 
     Args:
         path: the file or folder.
@@ -259,12 +326,22 @@ def _local_splits(
         split_name: what a file or folder is named that belongs to a split, which is the first group.
     """
 
-    def readers(files: list[Path]) -> Callable[[], list[str]]:
-        return lambda: [text for file in files for text in read(file, formats[_extension(file, formats)])]
+    def split_of(files: list[Path]) -> Split:
+        try:
+            sizes = [file.stat().st_size for file in files]
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {_reason(error)}") from error
+
+        def read_all() -> Reading:
+            for file, size, before in zip(files, sizes, itertools.accumulate(sizes, initial=0), strict=False):
+                for text, share in read(file, formats[_extension(file, formats)]):
+                    yield text, (before + share * size) / max(1, sum(sizes))
+
+        return Split(sum(sizes), read_all)
 
     if not path.is_dir():
         extension = _extension(path, formats)
-        return path.name[: -len(extension)], {"train": readers([path])}
+        return path.name[: -len(extension)], {"train": split_of([path])}
     files: dict[str, list[Path]] = {}
     try:
         inside = sorted(_walk(path))
@@ -282,11 +359,11 @@ def _local_splits(
     if len(found) > 1:
         examples = ", ".join(f"{name} ({file_format})" for file_format, name in found.items())
         raise InputError(f"the folder {path} holds files of several formats, such as {examples}; keep those of one")
-    return path.resolve().name, {split: readers(group) for split, group in files.items()}
+    return path.resolve().name, {split: split_of(group) for split, group in files.items()}
 
 
-def _hub_splits(data: str, text_column: str, known: Sequence[str]) -> tuple[str, dict[str, Callable[[], list[str]]]]:
-    """The name of a data set of the Hugging Face hub, and how to read each of its splits.
+def _hub_splits(data: str, text_column: str, known: Sequence[str]) -> tuple[str, dict[str, Split]]:
+    """The name of a data set of the Hugging Face hub, and its splits, which `datasets` keeps in files.
 
     Args:
         data: its name, and its configuration after a colon.
@@ -306,54 +383,114 @@ def _hub_splits(data: str, text_column: str, known: Sequence[str]) -> tuple[str,
             f"{data!r} is neither {', '.join(known)}, an existing file or folder, nor a Hugging Face dataset that can "
             f"be loaded: {_reason(error)}"
         ) from error
-    readers = {split: functools.partial(_texts, rows, text_column, data) for split, rows in splits.items()}
-    return re.sub(r"[^\w.-]", "-", data), readers
+    return re.sub(r"[^\w.-]", "-", data), {
+        split: Split(len(rows), functools.partial(_read_rows, rows, text_column, data))
+        for split, rows in splits.items()
+    }
 
 
-def _read_file(file: Path, file_format: str, text_column: str) -> list[str]:
+def _read_file(file: Path, file_format: str, text_column: str) -> Reading:
     """The documents of one file."""
-    import datasets
-
-    # One file a call, so that an error can name it. Streaming keeps no copy of the text in a cache; the folder that
-    # `datasets` makes nonetheless goes away with its lock files.
-    pattern = glob.escape(str(file.absolute()))
     try:
-        with _quiet(), tempfile.TemporaryDirectory() as cache:
-            if file_format == "Parquet":
-                return _texts(datasets.IterableDataset.from_parquet(pattern, cache_dir=cache), text_column, str(file))
-            if file_format == "JSON":
-                # Columns are inferred once for each chunk, and must be the same in all: one chunk lets rows differ.
-                rows = datasets.IterableDataset.from_json(pattern, cache_dir=cache, chunksize=2**30)
-                return _texts(rows, text_column, str(file))
-            rows = datasets.IterableDataset.from_text(pattern, cache_dir=cache, sample_by="document")
-            texts = _texts(rows, "text", str(file))
+        if file_format == "Parquet":
+            yield from _read_parquet(file, text_column)
+        elif file_format == "JSON":
+            yield from _read_json(file, text_column)
+        else:
+            yield from _read_text(file, file_format)
     except InputError:
         raise
-    except StopIteration:  # how an empty JSON file ends
-        return []
     except Exception as error:  # each of the libraries below has its own
         raise InputError(f"{file} cannot be read as {file_format}: {_reason(error)}") from error
-    if any("\0" in text for text in texts):
+
+
+def _read_text(file: Path, file_format: str) -> Reading:
+    with gzip.open(file, "rt", encoding="utf-8") if _is_packed(file) else file.open(encoding="utf-8") as opened:
+        text = opened.read()
+    if "\0" in text:
         raise InputError(f"{file} is not {file_format}: it holds zero bytes; convert it, or leave it out")
-    return texts
+    yield text, 1.0
 
 
-def _texts(rows: Dataset | IterableDataset, text_column: str, source: str) -> list[str]:
+def _read_json(file: Path, text_column: str) -> Reading:
+    columns: dict[str, None] = {}
+    for number, (row, share) in enumerate(_json_rows(file), 1):
+        row = {"text": row} if isinstance(row, str) else row
+        if not isinstance(row, dict):
+            raise InputError(f"row {number} of {file} is {type(row).__name__}, not an object with a column of text")
+        if text_column not in columns:
+            columns |= dict.fromkeys(row)
+            if number >= _ROWS_TO_FIND_A_COLUMN:
+                _check_has_column(columns, text_column, file)
+        text = row.get(text_column)
+        if isinstance(text, str):
+            yield text, share
+        elif text is not None:
+            kind = type(text).__name__
+            raise InputError(f"the column {text_column!r} of {file} holds {kind} in row {number}, not text")
+    if columns:
+        _check_has_column(columns, text_column, file)
+
+
+def _json_rows(file: Path) -> Iterator[tuple[Any, float]]:
+    """The values of the lines of a file, or of the list that all of it is."""
+    with file.open("rb") as packed:
+        size = max(1, file.stat().st_size)
+        lines: IO[bytes] = gzip.GzipFile(fileobj=packed) if _is_packed(file) else packed
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            if number == 1 and line.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+                rows = json.loads(line + lines.read())
+                yield from ((row, count / len(rows)) for count, row in enumerate(rows, 1))
+                return
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from None
+            yield row, packed.tell() / size
+
+
+def _read_parquet(file: Path, text_column: str) -> Reading:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(file) as opened:
+        _check_column(opened.schema_arrow, text_column, file)
+        read, num_rows = itertools.count(1), opened.metadata.num_rows
+        for rows in opened.iter_batches(batch_size=1000, columns=[text_column]):
+            for text in rows.column(text_column).to_pylist():
+                share = next(read) / num_rows
+                if text is not None:
+                    yield text, share
+
+
+def _read_rows(rows: Dataset, text_column: str, source: str) -> Reading:
     """The column that holds the text, without missing values."""
+    read = itertools.count(1)
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        _check_column(table.schema, text_column, source)
+        for text in table[text_column].to_pylist():
+            share = next(read) / len(rows)
+            if text is not None:
+                yield text, share
+
+
+def _check_has_column(columns: Iterable[str], text_column: str, source: str | Path) -> None:
+    if text_column not in columns:
+        raise InputError(
+            f"{source} has no column {text_column!r}; name, or rename, the one of its columns to read: "
+            f"{', '.join(columns)}"
+        )
+
+
+def _check_column(schema: Schema, text_column: str, source: str | Path) -> None:
+    """Check that a table has a column of text of that name."""
     from pyarrow import types
 
-    texts = []
-    for table in rows.with_format("arrow").iter(batch_size=1000):
-        if text_column not in table.column_names:
-            columns = ", ".join(table.column_names)
-            raise InputError(
-                f"{source} has no column {text_column!r}; name, or rename, the one of its columns to read: {columns}"
-            )
-        kind = table.schema.field(text_column).type
-        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)):
-            raise InputError(f"the column {text_column!r} of {source} holds {kind}, not text; name another")
-        texts += [text for text in table[text_column].to_pylist() if text is not None]
-    return texts
+    _check_has_column(schema.names, text_column, source)
+    kind = schema.field(text_column).type
+    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)):
+        raise InputError(f"the column {text_column!r} of {source} holds {kind}, not text; name another")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -372,18 +509,23 @@ def _extension(file: Path, formats: dict[str, str]) -> str:
     raise InputError(f"{file} has none of the extensions that can be read: {', '.join(formats)}")
 
 
-def _without_blank(documents: Iterable[str]) -> list[str]:
-    return [document for document in documents if document and not document.isspace()]
+def _is_packed(file: Path) -> bool:
+    return file.name.lower().endswith(".gz")
 
 
-def _hold_out(documents: list[str]) -> tuple[list[str], list[str]]:
-    """Training and validation documents, by the rule of :func:`load_corpus`."""
-    distinct = sorted(set(documents), key=lambda document: hashlib.sha256(_utf8(document)).digest())
-    if len(distinct) < 20:
-        cuts = [len(document) - max(1, len(document) // 20) for document in documents]
+def _is_document(text: str) -> bool:
+    return bool(text) and not text.isspace()
+
+
+def hold_out(documents: list[str]) -> tuple[list[str], list[str]]:
+    """Training and validation documents, by the rule of :func:`load_corpus`; one of them may be empty."""
+    distinct = sorted(set(documents), key=lambda document: hashlib.sha256(utf8(document)).digest())
+    if len(distinct) < HELD_OUT_OF:
+        cuts = [len(document) - max(1, len(document) // HELD_OUT_OF) for document in documents]
         pairs = list(zip(documents, cuts, strict=True))
-        return [document[:cut] for document, cut in pairs], [document[cut:] for document, cut in pairs]
-    held_out = set(distinct[: len(distinct) // 20])
+        heads, ends = [document[:cut] for document, cut in pairs], [document[cut:] for document, cut in pairs]
+        return list(filter(_is_document, heads)), list(filter(_is_document, ends))
+    held_out = set(distinct[: len(distinct) // HELD_OUT_OF])
     return (
         [document for document in documents if document not in held_out],
         [document for document in documents if document in held_out],
@@ -395,13 +537,14 @@ def _sha256(*groups: list[str]) -> str:
     for documents in groups:
         digest.update(len(documents).to_bytes(8, "big"))
         for document in documents:
-            contents = _utf8(document)
+            contents = utf8(document)
             digest.update(len(contents).to_bytes(8, "big"))
             digest.update(contents)
     return digest.hexdigest()
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
+    """The bytes of any text, of a lone surrogate too."""
     return text.encode("utf-8", "surrogatepass")  # what a tokenizer cannot take, packing reports
 
 

@@ -1,11 +1,12 @@
 """Packing: documents become sequences of a fixed number of tokens, each of which will have its own latent z.
 
-Text is encoded as it stands (a special token written in it is plain text), and every document is followed by its
-end-of-text token, which is predicted and counts as any other. What follows the end is padding, of weight 0.
+Every document is followed by its end-of-text token, which is predicted and counts as any other. What follows the end is
+padding, of weight 0. Nothing is copied: a sequence is a place in the documents, read when a batch asks for it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,17 +15,26 @@ import tiktoken
 import torch
 from torch import Tensor
 
+from ltm_pyro.data.documents import Documents, check_tokens
 from ltm_pyro.data.tokenizers import end_of_text, token_num_bytes
-from ltm_pyro.errors import InputError
 from ltm_pyro.models.batch import TokenBatch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedSequences:
     """N sequences of T tokens."""
 
-    tokens: Tensor
-    """[N, T] int32, padded with the end-of-text id."""
+    documents: Documents
+    """What the sequences are pieces of."""
+
+    encoding: tiktoken.Encoding
+    """What the documents were encoded with."""
+
+    length: int
+    """T."""
+
+    starts: Tensor
+    """[N] int64: where each sequence starts in the documents joined."""
 
     num_tokens: Tensor
     """[N] int64: the tokens that are predicted, text and end-of-text; what follows them is padding."""
@@ -33,94 +43,69 @@ class PackedSequences:
     """[N] int64: numbers what is scored as one piece of evidence: the sequences of one document; in a stream, each
     sequence by itself."""
 
-    num_bytes: Tensor
-    """[N] int64: the bytes of text that the tokens stand for. A character cut by the end of a sequence counts on each
-    side by the bytes that lie there."""
-
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.starts)
 
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> TokenBatch:
-        """The sequences at these indices, [B], which also become the sequence ids; weight 0 on padding, 1 elsewhere."""
+        """The sequences at these indices, [B], which also become the sequence ids; weight 0 on padding, 1 elsewhere.
+
+        Padding is the end-of-text id. A character cut by the end of a sequence counts on each side by the bytes that
+        lie there.
+
+        Raises:
+            InputError: a file of the corpus is damaged.
+        """
         indices = torch.as_tensor(indices, dtype=torch.int64)
-        tokens = self.tokens[indices].long()
-        weights = (torch.arange(tokens.shape[1]) < self.num_tokens[indices, None]).float()
-        return TokenBatch(tokens, weights, indices, self.num_bytes[indices])
+        starts, num_tokens = self.starts[indices], self.num_tokens[indices]
+        tokens = np.full((len(indices), self.length), end_of_text(self.encoding), dtype=np.int64)
+        for row, start, count in zip(tokens, starts.tolist(), num_tokens.tolist(), strict=True):
+            row[:count] = self.documents.read(start, start + count)
+        check_tokens(tokens, self.encoding.n_vocab)
+        weights = (torch.arange(self.length) < num_tokens[:, None]).float()
+        # End-of-text stands for 0 bytes, so padding adds none.
+        num_bytes = torch.from_numpy(self._token_num_bytes[tokens].sum(axis=1))
+        return TokenBatch(torch.from_numpy(tokens), weights, indices, num_bytes)
+
+    @functools.cached_property
+    def _token_num_bytes(self) -> np.ndarray:
+        return token_num_bytes(self.encoding)
 
 
-def pack_by_document(documents: Sequence[str], encoding: tiktoken.Encoding, length: int) -> PackedSequences:
+def pack_by_document(documents: Documents, encoding: tiktoken.Encoding, length: int) -> PackedSequences:
     """Sequences of consecutive tokens of one document each.
 
     A document of n tokens and its end-of-text become ceil((n + 1) / length) sequences, of which only the last is
     padded: no z is shared between documents.
 
     Args:
-        documents: the texts.
-        encoding: of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
+        documents: at least one.
+        encoding: what they were encoded with.
         length: tokens of a sequence (T).
-
-    Raises:
-        InputError: a document is not valid Unicode.
     """
-    encoded = _encode(documents, encoding)
-    sizes = np.array([len(tokens) for tokens in encoded])
-    num_sequences = -(-sizes // length)
-    ends = np.cumsum(num_sequences)
-    tokens = np.full(ends[-1] * length, end_of_text(encoding), dtype=np.int32)
-    for start, document in zip((ends - num_sequences) * length, encoded, strict=True):
-        tokens[start : start + len(document)] = document
-    num_tokens = np.full(ends[-1], length)
-    num_tokens[ends - 1] = sizes - (num_sequences - 1) * length
+    num_sequences = -(-documents.sizes // length)
+    stops = np.cumsum(documents.sizes)
     document_ids = np.repeat(np.arange(len(documents)), num_sequences)
-    return _packed(tokens.reshape(-1, length), num_tokens, document_ids, encoding)
+    number_in_document = np.arange(len(document_ids)) - (np.cumsum(num_sequences) - num_sequences)[document_ids]
+    starts = (stops - documents.sizes)[document_ids] + number_in_document * length
+    num_tokens = np.minimum(length, stops[document_ids] - starts)
+    return PackedSequences(documents, encoding, length, *map(torch.from_numpy, (starts, num_tokens, document_ids)))
 
 
-def pack_as_stream(documents: Sequence[str], encoding: tiktoken.Encoding, length: int) -> PackedSequences:
+def pack_as_stream(documents: Documents, encoding: tiktoken.Encoding, length: int) -> PackedSequences:
     """Sequences cut from all documents joined, with no padding but in the very last.
 
     Several documents, or parts of them, may lie in one sequence. They share its z, and the later ones see the earlier
     through the attention window: figures per document do not apply.
 
     Args:
-        documents: the texts.
-        encoding: of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
+        documents: at least one.
+        encoding: what they were encoded with.
         length: tokens of a sequence (T).
-
-    Raises:
-        InputError: a document is not valid Unicode.
     """
-    stream = np.concatenate(_encode(documents, encoding))
-    num_sequences = -(-len(stream) // length)
-    tokens = np.full(num_sequences * length, end_of_text(encoding), dtype=np.int32)
-    tokens[: len(stream)] = stream
-    num_tokens = np.full(num_sequences, length)
-    num_tokens[-1] = len(stream) - (num_sequences - 1) * length
-    return _packed(tokens.reshape(-1, length), num_tokens, np.arange(num_sequences), encoding)
+    starts = torch.arange(0, documents.num_tokens, length)
+    num_tokens = (documents.num_tokens - starts).clamp(max=length)
+    return PackedSequences(documents, encoding, length, starts, num_tokens, torch.arange(len(starts)))
 
 
 PACKING = {"document": pack_by_document, "stream": pack_as_stream}
 """The ways of packing, by the name that settings use."""
-
-
-def _encode(documents: Sequence[str], encoding: tiktoken.Encoding) -> list[np.ndarray]:
-    """The tokens of each document and its end-of-text."""
-    end = np.array([end_of_text(encoding)], dtype=np.uint32)
-    encoded = []
-    for index, text in enumerate(documents):
-        try:
-            tokens = encoding.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"document {index} (from 0) is not valid Unicode ({error.reason}, at character {error.start}); "
-                "remove that character from the text"
-            ) from error
-        encoded.append(np.concatenate([tokens, end]))
-    return encoded
-
-
-def _packed(
-    tokens: np.ndarray, num_tokens: np.ndarray, document_ids: np.ndarray, encoding: tiktoken.Encoding
-) -> PackedSequences:
-    # End-of-text stands for 0 bytes, so padding adds none.
-    num_bytes = token_num_bytes(encoding)[tokens].sum(axis=1)
-    return PackedSequences(*map(torch.from_numpy, (tokens, num_tokens, document_ids, num_bytes)))

@@ -17,6 +17,7 @@ from ltm_pyro.errors import InputError
 BYTES = "bytes"
 END_OF_TEXT = "<|endoftext|>"
 BEGIN_OF_TEXT = "<|beginoftext|>"
+_SUFFIX = "+beginoftext"
 
 
 def get_tokenizer(name: str) -> tiktoken.Encoding:
@@ -52,11 +53,16 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
     if END_OF_TEXT not in encoding.special_tokens_set:
         raise InputError(f"the tokenizer {name!r} has no {END_OF_TEXT} token; choose one that has")
     return tiktoken.Encoding(
-        f"{name}+beginoftext",
+        name + _SUFFIX,
         pat_str=encoding._pat_str,
         mergeable_ranks=encoding._mergeable_ranks,
         special_tokens={**encoding._special_tokens, BEGIN_OF_TEXT: encoding.n_vocab},
     )
+
+
+def name_of(encoding: tiktoken.Encoding) -> str:
+    """The name under which :func:`get_tokenizer` gives this tokenizer."""
+    return encoding.name.removesuffix(_SUFFIX)
 
 
 def end_of_text(encoding: tiktoken.Encoding) -> int:

@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS
-from ltm_pyro.data.corpora import load_corpus, load_texts
+from ltm_pyro.data.corpora import load_corpus, load_texts, open_corpus
 from ltm_pyro.errors import InputError
 
 DOCUMENTS = [f"Document number {index}.\nIt has two lines, é.\n" for index in range(60)]
@@ -95,6 +95,41 @@ def test_rows_may_have_other_columns_late_in_a_large_file(write):
     documents = ["x" * 200_000 + str(index) for index in range(60)]
     corpus = load_corpus(write("rows.jsonl", json_lines(documents) + '{"text": "last", "note": 1}\n'))
     assert sorted(corpus.train + corpus.validation) == sorted([*documents, "last"])
+
+
+def test_documents_are_read_one_after_the_other(write):
+    """What is wrong behind them has not been read yet."""
+    reading = iter(open_corpus(write("rows.jsonl", json_lines(DOCUMENTS) + '{"text": "no brace"\n')).train)
+    assert [next(reading)[0] for _ in DOCUMENTS] == DOCUMENTS
+    with pytest.raises(InputError, match=r"rows\.jsonl cannot be read as JSON: line 61, column"):
+        next(reading)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.parquet", "folder"])
+def test_reading_tells_how_far_it_has_come_and_starts_anew_when_asked_again(write, name):
+    if name == "folder":
+        for number, text in enumerate(DOCUMENTS):
+            write(f"folder/{number:02d}.txt", text)
+    elif name == "rows.parquet":
+        datasets.Dataset.from_dict({"text": DOCUMENTS}).to_parquet(name)
+    else:
+        write(
+            name, json.dumps([{"text": text} for text in DOCUMENTS]) if name == "rows.json" else json_lines(DOCUMENTS)
+        )
+    split = open_corpus(name).train
+    for _ in range(2):
+        documents, shares = zip(*split, strict=True)
+        assert list(documents) == DOCUMENTS
+        assert list(shares) == sorted(shares)
+        assert shares[0] > 0
+        assert shares[-1] == 1
+    if name != "rows.jsonl.gz":  # which is unpacked in larger pieces
+        assert len(set(shares)) == len(DOCUMENTS)
+
+
+def test_a_json_list_of_texts(write):
+    corpus = load_corpus(write("rows.json", json.dumps(DOCUMENTS)))
+    assert sorted(corpus.train + corpus.validation) == sorted(DOCUMENTS)
 
 
 def test_blank_and_missing_documents_are_dropped(write):
@@ -451,6 +486,18 @@ def test_a_malformed_line_names_the_file_that_holds_it(write):
 
 def test_a_missing_column_lists_those_there_are(write):
     assert refusal(write("a.jsonl", json_lines(DOCUMENTS, "body"))).endswith("id, body")
+
+
+def test_a_column_is_looked_for_in_the_first_rows_and_not_in_all_of_a_large_file(write):
+    late = json_lines(["x"] * 1000, "body") + "malformed\n"
+    assert refusal(write("a.jsonl", late)).endswith("id, body")
+    early = '{"note": 1}\n' * 999 + json_lines(DOCUMENTS)
+    assert len(load_corpus(write("b.jsonl", early)).train) == 57
+
+
+@pytest.mark.parametrize("rows", ["3\n", "null\n", '{"text": "fine"}\n[1]\n'])
+def test_rows_that_have_no_columns(write, rows):
+    assert "not an object with a column of text" in refusal(write("a.jsonl", rows))
 
 
 @pytest.mark.parametrize("rows", ['{"text": 1}\n', '{"text": "a"}\n{"text": 2}\n', '{"text": ["a"]}\n'])

@@ -1,0 +1,198 @@
+"""Documents as tokens, in memory or in files that are mapped into it, read wherever they lie."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tiktoken
+
+from ltm_pyro.data.tokenizers import end_of_text
+from ltm_pyro.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """Documents, each with its end-of-text. They may be a selection of those that the arrays hold."""
+
+    arrays: Sequence[np.ndarray]
+    """[n] each, of any unsigned type: token ids, the documents joined."""
+
+    starts: np.ndarray
+    """[D] int64: where each document starts, counted through all arrays."""
+
+    sizes: np.ndarray
+    """[D] int64: the tokens of each, end-of-text included. A document lies in one array."""
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all documents, end-of-text included."""
+        return int(self.sizes.sum())
+
+    def select(self, chosen: np.ndarray) -> Documents:
+        """Those of these numbers, or where a mask is true, in this order."""
+        return Documents(self.arrays, self.starts[chosen], self.sizes[chosen])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The tokens `start` to `stop` of the documents joined."""
+        runs = self._runs
+        pieces = []
+        for run in range(np.searchsorted(runs.stops, start, side="right"), len(runs.stops)):
+            if start >= stop:
+                break
+            upto = min(stop, int(runs.stops[run]))
+            shift = int(runs.shifts[run])
+            pieces.append(self.arrays[runs.arrays[run]][start + shift : upto + shift])
+            start = upto
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def counts(self, vocab_size: int) -> np.ndarray:
+        """How often each id occurs, [vocab_size] int64."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        step = 2**20  # what `bincount` converts at a time
+        for start in range(0, self.num_tokens, step):
+            tokens = self.read(start, min(start + step, self.num_tokens))
+            check_tokens(tokens, vocab_size)
+            counts += np.bincount(tokens, minlength=vocab_size)
+        return counts
+
+    @functools.cached_property
+    def _runs(self) -> _Runs:
+        array_stops = np.cumsum([len(array) for array in self.arrays])
+        arrays = np.searchsorted(array_stops, self.starts, side="right")
+        follows = (self.starts[1:] == (self.starts + self.sizes)[:-1]) & (arrays[1:] == arrays[:-1])
+        first = np.flatnonzero(np.concatenate([[True], ~follows]))
+        stops = np.cumsum(self.sizes)
+        before = (stops - self.sizes)[first]
+        in_array = self.starts[first] - (array_stops - [len(array) for array in self.arrays])[arrays[first]]
+        last = np.append(first[1:], len(self)) - 1
+        return _Runs(stops[last], arrays[first], in_array - before)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The documents joined, as the fewest pieces of arrays."""
+
+    stops: np.ndarray
+    """[R]: where each piece ends in the documents joined."""
+
+    arrays: np.ndarray
+    """[R]: the array in which it lies."""
+
+    shifts: np.ndarray
+    """[R]: what to add to a place in the documents joined to have that in the array."""
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Documents to score, as tokens."""
+
+    name: str
+    """What they are, in a word or two."""
+
+    documents: Documents
+    """All that are to be scored."""
+
+    sha256: str
+    """Two figures compare only where it is equal."""
+
+    def texts(self, encoding: tiktoken.Encoding) -> list[str]:
+        """Of all documents."""
+        stops = np.cumsum(self.documents.sizes)
+        # Without the end-of-text.
+        pieces = [
+            self.documents.read(stop - size, stop - 1) for stop, size in zip(stops, self.documents.sizes, strict=True)
+        ]
+        return [encoding.decode(piece.tolist()) for piece in pieces]
+
+    @classmethod
+    def held_out_of(cls, corpus: str, documents: Documents, sha256: str) -> TokenizedTexts:
+        """What is held out of the corpus of this name."""
+        return cls(f"{corpus}, held-out part", documents, sha256)
+
+
+@dataclass(frozen=True)
+class TokenizedCorpus:
+    """The documents of a corpus, as tokens."""
+
+    name: str
+    """Short, and fit for the name of a folder."""
+
+    train: Documents
+    """What to learn from."""
+
+    validation: TokenizedTexts
+    """What is held out."""
+
+    sha256: str
+    """Two figures compare only where it is equal."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type, little-endian, that tokens are stored in."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def check_tokens(tokens: np.ndarray, vocab_size: int) -> None:
+    """Check that tokens are ids of a vocabulary.
+
+    Raises:
+        InputError: one is not: what they were read from has been damaged.
+    """
+    if tokens.size and (highest := tokens.max()) >= vocab_size:
+        raise InputError(
+            f"the corpus holds the token {highest}, and its vocabulary has {vocab_size:,}: a file of it is damaged; "
+            "python -m ltm_pyro.prepare --verify --out FOLDER says which"
+        )
+
+
+def encode(text: str, number: int, encoding: tiktoken.Encoding) -> np.ndarray:
+    """The tokens of a document and its end-of-text, [n] of :func:`token_dtype`.
+
+    Text is encoded as it stands: a special token written in it is plain text.
+
+    Args:
+        text: the document.
+        number: counts the documents from 0, for the error.
+        encoding: of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
+
+    Raises:
+        InputError: it is not valid Unicode.
+    """
+    try:
+        tokens = encoding.encode_to_numpy(text, disallowed_special=())
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"document {number} (from 0) is not valid Unicode ({error.reason}, at character {error.start}); "
+            "remove that character from the text"
+        ) from error
+    return np.append(tokens, np.uint32(end_of_text(encoding))).astype(token_dtype(encoding.n_vocab))
+
+
+def byte_counts(documents: Documents, encoding: tiktoken.Encoding) -> np.ndarray:
+    """How often each byte occurs in the texts, [256] float64.
+
+    Raises:
+        InputError: a file of the corpus is damaged.
+    """
+    counts = documents.counts(encoding.n_vocab)
+    pieces = encoding._mergeable_ranks  # end-of-text has no bytes
+    sizes = np.fromiter(map(len, pieces), dtype=np.int64)
+    occurrences = np.repeat(counts[np.fromiter(pieces.values(), dtype=np.int64)], sizes)
+    return np.bincount(np.frombuffer(b"".join(pieces), dtype=np.uint8), occurrences, minlength=256)
+
+
+def tokenize(texts: Sequence[str], encoding: tiktoken.Encoding) -> Documents:
+    """Encodes documents into memory.
+
+    Raises:
+        InputError: one is not valid Unicode.
+    """
+    encoded = [encode(text, number, encoding) for number, text in enumerate(texts)]
+    sizes = np.array([len(tokens) for tokens in encoded], dtype=np.int64)
+    return Documents([np.concatenate(encoded)], np.cumsum(sizes) - sizes, sizes)

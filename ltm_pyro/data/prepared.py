@@ -1,0 +1,343 @@
+"""Prepared corpora: folders in which the documents lie as tokens, to be mapped into memory.
+
+manifest.json               what the folder holds, and the SHA-256 of every other file; written last
+unfinished.json             the same while the folder is being written, with the shards that are finished
+train-00000.tokens.bin      a shard: token ids of many documents, each followed by its end-of-text
+train-00000.index.bin       its documents: where each ends, its bytes of text, and a hash of its text
+validation-00000.…          the same of what is held out, where that does not follow from the hashes
+
+docs/data.md describes the formats. Nothing read from here can run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import tiktoken
+
+from ltm_pyro import durable
+from ltm_pyro.data.corpora import HELD_OUT_OF
+from ltm_pyro.data.documents import Documents, TokenizedCorpus, TokenizedTexts, token_dtype
+from ltm_pyro.data.tokenizers import fingerprint, name_of
+from ltm_pyro.errors import InputError
+
+MANIFEST = "manifest.json"
+UNFINISHED = "unfinished.json"
+FORMAT = "ltm_pyro prepared corpus"
+VERSION = 1
+TRAIN, VALIDATION = "train", "validation"
+BY_HASH, BY_SOURCE, BY_ENDS = "hashes", "source", "ends"
+"""What decides which documents are held out: their hashes, the source's own split, or, of few documents, their ends."""
+INDEX = np.dtype([("end", "<u8"), ("num_bytes", "<u8"), ("hash", "<u8")])
+"""Of each document: where its tokens end in the shard, its bytes of text, and the first eight bytes of the text's
+SHA-256 as a number, the first byte the highest."""
+
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a prepared corpus."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Two files that hold some documents."""
+
+    num_documents: int
+    num_tokens: int
+    """End-of-texts included."""
+    num_bytes: int
+    """Of the texts."""
+    tokens: StoredFile
+    index: StoredFile
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a prepared corpus holds. Nothing in it depends on when or how often it was prepared."""
+
+    name: str
+    """Of the corpus; short, and fit for the name of a folder."""
+    source: str
+    """What was prepared, as it was given."""
+    text_column: str
+    tokenizer: str
+    tokenizer_sha256: str
+    """The fingerprint of the tokenizer."""
+    vocab_size: int
+    dtype: str
+    """Of the tokens: uint16 or uint32, little-endian."""
+    shard_tokens: int
+    """A shard ends with the document with which it has as many tokens."""
+    held_out: str
+    """BY_HASH, BY_SOURCE or BY_ENDS."""
+    train: tuple[Shard, ...] = ()
+    validation: tuple[Shard, ...] = ()
+
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        """Those of `train` or `validation`."""
+        return getattr(self, split)
+
+    def with_shards(self, split: str, shards: tuple[Shard, ...]) -> Manifest:
+        """The same with other shards of a split."""
+        return dataclasses.replace(self, **{split: shards})
+
+    def stored(self) -> dict[str, StoredFile]:
+        """All files but the manifest, by name."""
+        return {
+            file_name(split, number, kind): getattr(shard, kind)
+            for split in (TRAIN, VALIDATION)
+            for number, shard in enumerate(self.shards(split))
+            for kind in ("tokens", "index")
+        }
+
+    @property
+    def sha256(self) -> str:
+        """Over all tokens, documents and what is held out of them; not over where they came from."""
+        contents = {name: file.sha256 for name, file in self.stored().items()}
+        decisive = [VERSION, self.tokenizer_sha256, self.dtype, self.held_out, contents]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        values = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        durable.write(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def file_name(split: str, number: int, kind: str) -> str:
+    """The name of a file of a shard; `kind` is tokens or index."""
+    return f"{split}-{number:05d}.{kind}.bin"
+
+
+def is_prepared(data: str) -> bool:
+    """Whether this is a folder that holds a prepared corpus, finished or not."""
+    try:
+        return any((Path(data).expanduser() / file).exists() for file in (MANIFEST, UNFINISHED))
+    except (OSError, RuntimeError):  # a name that is too long, no such home
+        return False
+
+
+def read_manifest(folder: Path, file: str = MANIFEST) -> Manifest:
+    """The manifest of a prepared corpus.
+
+    Raises:
+        InputError: there is none, or it is damaged, or of another version.
+    """
+    path = folder / file
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        if (folder / UNFINISHED).exists():
+            raise InputError(f"{folder} is not finished: give the command of its preparation again") from None
+        raise InputError(f"{folder} holds no prepared corpus: it has no {file}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise InputError(f"{path} is not the manifest of a prepared corpus")
+    version = values.get("version")
+    if type(version) is not int or version != VERSION:
+        raise InputError(
+            f"{path} is of version {_shown(version)}, and this program reads {VERSION}: prepare the corpus again"
+        )
+    try:
+        manifest = _parse(Manifest, {key: value for key, value in values.items() if key not in ("format", "version")})
+        _check(manifest)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}; prepare the corpus again") from None
+    return manifest
+
+
+def _parse(kind: type[Parsed], values: Any) -> Parsed:
+    """A dataclass from the values of JSON."""
+    fields = {entry.name: entry.type for entry in dataclasses.fields(kind)}
+    if not isinstance(values, dict):
+        raise ValueError(f"{_shown(values)} stands where {', '.join(fields)} should")
+    if missing := [key for key in fields if key not in values]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    if unknown := [key for key in values if key not in fields]:
+        raise ValueError(f"it says {_shown(unknown[0])}, which means nothing")
+    readers = {"int": _number, "str": _text, "StoredFile": lambda value: _parse(StoredFile, value)}
+    readers["tuple[Shard, ...]"] = lambda value: tuple(_parse(Shard, item) for item in _list(value))
+    return kind(**{key: readers[annotation](values[key]) for key, annotation in fields.items()})
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{_shown(value)} is no number of things")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(f"{_shown(value)} is no text in one line")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{_shown(value)} is no list")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """Enough of a value of JSON to find it."""
+    return reprlib.repr(value)
+
+
+def _check(manifest: Manifest) -> None:
+    """Check that a manifest does not contradict itself."""
+    if not manifest.name or "/" in manifest.name:
+        raise ValueError(f"{manifest.name!r} is no name")
+    if manifest.dtype not in ("uint16", "uint32"):
+        raise ValueError(f"tokens cannot be of the type {manifest.dtype!r}")
+    if manifest.held_out not in (BY_HASH, BY_SOURCE, BY_ENDS):
+        raise ValueError(f"documents cannot be held out by {manifest.held_out!r}")
+    for shard in (*manifest.train, *manifest.validation):
+        if shard.num_documents < 1 or shard.index.num_bytes != shard.num_documents * INDEX.itemsize:
+            raise ValueError("the size of an index is not that of its documents")
+        if shard.tokens.num_bytes != shard.num_tokens * np.dtype(manifest.dtype).itemsize:
+            raise ValueError("the size of a shard is not that of its tokens")
+
+
+def open_prepared(folder: Path, encoding: tiktoken.Encoding) -> TokenizedCorpus:
+    """Maps a prepared corpus into memory, without reading its tokens.
+
+    Sizes of all files and the SHA-256 of the indices are checked, that of the tokens by :func:`verify` alone: they are
+    much larger.
+
+    Raises:
+        InputError: a file is missing or damaged, or it was prepared with another tokenizer.
+    """
+    manifest = read_manifest(folder)
+    _check_tokenizer(manifest, folder, encoding)
+    train, hashes = _open(manifest, folder, TRAIN)
+    if manifest.held_out == BY_HASH:
+        is_held_out = held_out_by_hash(hashes)
+        train, validation = train.select(~is_held_out), train.select(is_held_out)
+    else:
+        validation, _ = _open(manifest, folder, VALIDATION)
+    if not (len(train) and len(validation)):
+        raise InputError(f"{folder / MANIFEST} is damaged: it has no documents to learn from, or to validate on")
+    held_out = TokenizedTexts.held_out_of(manifest.name, validation, manifest.sha256)
+    return TokenizedCorpus(manifest.name, train, held_out, manifest.sha256)
+
+
+def _check_tokenizer(manifest: Manifest, folder: Path, encoding: tiktoken.Encoding) -> None:
+    if manifest.tokenizer_sha256 != fingerprint(encoding) or manifest.vocab_size != encoding.n_vocab:
+        raise InputError(
+            f"{folder} was prepared with the tokenizer {manifest.tokenizer} ({manifest.tokenizer_sha256[:8]}), and the "
+            f"run's is {name_of(encoding)} ({fingerprint(encoding)[:8]}): give --tokenizer {manifest.tokenizer}, or "
+            "prepare the corpus again"
+        )
+    if manifest.dtype != token_dtype(encoding.n_vocab).name:
+        raise InputError(f"{folder / MANIFEST} is damaged: {manifest.dtype} is not the type of its tokens")
+
+
+def held_out_by_hash(hashes: np.ndarray) -> np.ndarray:
+    """Which documents are held out, [D] bool: the twentieth part of the distinct ones with the smallest hash.
+
+    This is the rule of :func:`~ltm_pyro.data.corpora.load_corpus`, whatever the order of the documents.
+    """
+    distinct = np.unique(hashes)
+    held_out = distinct[: len(distinct) // HELD_OUT_OF]
+    return hashes <= held_out[-1] if len(held_out) else np.zeros(len(hashes), dtype=bool)
+
+
+def _open(manifest: Manifest, folder: Path, split: str) -> tuple[Documents, np.ndarray]:
+    """The documents of a split, and the hash of each."""
+    arrays, starts, sizes, hashes = [], [], [], []
+    before = 0
+    for number, shard in enumerate(manifest.shards(split)):
+        index = read_index(folder / file_name(split, number, "index"), shard)
+        path = folder / file_name(split, number, "tokens")
+        _check_size(path, shard.tokens)
+        try:
+            tokens = np.memmap(path, np.dtype(manifest.dtype).newbyteorder("<"), mode="r", shape=(shard.num_tokens,))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from None
+        arrays.append(tokens.view(np.ndarray))  # slices of a `memmap` cost more
+        ends = index["end"].astype(np.int64)
+        sizes.append(np.diff(ends, prepend=0))
+        starts.append(ends - sizes[-1] + before)
+        hashes.append(index["hash"])
+        before += shard.num_tokens
+    if not arrays:
+        return Documents([], *np.zeros((2, 0), dtype=np.int64)), np.zeros(0, dtype=np.uint64)
+    return Documents(arrays, np.concatenate(starts), np.concatenate(sizes)), np.concatenate(hashes)
+
+
+def read_index(path: Path, shard: Shard) -> np.ndarray:
+    """The documents of a shard, [D] of INDEX.
+
+    Raises:
+        InputError: the file is missing, or is not the one that the manifest describes.
+    """
+    _check_size(path, shard.index)
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if hashlib.sha256(contents).hexdigest() != shard.index.sha256:
+        raise InputError(_damaged(path, "its SHA-256 is not that of the manifest"))
+    if not contents or len(contents) != shard.num_documents * INDEX.itemsize:
+        raise InputError(_damaged(path, "its size is not that of its documents"))
+    index = np.frombuffer(contents, INDEX)
+    ends = index["end"]
+    num_bytes = int(index["num_bytes"].sum())
+    if not ends[0] or (ends[1:] <= ends[:-1]).any() or (ends[-1], num_bytes) != (shard.num_tokens, shard.num_bytes):
+        raise InputError(_damaged(path, "its documents are not those of the shard"))
+    return index
+
+
+def _check_size(path: Path, stored: StoredFile) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: prepare the corpus again") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if size != stored.num_bytes:
+        raise InputError(_damaged(path, f"it has {size:,} bytes, and the manifest says {stored.num_bytes:,}"))
+
+
+def _damaged(path: Path, why: str) -> str:
+    return f"{path} is damaged: {why}; prepare the corpus again in another folder"
+
+
+def check_file(path: Path, stored: StoredFile) -> None:
+    """Check the size and the SHA-256 of a file, reading all of it.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    _check_size(path, stored)
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if sha256 != stored.sha256:
+        raise InputError(_damaged(path, "its SHA-256 is not that of the manifest"))
+
+
+def verify(folder: Path) -> Manifest:
+    """Checks every file of a prepared corpus against the manifest, which is returned.
+
+    Raises:
+        InputError: one is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    for file, stored in manifest.stored().items():
+        check_file(folder / file, stored)
+    return manifest

@@ -1,0 +1,50 @@
+"""Corpora and texts as tokens: encoded when they are loaded, or mapped into memory where they lie prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tiktoken
+
+from ltm_pyro.data.corpora import Texts, load_corpus, load_texts
+from ltm_pyro.data.documents import TokenizedCorpus, TokenizedTexts, tokenize
+from ltm_pyro.data.prepared import is_prepared, open_prepared
+
+
+def load_tokenized_corpus(data: str, text_column: str, encoding: tiktoken.Encoding) -> TokenizedCorpus:
+    """A prepared corpus, or all documents of another one, encoded.
+
+    Args:
+        data: a folder that `python -m ltm_pyro.prepare` has written, or as in
+            :func:`~ltm_pyro.data.corpora.load_corpus`.
+        text_column: the column that holds the text, in files and data sets with columns.
+        encoding: of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
+
+    Raises:
+        InputError: there is no such corpus, it cannot be read, or it was prepared with another tokenizer.
+    """
+    if is_prepared(data):
+        return open_prepared(Path(data).expanduser(), encoding)
+    corpus = load_corpus(data, text_column)
+    validation = tokenize(corpus.validation, encoding)
+    sha256 = Texts.of(corpus.name, corpus.validation).sha256
+    held_out = TokenizedTexts.held_out_of(corpus.name, validation, sha256)
+    return TokenizedCorpus(corpus.name, tokenize(corpus.train, encoding), held_out, corpus.sha256)
+
+
+def load_tokenized_texts(data: str, text_column: str, encoding: tiktoken.Encoding) -> TokenizedTexts:
+    """Texts to score, encoded; of a prepared corpus, what is held out of it.
+
+    Args:
+        data: a folder that `python -m ltm_pyro.prepare` has written, or as in
+            :func:`~ltm_pyro.data.corpora.load_texts`.
+        text_column: the column that holds the text, in files and data sets with columns; benchmark sets know theirs.
+        encoding: of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
+
+    Raises:
+        InputError: there are no such texts, they cannot be read, or they were prepared with another tokenizer.
+    """
+    if is_prepared(data):
+        return open_prepared(Path(data).expanduser(), encoding).validation
+    texts = load_texts(data, text_column)
+    return TokenizedTexts(texts.name, tokenize(texts.documents, encoding), texts.sha256)
