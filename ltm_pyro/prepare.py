@@ -361,11 +361,13 @@ def main(args: Sequence[str]) -> int:
         started = time.monotonic()
         try:
             manifest, is_new = prepare(config, stop)
-        except Stopped:
-            name = signal.Signals(stop.received).name
-            print(f"\nstopped by {name}: finished shards are kept in {folder}; the same command goes on", flush=True)
-            return 128 + stop.received
-        except BrokenProcessPool:
+        except (Stopped, BrokenProcessPool):
+            if stop.received:  # perhaps by the processes that encode, too
+                name = signal.Signals(stop.received).name
+                print(
+                    f"\nstopped by {name}: finished shards are kept in {folder}; the same command goes on", flush=True
+                )
+                return 128 + stop.received
             print(
                 "error: a process that encodes was killed, perhaps for want of memory; the same command goes on "
                 "(--processes 1 needs least)",

@@ -194,11 +194,13 @@ def test_a_command_that_was_stopped_by_a_signal_goes_on_and_ends_with_the_same_f
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     while (found := finished_shards("parts")) < shards_before:
         assert process.poll() is None
         time.sleep(0.002)
-    process.send_signal(number)
+    # A terminal, and what ends a session, signal all processes; a kill may leave those that encode to themselves.
+    os.kill(process.pid, number) if number == signal.SIGKILL else os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert err == ""

@@ -131,9 +131,8 @@ def _start(encoding: tiktoken.Encoding) -> None:
 
 
 def _start_process(encoding: tiktoken.Encoding) -> None:
-    # What asks the command to stop reaches its processes too, but it is the command that stops them.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all, but it is the command that stops its processes
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by this, not by the handler that the command has for itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _start(encoding)
 

@@ -65,8 +65,8 @@ def test_shards_hold_what_tiktoken_gives_and_end_where_they_are_full(encoding, t
     expected = [[*encoding.encode_ordinary(text), encoding.eot_token] for text in texts]
     remaining = iter(zip(texts, expected, strict=True))
     for number, shard in enumerate(finished):
-        tokens = np.fromfile(folder / f"train-0000{number}.tokens.bin", "<u2" if encoding is BYTES else "<u4")
-        index = read_index(folder / f"train-0000{number}.index.bin", shard)
+        tokens = np.fromfile(folder / f"train-{number:05d}.tokens.bin", "<u2" if encoding is BYTES else "<u4")
+        index = read_index(folder / f"train-{number:05d}.index.bin", shard)
         inside = list(itertools.islice(remaining, len(index)))
         assert tokens.tolist() == list(itertools.chain.from_iterable(each for _, each in inside))
         assert index["end"].tolist() == list(itertools.accumulate(len(each) for _, each in inside))
