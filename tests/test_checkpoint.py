@@ -420,7 +420,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
         saved, lambda moments: moments.update({"0.step": torch.zeros(5, 4)})
     ),
     "a moment of a type that torch lacks": lambda saved: write_header(
-        saved, {"0.step": {"dtype": "F4", "shape": [], "data_offsets": [0, 0]}}
+        saved, {"0.step": {"dtype": "F4", "shape": [0], "data_offsets": [0, 0]}}
     ),
     "a moment of a size that torch lacks": lambda saved: write_header(
         saved, {"0.step": {"dtype": "F32", "shape": [0, 2**63 - 1, 4], "data_offsets": [0, 0]}}
@@ -497,7 +497,7 @@ def test_whatever_is_in_its_json_it_is_read_or_refused(content, file, saved_once
 
 
 @settings(deadline=None)
-@given(st.text().map(str.encode) | st.binary())
+@given(content=st.text().map(str.encode) | st.binary())
 def test_whatever_is_in_its_checksums_it_is_refused(content, saved_once):
     """No text that is drawn holds the checksum of a file."""
     (saved_once / "SHA256SUMS").write_bytes(content)
@@ -506,7 +506,7 @@ def test_whatever_is_in_its_checksums_it_is_refused(content, saved_once):
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: json.dumps({text: text}).encode()))
+@given(header=st.binary(max_size=200) | st.text(max_size=100).map(lambda text: json.dumps({text: text}).encode()))
 def test_whatever_is_in_its_tensors_they_are_refused(header, saved_once):
     (saved_once / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     make_sums(saved_once)
