@@ -364,7 +364,8 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_not_run(file, write, saved, 
     with pytest.raises(InputError, match=f"{file} cannot be read"):
         resume(saved)
     assert not trap.exists()
-    torch.load(saved / file, weights_only=False) if write is torch.save else pickle.loads((saved / file).read_bytes())
+    with (saved / file).open("rb") as opened:
+        torch.load(opened, weights_only=False) if write is torch.save else pickle.load(opened)
     assert trap.exists()  # so it would have
 
 

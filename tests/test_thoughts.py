@@ -24,5 +24,5 @@ def test_on_a_full_disk_the_thoughts_that_were_there_are_there_still(tmp_path, f
 def test_numbers_of_a_type_or_a_size_that_torch_lacks_are_refused(value, tmp_path):
     header = json.dumps({"z": value | {"data_offsets": [0, 0]}}).encode()
     (tmp_path / "z").write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"the thoughts in .*/z cannot be read|/z holds z of"):
         load_thoughts(str(tmp_path / "z"), (2, 3, 4))
