@@ -190,6 +190,12 @@ def test_the_best_one_says_by_which_figure_it_is(tmp_path, trained):
     assert checkpoint.load_progress(best, optimizer(network())) == Progress(step=3)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_figure_that_is_not_finite_is_not_the_best_even_if_it_is_the_first(value, tmp_path):
+    assert checkpoint.is_best(tmp_path, FIGURE)
+    assert not checkpoint.is_best(tmp_path, FIGURE | {"nats_per_token": value})
+
+
 @pytest.mark.parametrize("changed", [{"num_tokens": 99}, {"num_samples": 8}, {"estimator": "exact"}])
 def test_a_figure_of_other_texts_or_draws_is_the_first_of_its_kind(changed, tmp_path, trained):
     save_and_judge(tmp_path, trained, 1)
