@@ -72,7 +72,7 @@ class _RunSettings:
     """Folder of the run. Default: runs/DATA-PRESET-INFERENCE, numbered if that exists."""
     resume: bool = False
     """Go on with the run in --out. Only --steps (which moves the end of the learning rate's schedule), --device,
-    and how often to log, validate and save may then be given."""
+    how often to log, validate and save, and how many checkpoints to keep may then be given."""
     log_every: int = 10
     """Slow steps from one line of metrics to the next."""
     validate_every: int = 150

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ltm_pyro import durable
 from ltm_pyro.errors import InputError
 
 NAME = "z"
 
 
 def save_thoughts(path: str, z_BLSD: Tensor) -> None:
-    """Write z of B texts, replacing the file where it exists."""
-    save_file({NAME: z_BLSD.float().cpu().contiguous()}, path)
+    """Write z of B texts, replacing the file where it exists.
+
+    Raises:
+        WriteError: if it cannot be written; what was there before is there still.
+    """
+    durable.write(Path(path), save({NAME: z_BLSD.float().cpu().contiguous()}))
 
 
 def load_thoughts(path: str, latent_shape: tuple[int, int, int]) -> Tensor:
@@ -24,7 +31,8 @@ def load_thoughts(path: str, latent_shape: tuple[int, int, int]) -> Tensor:
     """
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+    # The last three: of a type or a size that torch does not have.
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"the thoughts in {path} cannot be read: {error}") from None
     if NAME not in tensors or len(tensors) > 1:
         raise InputError(f"{path} holds no thoughts: it must have one tensor, {NAME!r}, as --save-thought writes it")

@@ -190,6 +190,12 @@ def test_the_best_one_says_by_which_figure_it_is(tmp_path, trained):
     assert checkpoint.load_progress(best, optimizer(network())) == Progress(step=3)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_figure_that_is_not_finite_is_not_the_best_even_if_it_is_the_first(value, tmp_path):
+    assert checkpoint.is_best(tmp_path, FIGURE)
+    assert not checkpoint.is_best(tmp_path, FIGURE | {"nats_per_token": value})
+
+
 @pytest.mark.parametrize("changed", [{"num_tokens": 99}, {"num_samples": 8}, {"estimator": "exact"}])
 def test_a_figure_of_other_texts_or_draws_is_the_first_of_its_kind(changed, tmp_path, trained):
     save_and_judge(tmp_path, trained, 1)
@@ -364,7 +370,8 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_not_run(file, write, saved, 
     with pytest.raises(InputError, match=f"{file} cannot be read"):
         resume(saved)
     assert not trap.exists()
-    torch.load(saved / file, weights_only=False) if write is torch.save else pickle.loads((saved / file).read_bytes())
+    with (saved / file).open("rb") as opened:
+        torch.load(opened, weights_only=False) if write is torch.save else pickle.load(opened)
     assert trap.exists()  # so it would have
 
 
@@ -420,7 +427,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
         saved, lambda moments: moments.update({"0.step": torch.zeros(5, 4)})
     ),
     "a moment of a type that torch lacks": lambda saved: write_header(
-        saved, {"0.step": {"dtype": "F4", "shape": [], "data_offsets": [0, 0]}}
+        saved, {"0.step": {"dtype": "F4", "shape": [0], "data_offsets": [0, 0]}}
     ),
     "a moment of a size that torch lacks": lambda saved: write_header(
         saved, {"0.step": {"dtype": "F32", "shape": [0, 2**63 - 1, 4], "data_offsets": [0, 0]}}
@@ -497,7 +504,7 @@ def test_whatever_is_in_its_json_it_is_read_or_refused(content, file, saved_once
 
 
 @settings(deadline=None)
-@given(st.text().map(str.encode) | st.binary())
+@given(content=st.text().map(str.encode) | st.binary())
 def test_whatever_is_in_its_checksums_it_is_refused(content, saved_once):
     """No text that is drawn holds the checksum of a file."""
     (saved_once / "SHA256SUMS").write_bytes(content)
@@ -506,7 +513,7 @@ def test_whatever_is_in_its_checksums_it_is_refused(content, saved_once):
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: json.dumps({text: text}).encode()))
+@given(header=st.binary(max_size=200) | st.text(max_size=100).map(lambda text: json.dumps({text: text}).encode()))
 def test_whatever_is_in_its_tensors_they_are_refused(header, saved_once):
     (saved_once / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     make_sums(saved_once)

@@ -167,6 +167,7 @@ def model_with(**values: Any) -> dict[str, Any]:
         (model_with(width=16.0), "width"),
         (model_with(num_heads=0), "num_heads"),
         ({**changed(), 1: 2}, "1"),
+        ({**changed(model={k: v for k, v in changed()["model"].items() if k != "width"}), "model.width": 16}, "width"),
         ({**changed(), True: 2}, "True"),
     ],
 )
@@ -212,6 +213,12 @@ def test_a_run_without_an_encoder_has_no_amortised_inference():
     for of in (scheme_of, inference_of):
         with pytest.raises(InputError, match="runs/some has no encoder: it was trained with --inference map"):
             of(config, "amortized")
+
+
+def test_a_run_older_than_a_setting_has_what_there_was_before_it():
+    newer = {"precision": "float32", "compile": False, "num_checkpoints": 2}
+    config = from_dict({name: value for name, value in changed().items() if name not in newer})
+    assert {name: getattr(config, name) for name in newer} == newer
 
 
 def test_a_run_older_than_the_encoder_has_none():

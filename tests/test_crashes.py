@@ -83,6 +83,8 @@ def assert_as_if_nothing_had_happened(run: Path | str, whole: Path) -> None:
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (checkpoints(run)[-1] / name).read_bytes() == (checkpoints(whole)[-1] / name).read_bytes()
     assert lines(run) == lines(whole)
+    best = [{path.parent.name: path.read_text() for path in Path(each).rglob("best.json")} for each in (run, whole)]
+    assert best[0] == best[1]
     assert not [*Path(run).rglob(".*.partial")]
 
 
@@ -153,6 +155,31 @@ def test_so_many_checkpoints_are_kept_as_asked_for(command, new_run):
     assert command("--out", "run", "--resume", "--num-checkpoints", "1")[0] == 0
     assert steps_saved("run") == [8]
     assert command(*new_run, "--out", "other", "--num-checkpoints", "0")[0] == 2
+
+
+@pytest.mark.parametrize(("name", "call"), [("save", 1), ("save", 2), ("keep_if_best", 1), ("log", 2)])
+def test_a_run_that_ends_between_a_checkpoint_its_figure_and_its_line_goes_on(
+    name, call, command, new_run, whole, monkeypatch
+):
+    """By a second Ctrl-C, which saves nothing."""
+    function, calls = getattr(train, name), []
+
+    def interrupted(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, name, interrupted)
+        status, _, err = command(*new_run, "--out", "run")
+    assert (status, err) == (130, "interrupted\n")
+    if (name, call) == ("save", 1):
+        status, _, err = command("--out", "run", "--resume")
+        assert (status, err) == (2, "error: run holds no checkpoint: start a new run in another folder\n")
+        return
+    assert command("--out", "run", "--resume")[::2] == (0, "")
+    assert_as_if_nothing_had_happened("run", whole)
 
 
 @pytest.mark.parametrize("full_for", ["metrics.jsonl", "optimizer.safetensors"])

@@ -197,7 +197,7 @@ def test_a_damaged_config_is_refused_in_one_line(content, run, capsys):
 
 @settings(deadline=None)
 @given(
-    st.lists(st.sampled_from(YAML) | st.text(max_size=4), max_size=12).map("".join).map(encoded)
+    content=st.lists(st.sampled_from(YAML) | st.text(max_size=4), max_size=12).map("".join).map(encoded)
     | st.builds(
         changed, st.dictionaries(NAMES, YAML_VALUES, max_size=3), st.sets(st.sampled_from([*CONFIG]), max_size=2)
     )
@@ -289,7 +289,7 @@ LINES = RECORDS.map(json.dumps).map(str.encode) | st.binary(max_size=9) | st.tex
 
 
 @settings(deadline=None)
-@given(st.lists(LINES, max_size=4).map(b"\n".join))
+@given(content=st.lists(LINES, max_size=4).map(b"\n".join))
 def test_whatever_is_in_the_metrics_they_are_read_or_refused(content, fuzzed):
     fuzzed.metrics_path.write_bytes(content)
     with contextlib.suppress(InputError):
