@@ -73,9 +73,7 @@ def sharp():
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.copy_(0.7 * torch.randn(weight.shape, generator=generator))
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        tokens = model(num_sequences=8)[:1]
+    tokens = torch.tensor([[3, 3, 3, 0, 1, 1, 3, 3, 3, 3, 0, *[4] * 13]])
     return model, TokenBatch(tokens, torch.ones(1, 24, dtype=torch.float64), torch.tensor([0]), torch.tensor([24]))
 
 
