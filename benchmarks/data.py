@@ -4,7 +4,8 @@
 
 TEXTS is a file or folder that `python -m ltm_pyro.prepare` takes. The loop reads the documents with the same code and
 calls tiktoken for each, in one process, and keeps nothing; preparing also hashes and writes. They take turns. Starting
-Python is in neither. Memory is that of the command, all of its processes together (Linux).
+Python is in neither. Where other programs run too, the processors' time tells more than the seconds. Memory is that of
+the command, all of its processes together (Linux).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyro
@@ -63,16 +64,31 @@ def rates(options: argparse.Namespace, folder: Path) -> None:
         "prepare, 1 process": lambda: prepared_in(1),
         f"prepare, {processes} processes": lambda: prepared_in(processes),
     }
-    seconds = seconds_in_turns(work, options.rounds, CPU)
+    processor: dict[str, list[float]] = {name: [] for name in work}
+    seconds = seconds_in_turns(
+        {name: with_processor_time(function, processor[name]) for name, function in work.items()}, options.rounds, CPU
+    )
     num_tokens, num_bytes = (total(manifests[0], name) for name in ("num_tokens", "num_bytes"))
     print(f"{num_bytes:,} bytes of text, {num_tokens:,} tokens of {options.tokenizer}; median of {options.rounds}\n")
-    print("| | seconds | tokens/s | MB of text/s | times the loop |\n|---|---|---|---|---|")
+    print("| | seconds | of processors | tokens/s | MB of text/s | times the loop |\n|---|---|---|---|---|---|")
     reference = statistics.median(seconds["a loop of tiktoken"])
     for name, measured in seconds.items():
         median = statistics.median(measured)
-        cells = [name, f"{median:.2f} ({min(measured):.2f}-{max(measured):.2f})", f"{num_tokens / median:,.0f}"]
+        cells = [name, f"{median:.2f} ({min(measured):.2f}-{max(measured):.2f})"]
+        cells += [f"{statistics.median(processor[name]):.2f}", f"{num_tokens / median:,.0f}"]
         cells += [f"{num_bytes / median / 1e6:.1f}", f"{reference / median:.2f}"]
         print(f"| {' | '.join(cells)} |")
+
+
+def with_processor_time(function: Callable[[], object], spent: list[float]) -> Callable[[], object]:
+    """The function, which notes the processor time of this process and of those that it has ended, in seconds."""
+
+    def measured() -> None:
+        before = sum(os.times()[:4])
+        function()
+        spent.append(sum(os.times()[:4]) - before)
+
+    return measured
 
 
 def batches(options: argparse.Namespace, folder: Path) -> None:

@@ -278,13 +278,14 @@ def test_two_commands_do_not_write_to_one_folder(command):
     assert command("rows.jsonl", "--out", "corpus")[0] == 0
 
 
-def test_a_process_that_is_killed_costs_no_finished_shard(command, monkeypatch):
+def test_where_processes_are_killed_finished_shards_are_kept(command, monkeypatch):
     until = prepare.until
 
     def killing(stop: object, documents: object) -> object:
         for number, document in enumerate(until(stop, documents)):
             if number == 60:
-                multiprocessing.active_children()[0].kill()
+                for process in multiprocessing.active_children():
+                    process.kill()
             yield document
 
     args = ("rows.jsonl", "--out", "corpus", "--shard-tokens", "3000", "--processes", "2")

@@ -67,10 +67,10 @@ class Shard:
 class Manifest:
     """What a prepared corpus holds. Nothing in it depends on when or how often it was prepared."""
 
-    name: str
-    """Of the corpus; short, and fit for the name of a folder."""
     source: str
     """What was prepared, as it was given."""
+    name: str
+    """Of the corpus; short, and fit for the name of a folder."""
     text_column: str
     tokenizer: str
     tokenizer_sha256: str
