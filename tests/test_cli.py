@@ -90,10 +90,13 @@ def test_an_error_is_one_line_and_a_status(error, status, expected, capsys):
 
 def test_output_that_finds_no_room_is_one_line_too():
     """However much of it there was; /dev/full is a device on which nothing fits."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     for length in (1, 100_000):
         program = f"from ltm_pyro import cli\ncli.run(lambda args: print('x' * {length}) or 0, [])"
         with open("/dev/full", "w") as full:
-            result = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+            result = subprocess.run(
+                [sys.executable, "-c", program], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+            )
         assert (result.returncode, result.stderr) == (1, "error: [Errno 28] No space left on device\n")
 
 

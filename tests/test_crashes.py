@@ -157,7 +157,7 @@ def test_so_many_checkpoints_are_kept_as_asked_for(command, new_run):
     assert command(*new_run, "--out", "other", "--num-checkpoints", "0")[0] == 2
 
 
-@pytest.mark.parametrize(("name", "call"), [("save", 1), ("save", 2), ("keep_if_best", 1), ("log", 2)])
+@pytest.mark.parametrize(("name", "call"), [("save", 1), ("save", 2), ("keep_if_best", 6), ("log", 2)])
 def test_a_run_that_ends_between_a_checkpoint_its_figure_and_its_line_goes_on(
     name, call, command, new_run, whole, monkeypatch
 ):
