@@ -11,6 +11,7 @@ the command, all of its processes together (Linux).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -95,7 +96,8 @@ def batches(options: argparse.Namespace, folder: Path) -> None:
     data = folder / "batches"
     prepare(PrepareConfig(source=options.texts, out=str(data)), StopSignal())
     config = dataclasses.replace(preset("tiny"), data=str(data), out=str(folder / "run"), device="cpu")
-    training, _, _, _ = train.prepare(config)
+    with contextlib.ExitStack() as lock:
+        training, _, _, _ = train.prepare(config, lock)
     steps = itertools.count()
 
     def read() -> None:
