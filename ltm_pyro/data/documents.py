@@ -102,13 +102,10 @@ class TokenizedTexts:
     """Two figures compare only where it is equal."""
 
     def texts(self, encoding: tiktoken.Encoding) -> list[str]:
-        """Of all documents."""
-        stops = np.cumsum(self.documents.sizes)
-        # Without the end-of-text.
-        pieces = [
-            self.documents.read(stop - size, stop - 1) for stop, size in zip(stops, self.documents.sizes, strict=True)
-        ]
-        return [encoding.decode(piece.tolist()) for piece in pieces]
+        """Of all documents, without their end-of-text."""
+        sizes = self.documents.sizes
+        pieces = [self.documents.read(*place) for place in zip(np.cumsum(sizes) - sizes, np.cumsum(sizes), strict=True)]
+        return [encoding.decode(piece[:-1].tolist()) for piece in pieces]
 
     @classmethod
     def held_out_of(cls, corpus: str, documents: Documents, sha256: str) -> TokenizedTexts:

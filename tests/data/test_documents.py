@@ -8,7 +8,7 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltm_pyro.data.documents import Documents, encode, token_dtype, tokenize
+from ltm_pyro.data.documents import Documents, TokenizedTexts, encode, token_dtype, tokenize
 from ltm_pyro.data.tokenizers import get_tokenizer
 from ltm_pyro.errors import InputError
 
@@ -79,3 +79,9 @@ def test_a_token_that_the_vocabulary_does_not_have_is_refused():
     damaged = Documents([np.array([1, 259], dtype=np.uint16)], np.array([0]), np.array([2]))
     with pytest.raises(InputError, match=r"token 259, and its vocabulary has 258.*--verify"):
         damaged.counts(258)
+
+
+@ENCODINGS
+def test_texts_are_read_back_from_a_selection_of_their_tokens(encoding):
+    chosen = tokenize(TEXTS, encoding).select(np.array([2, 0, 1]))
+    assert TokenizedTexts("texts", chosen, "").texts(encoding) == [TEXTS[2], TEXTS[0], TEXTS[1]]
