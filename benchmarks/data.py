@@ -32,6 +32,7 @@ from ltm_pyro.config import micro_batch_size, preset
 from ltm_pyro.data import batch_indices, get_tokenizer, open_corpus
 from ltm_pyro.data.prepared import Manifest
 from ltm_pyro.prepare import PrepareConfig, num_cores, prepare
+from ltm_pyro.processes import Processes
 from ltm_pyro.stop import StopSignal
 
 CPU = torch.device("cpu")
@@ -97,7 +98,7 @@ def batches(options: argparse.Namespace, folder: Path) -> None:
     prepare(PrepareConfig(source=options.texts, out=str(data)), StopSignal())
     config = dataclasses.replace(preset("tiny"), data=str(data), out=str(folder / "run"), device="cpu")
     with contextlib.ExitStack() as lock:
-        training, _, _, _ = train.prepare(config, lock)
+        training, _, _, _ = train.prepare(config, Processes(), lock)
     steps = itertools.count()
 
     def read() -> None:

@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 import torch
 import tyro
 
-from ltm_pyro.errors import InputError, WriteError
+from ltm_pyro.errors import InputError, RunError
 
 Config = TypeVar("Config")
 
@@ -66,7 +66,7 @@ def pick_device(name: str) -> torch.device:
 
 def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
     """Run a command and exit with its status: what it returns, 2 after an :class:`InputError`, 130 after Ctrl-C,
-    1 where something could not be written."""
+    1 after a :class:`RunError` or where something could not be written."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a generated character that a terminal lacks is no error
@@ -81,7 +81,7 @@ def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
         status = 130
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         status = 1
-    except (OSError, WriteError) as error:
+    except (OSError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 1
     try:

@@ -56,9 +56,9 @@ class _RunSettings:
     fast_steps: int = 4
     """Steps of inference for each sequence in each slow step (T)."""
     batch_size: int = 8
-    """Sequences of a slow step."""
+    """Sequences of a slow step, of all processes together."""
     micro_batch_size: int = 8
-    """Sequences that are inferred together, at most. Less needs less memory; gradients accumulate."""
+    """Sequences that a process infers together, at most. Less needs less memory; gradients accumulate."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the decoder's matrix products are computed in. bfloat16 is about twice as fast where the processor has it;
     weights, z, KL, sums and the optimiser stay in float32."""
@@ -241,10 +241,10 @@ def validate(config: TrainConfig) -> None:
         raise InputError(f"--seed must be below 2^32, not {config.seed}")
 
 
-def micro_batch_size(config: TrainConfig) -> int:
-    """The largest divisor of the batch that is allowed."""
-    sizes = range(1, min(config.batch_size, config.micro_batch_size) + 1)
-    return max(size for size in sizes if config.batch_size % size == 0)
+def micro_batch_size(config: TrainConfig, num_processes: int = 1) -> int:
+    """The largest divisor of a process's part of the batch that is allowed."""
+    part = config.batch_size // num_processes
+    return max(size for size in range(1, min(part, config.micro_batch_size) + 1) if part % size == 0)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

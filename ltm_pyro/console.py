@@ -14,11 +14,12 @@ class Console:
     Args:
         first_step: slow steps that have been taken already.
         num_steps: slow steps in all.
+        has_bar: false for plain lines on a terminal, too.
     """
 
-    def __init__(self, first_step: int, num_steps: int) -> None:
-        is_terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not is_terminal, leave=False)
+    def __init__(self, first_step: int, num_steps: int, has_bar: bool = True) -> None:
+        is_shown = has_bar and sys.stderr.isatty()
+        self.bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not is_shown, leave=False)
         self.num_steps = num_steps
 
     def __enter__(self) -> Console:

@@ -8,9 +8,15 @@ class InputError(ValueError):
     """
 
 
-class WriteError(Exception):
-    """A file of a run could not be written; the message says which and why, in one line.
+class RunError(Exception):
+    """A command that was given nothing wrong cannot go on; the message says why, in one line.
 
-    The commands print it on standard error and exit with status 1. It is no OSError, so that training tells a full disk
-    from an output that has gone.
+    The commands print it on standard error and exit with status 1, without a traceback.
+    """
+
+
+class WriteError(RunError):
+    """A file of a run could not be written; the message says which and why.
+
+    It is no OSError, so that training tells a full disk from an output that has gone.
     """

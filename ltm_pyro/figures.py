@@ -79,8 +79,8 @@ class Figure:
         self.posterior = scores.posterior
         self.num_samples = scores.num_samples
         self.num_sequences += len(batch)
-        self.rate = _added(self.rate, scores.rate)
-        self.variance = _added(self.variance, scores.variance)
+        self.rate = _sum(self.rate, _total(scores.rate))
+        self.variance = _sum(self.variance, _total(scores.variance))
         if scores.effective_sample_size is not None:
             self.effective_sample_sizes += scores.effective_sample_size.tolist()
         if scores.pareto_k is not None:
@@ -88,8 +88,24 @@ class Figure:
         num_tokens = batch.weights.sum(1).long().tolist()
         rows = zip(document_ids.tolist(), scores.nats.tolist(), num_tokens, batch.num_bytes.tolist(), strict=True)
         for document_id, *parts in rows:
-            before = dataclasses.astuple(self.documents.get(document_id, Document()))
-            self.documents[document_id] = Document(*(old + new for old, new in zip(before, parts, strict=True)))
+            self._add_document(document_id, Document(*parts))
+
+    def join(self, other: Figure) -> None:
+        """Count in what the same estimator found of other texts, or of other sequences of the same documents."""
+        if other.num_sequences:
+            self.posterior, self.num_samples = other.posterior, other.num_samples
+        self.num_sequences += other.num_sequences
+        self.rate = _sum(self.rate, other.rate)
+        self.variance = _sum(self.variance, other.variance)
+        self.effective_sample_sizes += other.effective_sample_sizes
+        self.pareto_ks += other.pareto_ks
+        for document_id, document in other.documents.items():
+            self._add_document(document_id, document)
+
+    def _add_document(self, document_id: int, part: Document) -> None:
+        before = dataclasses.astuple(self.documents.get(document_id, Document()))
+        after = (old + new for old, new in zip(before, dataclasses.astuple(part), strict=True))
+        self.documents[document_id] = Document(*after)
 
     @property
     def standard_error(self) -> float | None:
@@ -139,8 +155,13 @@ class Figure:
         )
 
 
-def _added(total: float | None, values: Tensor | None) -> float | None:
-    return total if values is None else (total or 0.0) + values.sum().item()
+def _total(values: Tensor | None) -> float | None:
+    return None if values is None else values.sum().item()
+
+
+def _sum(*parts: float | None) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
 
 
 def _median(values: list[float]) -> float | None:

@@ -252,12 +252,15 @@ def free_path(folder: Path, stem: str, extension: str = "") -> Path:
     raise AssertionError("there is always a next number")
 
 
-def resolved_against(corpus_sha256: str, encoding: tiktoken.Encoding, device: torch.device) -> dict[str, str]:
+def resolved_against(
+    corpus_sha256: str, encoding: tiktoken.Encoding, device: torch.device, num_processes: int
+) -> dict[str, str]:
     """What the settings of a run mean on this machine: corpus, tokenizer, device and versions that they stood for."""
     return {
         "corpus_sha256": corpus_sha256,
         "tokenizer_sha256": fingerprint(encoding),
         "device": str(device),
+        "processes": str(num_processes),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "pyro": pyro.__version__,

@@ -3,8 +3,11 @@
 Two rates (Kong et al. 2025, algorithm 1). Fast: T steps of posterior inference of each sequence's own z, weights
 frozen. Slow: one step of stochastic variational inference on the weights, with the posteriors just inferred.
 
-All randomness of a step is a pure function of the seed and the step. So a run that stops and goes on ends, on a CPU and
-with as many threads, bit for bit where one that never stopped does.
+All randomness of a step is a pure function of the seed, the step and the place of a sequence in the batch. So a run
+that stops and goes on ends, on a CPU and with as many threads, bit for bit where one that never stopped does; and
+several processes take the steps of a single one, but for rounding:
+
+    torchrun --nproc-per-node=N -m ltm_pyro.train ...
 """
 
 from __future__ import annotations
@@ -39,13 +42,22 @@ from ltm_pyro.config import (
     validate,
 )
 from ltm_pyro.console import Console, time_text
-from ltm_pyro.data import PACKING, PackedSequences, TokenizedCorpus, batch_indices, get_tokenizer, load_tokenized_corpus
-from ltm_pyro.errors import InputError, WriteError
+from ltm_pyro.data import (
+    PACKING,
+    PackedSequences,
+    TokenizedCorpus,
+    batch_indices,
+    get_tokenizer,
+    load_tokenized_corpus,
+    places,
+)
+from ltm_pyro.errors import InputError, RunError, WriteError
 from ltm_pyro.estimators import EstimatorSettings, Inference
-from ltm_pyro.inference import BatchNoise, Noise, SequenceNoise, infer
+from ltm_pyro.inference import Noise, SequenceNoise, infer
 from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer, elbo_backward
 from ltm_pyro.lock import locked
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
+from ltm_pyro.processes import Processes, accumulating, joined
 from ltm_pyro.run import Run, TrainedModel, build_model, check_is_free, create_run, resolved_against
 from ltm_pyro.stop import StopSignal
 
@@ -76,17 +88,30 @@ class Training:
 
     config: TrainConfig
     model: LatentThoughtModel
+    synchronised: torch.nn.Module
+    """The model, whose gradients are the means over the processes."""
     scheme: Any
     optimizer: WeightOptimizer
     train: PackedSequences
     validation: PackedSequences
     device: torch.device
     progress: Progress
+    processes: Processes
+
+    def is_stopped(self, stop: StopSignal) -> bool:
+        """Whether a signal has asked any of the processes to stop: then all of them are, by the same signal.
+
+        Only what this returns may decide what to do next: a signal may have come to one process in between.
+        """
+        received = next((number for number in self.processes.gather(stop.received) if number), None)
+        if received is not None:
+            stop.received = received
+        return received is not None
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one slow step saw, summed over its sequences."""
+    """What one slow step saw, summed over its sequences, those of all processes."""
 
     loss: SlowLoss
     num_tokens: int
@@ -104,27 +129,32 @@ def slow_step(training: Training, stop: StopSignal) -> StepResult | None:
     Raises:
         Diverged: after several steps in a row that were not finite, and have been skipped.
     """
-    config, progress = training.config, training.progress
-    indices = batch_indices(config.seed, progress.step, config.batch_size, len(training.train))
-    micro_batches = [training.train.batch(part) for part in indices.reshape(-1, micro_batch_size(config))]
-    num_tokens = int(sum(batch.weights.sum() for batch in micro_batches))
+    config, progress, processes = training.config, training.progress, training.processes
+    num_tokens = tokens_of_step(training)
     nelbo = rate = 0.0
-    num_skipped_fast_steps, is_usable = 0, True
-    for number, batch in enumerate(micro_batches):
-        if stop.received:
+    num_bytes, num_skipped_fast_steps, is_usable = 0, 0, True
+    batches = processes.by_all(lambda: micro_batches(training))
+    # Each sequence has noise of its own, so that it matters neither which process it falls to, nor with which others.
+    rng = SequenceNoise(config.seed, training.device)
+    for number, batch in enumerate(batches, 1):
+        if training.is_stopped(stop):
             training.optimizer.discard()
             return None
         batch = batch.to(training.device)
-        rng = BatchNoise(generator_of(config.seed, progress.step, number, training.device))
         observed = batch if config.infer_from == "whole" else random_prefix(batch, rng)
         state = infer(training.scheme, training.model, observed, rng)
         guide = training.scheme.guide(training.model, state, observed, rng)
-        loss = elbo_backward(training.model, guide, batch, num_tokens)
+        with contextlib.nullcontext() if number == len(batches) else accumulating(training.synchronised):
+            # Of the sum over all processes, whose mean is taken.
+            loss = elbo_backward(training.synchronised, guide, batch, num_tokens / processes.size)
         nelbo, rate = nelbo + loss.nelbo, rate + loss.rate
+        num_bytes += int(batch.num_bytes.sum())
         num_skipped_fast_steps += int(state.num_skipped.sum())
         # Where no sequence could take any step, the posteriors are no better than their start.
         is_usable &= config.fast_steps == 0 or bool((state.num_skipped < state.step).any())
-    if training.optimizer.update(progress.step, is_usable=is_usable and np.isfinite(nelbo)):
+    parts = processes.gather((nelbo, rate, num_bytes, num_skipped_fast_steps, not is_usable))
+    nelbo, rate, num_bytes, num_skipped_fast_steps, num_unusable = map(sum, zip(*parts, strict=True))
+    if training.optimizer.update(progress.step, is_usable=not num_unusable and np.isfinite(nelbo)):
         progress.skips_in_a_row = 0
     else:
         progress.skips_in_a_row += 1
@@ -133,14 +163,30 @@ def slow_step(training: Training, stop: StopSignal) -> StepResult | None:
     progress.tokens_seen += num_tokens
     if progress.skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
         raise Diverged(f"{MAX_SKIPS_IN_A_ROW} steps in a row had values that are not finite")
-    num_bytes = sum(int(batch.num_bytes.sum()) for batch in micro_batches)
     return StepResult(SlowLoss(nelbo, rate), num_tokens, num_bytes, num_skipped_fast_steps)
 
 
-def generator_of(seed: int, step: int, micro_batch: int, device: torch.device) -> torch.Generator:
-    """The generator of one micro-batch: nothing of it depends on the steps before."""
-    (state,) = np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
+def tokens_of_step(training: Training) -> int:
+    """The predicted tokens of the batch, of all processes together."""
+    config, sequences = training.config, training.train
+    indices = batch_indices(config.seed, training.progress.step, config.batch_size, len(sequences))
+    return int(sequences.num_tokens[indices].sum())
+
+
+def micro_batches(training: Training) -> list[TokenBatch]:
+    """This process's part of the batch, in pieces that are inferred together.
+
+    The ids of the sequences are their places in the order of the data: no step meets the noise of another.
+    """
+    config, sequences, processes = training.config, training.train, training.processes
+    position = training.progress.step, config.batch_size
+    ranks = processes.rank, processes.size
+    indices = batch_indices(config.seed, *position, len(sequences), *ranks)
+    size = micro_batch_size(config, processes.size)
+    return [
+        dataclasses.replace(sequences.batch(part), sequence_ids=torch.from_numpy(ids))
+        for part, ids in zip(indices.reshape(-1, size), places(*position, *ranks).reshape(-1, size), strict=True)
+    ]
 
 
 def random_prefix(batch: TokenBatch, rng: Noise) -> TokenBatch:
@@ -176,21 +222,32 @@ def train_record(training: Training, result: StepResult, tokens_per_second: floa
 
 
 def held_out(training: Training, num_sequences: int, inference: Inference, stop: StopSignal) -> figures.Figure | None:
-    """The bound on held-out texts, z inferred from each as a whole; None if a signal asked to stop on the way."""
-    config, validation = training.config, training.validation
+    """The bound on held-out texts, z inferred from each as a whole; None if a signal asked to stop on the way.
+
+    Every process scores a part of them; the figure is that of all.
+    """
+    config, validation, processes = training.config, training.validation, training.processes
     chosen = figures.chosen_sequences(len(validation), num_sequences)
-    size = micro_batch_size(config)
+    size = min(micro_batch_size(config, processes.size), -(-len(chosen) // processes.size))
 
     def batches() -> Iterator[TokenBatch]:
-        for start in range(0, len(chosen), size):
-            if stop.received:
+        for start in range(0, len(chosen), size * processes.size):
+            if training.is_stopped(stop):
                 return
-            yield validation.batch(chosen[start : start + size]).to(training.device)
+            part = chosen[start + size * processes.rank :][:size]
+            batch = processes.by_all(lambda part=part: validation.batch(part) if len(part) else None)
+            if batch is not None:
+                yield batch.to(training.device)
 
     settings = EstimatorSettings(num_samples=config.validation_samples)
     rng = SequenceNoise(config.seed)
     (figure,) = figures.score(training.model, batches(), validation.document_ids, ["elbo"], inference, settings, rng)
-    return None if stop.received else figure
+    if training.is_stopped(stop):
+        return None
+    first, *others = processes.gather(figure)
+    for other in others:
+        first.join(other)
+    return first
 
 
 def train(training: Training, run: Run, stop: StopSignal) -> None:
@@ -204,7 +261,7 @@ def train(training: Training, run: Run, stop: StopSignal) -> None:
     """
     progress = training.progress
     try:
-        with Console(progress.step, training.config.steps) as console:
+        with Console(progress.step, training.config.steps, has_bar=training.processes.is_first) as console:
             save(training, run)
             take_steps(training, run, stop, console)
     except (OSError, InputError):
@@ -217,9 +274,11 @@ def train(training: Training, run: Run, stop: StopSignal) -> None:
 def take_steps(training: Training, run: Run, stop: StopSignal, console: Console) -> None:
     """The loop of :func:`train`: validate where it is due, take a slow step, log, save."""
     config, progress = training.config, training.progress
-    validated = {record["step"] for record in run.read_metrics() if record.get("split") == "validation"}
+    validated = training.processes.by_first(
+        lambda: {record["step"] for record in run.read_metrics() if record.get("split") == "validation"}
+    )
     tokens_logged, seconds_logged, steps_logged = progress.tokens_seen, progress.seconds, progress.step
-    while progress.step < config.steps and not stop.received:
+    while progress.step < config.steps and not training.is_stopped(stop):
         # Before the step and not after it, so that a run that was stopped in between catches up.
         if progress.step and progress.step % config.validate_every == 0 and progress.step not in validated:
             figure = held_out(training, config.validation_sequences, inference_of(config), stop)
@@ -227,7 +286,7 @@ def take_steps(training: Training, run: Run, stop: StopSignal, console: Console)
                 return
             # Before its line: after a crash in between, the resumed run does both again.
             keep_if_best(training, run, figure)
-            log(training, run, "validation", figure)
+            log(training, run, held_out_record(training, "validation", figure))
             console.say(f"step {progress.step}: held-out text, {figure}")
         started = time.perf_counter()
         result = slow_step(training, stop)
@@ -239,7 +298,7 @@ def take_steps(training: Training, run: Run, stop: StopSignal, console: Console)
         seconds_per_step = elapsed / (progress.step - steps_logged)
         if progress.step % config.log_every == 0 or progress.step == config.steps:
             record = train_record(training, result, (progress.tokens_seen - tokens_logged) / elapsed)
-            run.append_metrics(record)
+            log(training, run, record)
             tokens_logged, seconds_logged, steps_logged = progress.tokens_seen, progress.seconds, progress.step
         console.step(record, seconds_per_step)
         # Not after a skip: the weights may be what made the step fail.
@@ -247,29 +306,38 @@ def take_steps(training: Training, run: Run, stop: StopSignal, console: Console)
             save(training, run)
 
 
-def save(training: Training, run: Run) -> Path:
+def save(training: Training, run: Run) -> None:
     """Write a checkpoint of where the run stands, if there is none."""
-    return checkpoint.save(
-        run.checkpoints,
-        training.model,
-        training.optimizer.adamw,
-        training.progress,
-        training.config.num_checkpoints,
-    )
+    if training.processes.is_first:
+        checkpoint.save(
+            run.checkpoints,
+            training.model,
+            training.optimizer.adamw,
+            training.progress,
+            training.config.num_checkpoints,
+        )
 
 
 def keep_if_best(training: Training, run: Run, figure: figures.Figure) -> None:
     """Save a checkpoint and mark it as the best, if this figure of it is better than all before."""
     record = {"step": training.progress.step, **figure.record()}
     # After a skip the weights may be what made the step fail.
-    if not training.progress.skips_in_a_row and checkpoint.is_best(run.checkpoints, record):
-        checkpoint.mark_best(save(training, run), record)
+    is_candidate = training.processes.is_first and not training.progress.skips_in_a_row
+    if is_candidate and checkpoint.is_best(run.checkpoints, record):
+        save(training, run)
+        checkpoint.mark_best(run.newest_checkpoint(), record)
 
 
-def log(training: Training, run: Run, split: str, figure: figures.Figure) -> None:
-    """Write a held-out figure to `metrics.jsonl`."""
+def log(training: Training, run: Run, record: dict[str, Any]) -> None:
+    """Write a line to `metrics.jsonl`."""
+    if training.processes.is_first:
+        run.append_metrics(record)
+
+
+def held_out_record(training: Training, split: str, figure: figures.Figure) -> dict[str, Any]:
+    """The line of a held-out figure in `metrics.jsonl`."""
     progress = training.progress
-    run.append_metrics({"split": split, "step": progress.step, "tokens_seen": progress.tokens_seen, **figure.record()})
+    return {"split": split, "step": progress.step, "tokens_seen": progress.tokens_seen, **figure.record()}
 
 
 def report(training: Training, run: Run, corpus: TokenizedCorpus, trained: TrainedModel, stop: StopSignal) -> None:
@@ -286,8 +354,10 @@ def report(training: Training, run: Run, corpus: TokenizedCorpus, trained: Train
         figure = held_out(training, 4 * config.validation_sequences, inference, stop)
         if figure is None:
             return
-        log(training, run, "report", figure)
+        log(training, run, held_out_record(training, "report", figure))
         print(f"  {figure}", flush=True)
+    if not training.processes.is_first:
+        return
     print("\ntwo texts from the model" + ("" if config.inference == NO_INFERENCE else ", z from the prior"))
     with pyro.get_param_store().scope(), torch.no_grad():
         tokens = training.model(num_sequences=2)
@@ -326,70 +396,106 @@ def parse(args: Sequence[str]) -> TrainConfig:
     return config
 
 
-def prepare(
-    config: TrainConfig, open_until_end: contextlib.ExitStack
-) -> tuple[Training, Run, TokenizedCorpus, TrainedModel]:
-    """Load the corpus, build the model, and make the folder of the run or read it.
-
-    Args:
-        open_until_end: receives the lock of the folder.
-    """
+def set_up(config: TrainConfig, processes: Processes) -> tuple[Training, TokenizedCorpus, TrainedModel]:
+    """Load the corpus and build the model, at the first step."""
+    if config.batch_size % processes.size:
+        raise InputError(f"--batch-size {config.batch_size} cannot be shared evenly by {processes.size} processes")
     device = cli.pick_device(config.device)
-    run = Run(Path(config.out)) if config.resume else None
-    if run:
-        run.newest_checkpoint()  # a run without one is refused before its corpus is loaded
-        open_until_end.enter_context(locked(run.path))
     encoding = get_tokenizer(config.tokenizer)
     corpus = load_tokenized_corpus(config.data, config.text_column, encoding)
     pack, length = PACKING[config.packing], config.model.length
-    packed = pack(corpus.train, encoding, length)
-    validation = pack(corpus.validation.documents, encoding, length)
     num_tokens = corpus.train.num_tokens
     if num_tokens < length:
         raise InputError(
             f"the training text of {config.data} has {num_tokens:,} tokens, and one sequence needs {length:,}: "
             "give more text or a smaller --model.length"
         )
-    resolved = resolved_against(corpus.sha256, encoding, device)
     pyro.set_rng_seed(config.seed)
     model = build_model(config, encoding).to(device)
     if config.compile:
         model.decoder.compile()
-    optimizer = WeightOptimizer(model, config.optimizer, config.steps)
-    progress = Progress()
-    if run is None:
+    training = Training(
+        config,
+        model,
+        model,
+        scheme_of(config),
+        WeightOptimizer(model, config.optimizer, config.steps),
+        pack(corpus.train, encoding, length),
+        pack(corpus.validation.documents, encoding, length),
+        device,
+        Progress(),
+        processes,
+    )
+    return training, corpus, TrainedModel(model, encoding, config)
+
+
+def prepare(
+    config: TrainConfig, processes: Processes, open_until_end: contextlib.ExitStack
+) -> tuple[Training, Run, TokenizedCorpus, TrainedModel]:
+    """Load the corpus, build the model, and make the folder of the run or read it.
+
+    Args:
+        open_until_end: receives the lock of the folder, in the first process.
+    """
+
+    def begin() -> Path:
         run = create_run(config.out, f"{corpus.name}-{config.preset}-{config.inference}")
         open_until_end.enter_context(locked(run.path))
-        config = dataclasses.replace(config, out=str(run.path))
-        run.write_config(config, resolved)
-    else:
+        run.write_config(dataclasses.replace(config, out=str(run.path)), resolved)
+        return run.path
+
+    def lock() -> None:
+        run = Run(Path(config.out))
+        run.newest_checkpoint()  # a run without one is refused before its corpus is loaded
+        open_until_end.enter_context(locked(run.path))
+
+    def go_on() -> Path:
+        run = Run(Path(config.out))
         _, before = run.read_config()
         for name in ("corpus_sha256", "tokenizer_sha256"):
             if before.get(name) != resolved[name]:
                 what = name.removesuffix("_sha256")
                 raise InputError(f"the {what} is not the one that {run.path} was trained with: its hash has changed")
-        progress, damage = run.restore(model, optimizer.adamw)
+        training.progress, damage = run.restore(training.model, training.optimizer.adamw)
         if damage:
             print(f"warning: {damage}", file=sys.stderr)
         run.write_config(dataclasses.replace(config, resume=False), resolved)
-    training = Training(config, model, scheme_of(config), optimizer, packed, validation, device, progress)
-    return training, run, corpus, TrainedModel(model, encoding, config)
+        return run.path
+
+    def follow() -> None:
+        # The weights come with those of the first process, its moments from the checkpoint that it has gone back to.
+        if config.resume and not processes.is_first:
+            training.progress = checkpoint.load_progress(run.newest_checkpoint(), training.optimizer.adamw)
+
+    if config.resume:
+        processes.by_first(lock)
+    training, corpus, trained = processes.by_all(lambda: set_up(config, processes))
+    resolved = resolved_against(corpus.sha256, trained.tokenizer, training.device, processes.size)
+    run = Run(processes.by_first(go_on if config.resume else begin))
+    processes.by_all(follow)
+    training.synchronised = processes.synchronised(training.model)
+    return training, run, corpus, trained
 
 
 def main(args: Sequence[str]) -> int:
-    config = parse(args)
-    with contextlib.ExitStack() as open_until_end:
-        return carry_out(*prepare(config, open_until_end))
+    with joined() as processes, contextlib.ExitStack() as open_until_end:
+        config = processes.by_all(lambda: parse(args))
+        return carry_out(*prepare(config, processes, open_until_end))
 
 
 def carry_out(training: Training, run: Run, corpus: TokenizedCorpus, trained: TrainedModel) -> int:
-    """Train, report, and say how it ended: the exit status."""
-    config = training.config
+    """Train, report, and say how it ended: the exit status.
+
+    Raises:
+        RunError: if it cannot go on; the message says what is saved.
+    """
+    config, num_processes = training.config, training.processes.size
     num_weights = sum(weight.numel() for weight in training.model.parameters())
     thinking = f"{config.inference} with {config.fast_steps} fast steps"
     go_on = f"go on with: python -m ltm_pyro.train --out {shlex.quote(str(run.path))} --resume"
     print(
-        f"{run.path}: {num_weights:,} weights on {training.device}, "
+        f"{run.path}: {num_weights:,} weights on {training.device.type}"
+        f"{f', in each of {num_processes} processes' if num_processes > 1 else ''}, "
         f"{'no z' if config.inference == NO_INFERENCE else thinking}; "
         f"{len(training.train):,} sequences to train on, {len(training.validation):,} held out",
         flush=True,
@@ -398,22 +504,19 @@ def carry_out(training: Training, run: Run, corpus: TokenizedCorpus, trained: Tr
         warnings.filterwarnings("ignore", message="Encountered NaN")  # such steps are skipped and counted
         try:
             train(training, run, stop)
-            if not stop.received:
+            if not training.is_stopped(stop):
                 report(training, run, corpus, trained, stop)
         except (Diverged, FloatingPointError) as error:
             newest = run.newest_checkpoint()
-            print(
-                f"error: {error} (step {training.progress.step}); the last good checkpoint is {newest}", file=sys.stderr
-            )
-            return 1
+            raise RunError(f"{error} (step {training.progress.step}); the last good checkpoint is {newest}") from None
         except WriteError as error:
             saved = checkpoint.all_checkpoints(run.checkpoints)
             hint = (
                 f"the last checkpoint is {saved[-1]}; make room, and {go_on}" if saved else "there is no checkpoint yet"
             )
-            print(f"error: {error}; {hint}", file=sys.stderr)
-            return 1
-    if stop.received:
+            raise RunError(f"{error}; {hint}") from None
+        is_stopped = training.is_stopped(stop)
+    if is_stopped:
         name = signal.Signals(stop.received).name
         print(f"\nstopped by {name}: saved {run.newest_checkpoint()}; {go_on}", flush=True)
         return 128 + stop.received

@@ -9,7 +9,7 @@ end-of-text token as a tiktoken plugin: :func:`get_tokenizer` finds it by its na
 function with the signature of :func:`pack_by_document` and give it a line in `PACKING`.
 """
 
-from ltm_pyro.data.batches import batch_indices
+from ltm_pyro.data.batches import batch_indices, places
 from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS, BenchmarkSet
 from ltm_pyro.data.corpora import Corpus, Texts, load_corpus, load_texts, open_corpus
 from ltm_pyro.data.documents import Documents, TokenizedCorpus, TokenizedTexts, byte_counts, token_dtype, tokenize
@@ -44,6 +44,7 @@ __all__ = [
     "open_corpus",
     "pack_as_stream",
     "pack_by_document",
+    "places",
     "token_batch",
     "token_dtype",
     "token_num_bytes",

@@ -1,4 +1,4 @@
-"""The order in which training sees the sequences: a pure function of the seed and the step."""
+"""The order in which training sees the sequences: a pure function of the seed, the step and the rank."""
 
 from __future__ import annotations
 
@@ -7,26 +7,38 @@ import functools
 import numpy as np
 
 
-def batch_indices(seed: int, step: int, batch_size: int, num_sequences: int) -> np.ndarray:
-    """The sequences of the batch at one step, [batch_size] int64.
+def batch_indices(
+    seed: int, step: int, batch_size: int, num_sequences: int, rank: int = 0, num_ranks: int = 1
+) -> np.ndarray:
+    """The sequences of a process's part of the batch at one step, [batch_size / num_ranks] int64.
 
-    The epochs, each a permutation of all the sequences, form one endless stream; the batch is positions
-    `step * batch_size` to `(step + 1) * batch_size` of it. Nothing is kept between steps, so a run that resumes at a
-    step goes on as if it had never stopped. A batch that spans two epochs may hold a sequence twice, and one larger
-    than `num_sequences` always does.
+    The epochs, each a permutation of all the sequences, form one endless stream; the batch is what stands at
+    :func:`places` of it. Nothing is kept between steps, so a run that resumes at a step goes on as if it had never
+    stopped, also with another number of processes. A batch that spans two epochs may hold a sequence twice, and one
+    larger than `num_sequences` always does.
 
     Args:
         seed: of the permutations, from 0 to 2**64 - 1.
         step: from 0.
-        batch_size: at least 1.
+        batch_size: of all processes together; a multiple of their number.
         num_sequences: at least 1.
+        rank: the number of the process, from 0.
+        num_ranks: how many processes share the batch.
     """
-    start, stop = step * batch_size, (step + 1) * batch_size
-    pieces = []
-    for epoch in range(start // num_sequences, (stop - 1) // num_sequences + 1):
-        offset = epoch * num_sequences
-        pieces.append(_permutation(seed, epoch, num_sequences)[max(start - offset, 0) : stop - offset])
+    where = places(step, batch_size, rank, num_ranks)
+    epochs, offsets = np.divmod(where, num_sequences)
+    pieces = [_permutation(seed, epoch, num_sequences)[offsets[epochs == epoch]] for epoch in np.unique(epochs)]
     return np.concatenate(pieces)
+
+
+def places(step: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> np.ndarray:
+    """Where in the endless stream the sequences of :func:`batch_indices` stand, [batch_size / num_ranks] int64.
+
+    No two steps or processes share a place, so a place is a name for the noise of a sequence at a step.
+    """
+    size = batch_size // num_ranks
+    start = step * batch_size + rank * size
+    return np.arange(start, start + size)
 
 
 @functools.lru_cache(maxsize=2)  # a batch at the border of two epochs needs both

@@ -1,14 +1,18 @@
 """Where inference takes its randomness from: one small object in two forms, passed in explicitly.
 
-`BatchNoise` draws from a `torch.Generator` for the whole batch at once: fast, for training.
+`BatchNoise` draws from a `torch.Generator` for the whole batch at once: for training loops of one's own.
 `SequenceNoise` draws from a stream of each sequence's own, so that what is inferred for a sequence depends neither on
-its batch-mates, nor on their number or order, nor on the number of processes: for evaluation and for tests.
+its batch-mates, nor on their number or order, nor on the number of processes: for evaluation, for `ltm_pyro.train` and
+for tests.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import struct
 import zlib
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -71,10 +75,16 @@ class SequenceNoise:
 
     Each such key has a stream of NumPy's counter-based Philox generator (Salmon et al. 2011). The numbers are drawn in
     float32 on the CPU and then converted, so that a run in float64 or on another device sees the same ones.
+
+    Args:
+        seed: from 0 to 2**64 - 1.
+        device: where normal numbers are drawn. Another one than the CPU draws them by its own generator: no time goes
+            into copying them there, but they are not those of the CPU.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.seed = seed
+        self.device = torch.device(device)
 
     def normal(
         self,
@@ -87,6 +97,8 @@ class SequenceNoise:
         like: Tensor,
     ) -> Tensor:
         shape = (*sample_shape, *event_shape)
+        if self.device.type != "cpu":
+            return self._normal_on_device(purpose, sequence_ids, steps, shape, len(sample_shape)).to(like)
         draws = [
             generator.standard_normal(math.prod(shape), dtype=np.float32).reshape(shape)
             for generator in self._generators(purpose, sequence_ids, steps)
@@ -97,10 +109,15 @@ class SequenceNoise:
         draws = [generator.random(sample_shape) for generator in self._generators(purpose, sequence_ids, steps)]
         return torch.from_numpy(np.stack(draws, axis=-1))
 
+    def _keys(self, purpose: str, sequence_ids: Tensor, steps: Tensor) -> Iterator[tuple[int, int, int]]:
+        """Sequence id, step, and a number for the purpose."""
+        purpose_id = zlib.crc32(purpose.encode())
+        for sequence_id, step in zip(sequence_ids.tolist(), steps.tolist(), strict=True):
+            yield sequence_id, step, purpose_id
+
     def _generators(self, purpose: str, sequence_ids: Tensor, steps: Tensor) -> list[np.random.Generator]:
         # Key and counter are separate in Philox: no two (seed, id, purpose, step) share a stream. The first counter
         # word counts the numbers drawn.
-        purpose_id = zlib.crc32(purpose.encode())
         return [
             np.random.Generator(
                 np.random.Philox(
@@ -108,5 +125,18 @@ class SequenceNoise:
                     counter=np.array([0, 0, step, purpose_id], dtype=np.uint64),
                 )
             )
-            for sequence_id, step in zip(sequence_ids.tolist(), steps.tolist(), strict=True)
+            for sequence_id, step, purpose_id in self._keys(purpose, sequence_ids, steps)
         ]
+
+    def _normal_on_device(
+        self, purpose: str, sequence_ids: Tensor, steps: Tensor, shape: tuple[int, ...], dim: int
+    ) -> Tensor:
+        """Numbers of the device's own generator, float32; `dim` is where the sequences go."""
+        # A device's generator takes no key but its seed of 64 bits.
+        generator = torch.Generator(self.device)
+        draws = []
+        for key in self._keys(purpose, sequence_ids, steps):
+            digest = hashlib.blake2b(struct.pack("<4Q", self.seed, *key), digest_size=8).digest()
+            generator.manual_seed(int.from_bytes(digest, "little"))
+            draws.append(torch.randn(shape, generator=generator, device=self.device))
+        return torch.stack(draws, dim)
