@@ -15,7 +15,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ltm_pyro import cli
 from ltm_pyro.console import time_text
 from ltm_pyro.data import fingerprint, get_tokenizer, open_corpus, token_dtype
-from ltm_pyro.data.corpora import HELD_OUT_OF, Reading, Source, hold_out
+from ltm_pyro.data.corpora import HELD_OUT_OF, CutOff, Reading, Source, hold_out
 from ltm_pyro.data.prepared import (
     BY_ENDS,
     BY_HASH,
@@ -67,6 +67,8 @@ class PrepareConfig:
     """bytes, or an encoding of tiktoken, such as gpt2: that of the runs that will read the folder."""
     text_column: str = "text"
     """Column of the corpus that holds the text (.jsonl, .parquet, Hugging Face)."""
+    streaming: bool = False
+    """Read a Hugging Face data set as it is downloaded, so that nothing of it is kept on the disk but the shards."""
     processes: int | None = None
     """Processes that encode at the same time. Default: one for each core."""
     shard_tokens: int = 2**25
@@ -79,8 +81,8 @@ class PrepareConfig:
 class Part:
     """The documents of a split that have not been read yet."""
 
-    size: int
-    """Of all parts together, in the unit of :class:`~ltm_pyro.data.corpora.Split`."""
+    size: int | None
+    """What there is to read, as in :class:`~ltm_pyro.data.corpora.Split`."""
     documents: Reading
 
 
@@ -94,8 +96,7 @@ class Console:
     def __init__(self) -> None:
         self.bar: tqdm | None = None
         self.num_tokens = 0
-        self.started = self.said = time.monotonic()
-        self.first_share: float | None = None
+        self.said = time.monotonic()
 
     def __enter__(self) -> Console:
         return self
@@ -104,21 +105,28 @@ class Console:
         if self.bar is not None:
             self.bar.close()
 
-    def add(self, num_tokens: int, share: float) -> None:
-        """Count tokens; `share` of all has been read."""
-        if self.first_share is None:  # what comes before was finished already, or cannot be timed
-            self.first_share, self.started = share, time.monotonic()
-            layout = "{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
-            self.bar = tqdm(total=1, initial=share, bar_format=layout, disable=not sys.stderr.isatty(), leave=False)
-            return
+    def add(self, num_tokens: int, share: float | None) -> None:
+        """Count tokens; `share` of all has been read, None where that is not known, which then stays so."""
         self.num_tokens += num_tokens
         now = time.monotonic()
-        rate = self.num_tokens / (now - self.started)
-        self.bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
-        self.bar.update(share - self.bar.n)
-        if self.bar.disable and now - self.said >= SECONDS_BETWEEN_LINES:
+        if self.bar is None:  # what comes before was finished already, or cannot be timed
+            self.first_share, self.first_tokens, self.started = share, self.num_tokens, now
+            layout = "[{elapsed}]" if share is None else "{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+            hidden = not sys.stderr.isatty()
+            self.bar = tqdm(total=1, initial=share or 0, bar_format=layout, disable=hidden, leave=False)
+            return
+        rate = f"{(self.num_tokens - self.first_tokens) / (now - self.started):,.0f} tokens/s"
+        if share is None:
+            text = f"{self.num_tokens:,} tokens: {rate}"
+            self.bar.bar_format = f"{text} [{{elapsed}}]"
+            self.bar.refresh()
+        else:
             left = (now - self.started) / max(share - self.first_share, 1e-9) * (1 - share)
-            print(f"{share:.1%}: {rate:,.0f} tokens/s, {time_text(left)} left", flush=True)
+            text = f"{share:.1%}: {rate}, {time_text(left)} left"
+            self.bar.bar_format = f"{{percentage:3.0f}}%|{{bar}}| [{{elapsed}}<{{remaining}}, {rate}]"
+            self.bar.update(share - self.bar.n)
+        if self.bar.disable and now - self.said >= SECONDS_BETWEEN_LINES:
+            print(text, flush=True)
             self.said = now
 
 
@@ -265,7 +273,8 @@ def write_shards(
     changed = (
         f"{manifest.source} is not what it was when {folder} was begun: give another --out to prepare it as it is now"
     )
-    total = max(1, sum(part.size for part in parts.values()))
+    sizes = [part.size for part in parts.values()]
+    total = None if None in sizes else max(1, sum(sizes))
     before = 0
     for split, part in parts.items():
         shards = manifest.shards(split)
@@ -286,13 +295,14 @@ def write_shards(
         ):
             for chunk, share in chunks:
                 writer.add(chunk)
-                console.add(len(chunk.tokens), (before + part.size * share) / total)
+                total = None if share is None else total
+                console.add(len(chunk.tokens), None if total is None else (before + part.size * share) / total)
             writer.end()
-        before += part.size
+        before += part.size or 0
     return manifest
 
 
-def until(stop: StopSignal, documents: Reading) -> Iterator[tuple[str, float]]:
+def until(stop: StopSignal, documents: Reading) -> Reading:
     """The documents, until a signal asks to stop."""
     for document in documents:
         if stop.received:
@@ -322,7 +332,7 @@ def prepare(config: PrepareConfig, stop: StopSignal) -> tuple[Manifest, bool]:
     folder = Path(config.out)
     check_usable(folder)
     encoding = get_tokenizer(config.tokenizer)
-    source = open_corpus(config.source, config.text_column)
+    source = open_corpus(config.source, config.text_column, config.streaming)
     held_out, parts = parts_of(config.source, source)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -337,7 +347,11 @@ def prepare(config: PrepareConfig, stop: StopSignal) -> tuple[Manifest, bool]:
                 print(f"{describe(folder, manifest)}, are finished; going on from there", flush=True)
             with Console() as console:
                 processes = config.processes or num_cores()
-                manifest = write_shards(folder, manifest, parts, encoding, processes, stop, console)
+                try:
+                    manifest = write_shards(folder, manifest, parts, encoding, processes, stop, console)
+                except CutOff as error:
+                    kept = f"finished shards are kept in {folder}; the same command goes on"
+                    raise InputError(f"{error}; {kept}") from None
             manifest.write(folder / MANIFEST)
         (folder / UNFINISHED).unlink(missing_ok=True)
     return manifest, not is_finished

@@ -1,24 +1,44 @@
-"""A trained model in a folder of its own, to give away: what a run has, without what going on with training needs.
+"""A trained model in a folder of its own, to give away: python -m ltm_pyro.pretrained RUN --out FOLDER
+
+It is what a run has, without what going on with training needs:
 
 config.yaml         the settings, and what they were resolved against
 model.safetensors   the weights; with progress.json and SHA256SUMS, as in a checkpoint
 README.md           the model card: data, steps, scheme, and the figures with what they are
 
-`ltm_pyro.load` and the commands that read a run read this folder too.
+`ltm_pyro.from_pretrained` reads this folder, and so do `ltm_pyro.load` and the commands that read a run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ltm_pyro import checkpoint, durable
+import torch
+import tyro
+
+from ltm_pyro import checkpoint, cli, durable
 from ltm_pyro.checkpoint import Progress
 from ltm_pyro.config import NO_INFERENCE, TrainConfig
 from ltm_pyro.errors import InputError
-from ltm_pyro.run import Run
+from ltm_pyro.run import Run, TrainedModel, load
+
+
+@dataclass(frozen=True)
+class PretrainedConfig:
+    """Write the model of a run into a folder of its own, to give away."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
+    """Folder of the run."""
+    out: str | None = None
+    """A new folder for weights, settings and model card."""
+    which: Literal["newest", "best"] = "newest"
+    """The newest checkpoint, or the one with the best held-out figure of the validations in training."""
 
 
 def save_pretrained(
@@ -45,6 +65,19 @@ def save_pretrained(
         Run(partial).write_config(dataclasses.replace(config, out=None), resolved)
         card = model_card(target.name, config, resolved, progress, figures)
         durable.write(partial / "README.md", card.encode())
+
+
+def from_pretrained(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> TrainedModel:
+    """The model in a folder of :func:`save_pretrained`.
+
+    Raises:
+        InputError: if the folder is none of those, or cannot be read.
+    """
+    if not (Path(folder) / checkpoint.WEIGHTS).is_file():
+        raise InputError(
+            f"{folder} holds no model of save_pretrained: it has no {checkpoint.WEIGHTS}; ltm_pyro.load reads runs"
+        )
+    return load(folder, device)
 
 
 def model_card(
@@ -102,7 +135,7 @@ the whole.
 ```python
 import ltm_pyro
 
-ltm = ltm_pyro.load("{name}")
+ltm = ltm_pyro.from_pretrained("{name}")
 ```
 """
 
@@ -116,3 +149,31 @@ def _error_text(value: float | None, error: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+
+
+def parse(args: Sequence[str]) -> PretrainedConfig:
+    """The settings.
+
+    Raises:
+        InputError: if they cannot be used.
+    """
+    config = cli.parse(PretrainedConfig(), args, "pretrained")
+    if not config.run:
+        raise InputError("give RUN, the folder of a run")
+    if not config.out:
+        raise InputError("give --out FOLDER, a new folder for the model")
+    return config
+
+
+def main(args: Sequence[str]) -> int:
+    config = parse(args)
+    save_pretrained(config.run, config.out, config.which)
+    print(
+        f"{config.out}: weights, settings and model card of {config.run}; ltm_pyro.from_pretrained({config.out!r}) "
+        "loads the model"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

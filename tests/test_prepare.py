@@ -12,17 +12,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import datasets
+import pyarrow
 import pytest
 import tiktoken
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file
 
 from ltm_pyro import cli, compare, config, evaluate, prepare, train
-from ltm_pyro.data import get_tokenizer, load_corpus, prepared, shards
+from ltm_pyro.data import corpora, get_tokenizer, load_corpus, prepared, shards
 from ltm_pyro.data.prepared import read_manifest
 from ltm_pyro.errors import InputError
 
@@ -142,6 +145,112 @@ def test_a_data_set_of_the_hub(command, monkeypatch):
     assert command("group/name:config", "--text-column", "body", "--out", "corpus")[0] == 0
     assert sides("corpus") == (DOCUMENTS[:40], DOCUMENTS[40:45])
     assert read_manifest(Path("corpus")).name == "group-name-config"
+
+
+# A data set of the hub that is read as it is downloaded
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that `datasets` reads as it reads a repository of the hub; `group/name` is found there."""
+    folder, load_dataset = tmp_path / "repository", datasets.load_dataset
+    folder.mkdir()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *more, **options: load_dataset(str(folder), **options))
+    return folder
+
+
+def write_rows_of(repository: Path, split: str, documents: list[str]) -> None:
+    parquet.write_table(pyarrow.table({"text": ["", *documents]}), repository / f"{split}.parquet")
+
+
+@pytest.mark.parametrize("held_out", ["hashes", "source", "ends"])
+def test_what_is_streamed_gives_the_same_files_and_leaves_no_copy(held_out, repository, command):
+    write_rows_of(repository, "train-0", DOCUMENTS[:12])
+    if held_out != "ends":
+        write_rows_of(repository, "train-1", DOCUMENTS[12:])
+    if held_out == "source":
+        write_rows_of(repository, "validation", ["held out", "too"])
+    args = ("group/name", "--shard-tokens", "2000")
+    assert command(*args, "--out", "streamed", "--streaming") == (0, ANY, "")
+    assert not list(Path("cache").rglob("*.arrow"))
+    assert command(*args, "--out", "stored")[0] == 0
+    assert list(Path("cache").rglob("*.arrow"))
+    assert read_manifest(Path("streamed")).held_out == held_out
+    assert contents("streamed") == contents("stored")
+
+
+def streams(rows: Callable[..., Iterator[dict]]) -> Callable[..., dict[str, datasets.IterableDataset]]:
+    """A `load_dataset` whose only split is what a generator gives."""
+    return lambda *_, **__: {"train": datasets.IterableDataset.from_generator(rows, gen_kwargs={"shard": [0]})}
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("broken_at", [3, 50])
+def test_where_a_stream_breaks_off_finished_shards_are_kept_and_the_same_command_goes_on(
+    broken_at, processes, command, monkeypatch
+):
+    starts = []
+
+    def rows(shard: list[int]) -> Iterator[dict]:
+        starts.append(0)
+        for number, text in enumerate(DOCUMENTS):
+            if len(starts) == 1 and number == broken_at:
+                raise ConnectionError("the network\nis gone")
+            yield {"text": text}
+
+    monkeypatch.setattr(datasets, "load_dataset", streams(rows))
+    monkeypatch.setattr(corpora, "BATCH_ROWS", 10)
+    args = ("name", "--streaming", "--shard-tokens", "1500", "--processes", processes)
+    status, _, err = command(*args, "--out", "parts")
+    kept = "; finished shards are kept in parts; the same command goes on" if broken_at == 50 else ""
+    assert (status, err) == (2, f"error: name cannot be read any further: the network is gone{kept}\n")
+    assert (finished_shards("parts") >= 1) == (broken_at == 50)
+    assert command(*args, "--out", "parts") == (0, ANY, "")
+    assert len(starts) == 2  # once for each command
+    assert command(*args, "--out", "whole")[0] == 0
+    assert contents("parts") == contents("whole")
+
+
+def test_progress_of_a_stream_that_does_not_say_how_long_it_is_has_no_share_and_no_time_left(
+    repository, command, monkeypatch
+):
+    monkeypatch.setattr(prepare, "SECONDS_BETWEEN_LINES", 0)
+    write_rows_of(repository, "train", DOCUMENTS)
+    _, out, _ = command("name", "--streaming", "--out", "corpus")
+    lines = out.splitlines()[:-2]
+    counts = [int(re.fullmatch(r"([\d,]+) tokens: [\d,]+ tokens/s", line)[1].replace(",", "")) for line in lines]
+    assert len(counts) > 5
+    assert counts == sorted(counts)
+    assert counts[-1] == read_manifest(Path("corpus")).train[0].num_tokens
+    assert "%" not in out
+    assert " left" not in out
+
+
+def test_progress_of_a_stream_that_does_not_say_how_long_it_is_is_no_bar(repository, command, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    write_rows_of(repository, "train", DOCUMENTS)
+    status, _, err = command("name", "--streaming", "--out", "corpus")
+    assert status == 0
+    assert "tokens/s [" in err
+    assert "%|" not in err
+
+
+@pytest.mark.parametrize("said", [81, 40])
+def test_progress_of_a_stream_has_a_share_until_there_are_more_rows_than_it_says(
+    said, repository, command, monkeypatch
+):
+    monkeypatch.setattr(prepare, "SECONDS_BETWEEN_LINES", 0)
+    write_rows_of(repository, "train", DOCUMENTS)
+    splits = {"dataset_info": {"splits": [{"name": "train", "num_bytes": 1, "num_examples": said}]}}
+    (repository / "README.md").write_text(f"---\n{json.dumps(splits)}\n---\n")
+    _, out, _ = command("name", "--streaming", "--out", "corpus")
+    lines = out.splitlines()[:-2]
+    with_share = [float(line.split("%")[0]) for line in lines if line.endswith(" left")]
+    assert lines[: len(with_share)] == [line for line in lines if line.endswith(" left")]
+    assert with_share == sorted(with_share)
+    assert len(with_share) == len(lines) if said == 81 else 3 < len(with_share) < len(lines) - 3
+    assert with_share[-1] == 100 if said == 81 else with_share[-1] <= 100
 
 
 # What stops it
@@ -319,6 +428,7 @@ BAD_INPUT = {
     "a name too long": (["rows.jsonl", "--out", "x" * 300], "cannot be used"),
     "another source": (["other.jsonl", "--out", "done"], "source rows.jsonl, and this command has other.jsonl"),
     "other shards": (["rows.jsonl", "--out", "done", "--shard-tokens", "5"], "shard tokens"),
+    "a stream of a file": (["rows.jsonl", "--streaming", "--out", "new"], "--streaming"),
     "verification of nothing": (["--verify", "--out", "used"], "used holds no prepared corpus"),
     "verification of another source": (["other.jsonl", "--verify", "--out", "done"], "other.jsonl"),
 }
@@ -360,7 +470,8 @@ def test_what_was_begun_with_another_tokenizer_is_refused(command, monkeypatch):
 def test_help_explains_every_option(command):
     status, out, _ = command("--help")
     assert status == 0
-    for option in ("SOURCE", "--out", "--tokenizer", "--text-column", "--processes", "--shard-tokens", "--verify"):
+    options = "SOURCE --out --tokenizer --text-column --streaming --processes --shard-tokens --verify"
+    for option in options.split():
         assert option in out
 
 

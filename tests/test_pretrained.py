@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
 import yaml
 
 import ltm_pyro
-from ltm_pyro import cli, train
+from ltm_pyro import cli, pretrained, train
+from ltm_pyro.data import fingerprint
 from ltm_pyro.errors import InputError
 
 SMALL = shlex.split(
@@ -98,3 +103,100 @@ def test_training_does_not_go_on_from_it(run, tmp_path, capsys):
     assert (exit.value.code, len(err.splitlines())) == (2, 1)
     assert "no checkpoint" in err
     assert weights(tmp_path / "model").keys() == weights(run).keys()
+
+
+def test_what_is_loaded_from_it_is_what_was_saved(run, tmp_path):
+    ltm_pyro.save_pretrained(run, tmp_path / "model", "best")
+    saved, loaded = ltm_pyro.load(run, which="best"), ltm_pyro.from_pretrained(tmp_path / "model")
+    assert loaded.config == dataclasses.replace(saved.config, out=None)
+    assert fingerprint(loaded.tokenizer) == fingerprint(saved.tokenizer)
+    assert loaded.model.state_dict().keys() == saved.model.state_dict().keys()
+    assert all(torch.equal(w, saved.model.state_dict()[name]) for name, w in loaded.model.state_dict().items())
+    log_likelihoods = []
+    for ltm in (saved, loaded):
+        with pyro.poutine.seed(rng_seed=0):  # for z
+            trace = pyro.poutine.trace(ltm.model).get_trace(ltm.batch(["One sentence.", "Another one."]))
+        trace.compute_log_prob()
+        log_likelihoods.append(trace.nodes["tokens"]["log_prob"])
+    assert log_likelihoods[0].shape == (2,)
+    assert torch.equal(*log_likelihoods)
+
+
+@pytest.mark.parametrize("folder", ["run", "empty", "missing"])
+def test_a_folder_that_holds_no_such_model_is_refused_in_one_line(folder, run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    path = run if folder == "run" else tmp_path / folder
+    with pytest.raises(InputError) as error:
+        ltm_pyro.from_pretrained(path)
+    assert str(error.value) == (
+        f"{path} holds no model of save_pretrained: it has no model.safetensors; ltm_pyro.load reads runs"
+    )
+
+
+def test_a_folder_with_damaged_weights_is_refused(run, tmp_path):
+    ltm_pyro.save_pretrained(run, tmp_path / "model")
+    damaged = tmp_path / "model/model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + bytes([damaged.read_bytes()[-1] ^ 1]))
+    with pytest.raises(InputError, match="is damaged"):
+        ltm_pyro.from_pretrained(tmp_path / "model")
+
+
+# The command
+
+
+def test_the_command_writes_the_same_folder_and_says_how_to_load_it(run, tmp_path, capsys):
+    for which in ("newest", "best"):
+        out = tmp_path / which / "it's"
+        ltm_pyro.save_pretrained(run, tmp_path / f"by-hand/{which}/it's", which)
+        assert pretrained.main([str(run), "--out", str(out), "--which", which]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"{out}: weights, settings and model card of {run}; ")
+        ltm = eval(line.split("; ")[1].removesuffix(" loads the model"))
+        assert isinstance(ltm, ltm_pyro.TrainedModel)
+        written = {path.name: path.read_bytes() for path in out.iterdir()}
+        assert written == {path.name: path.read_bytes() for path in (tmp_path / f"by-hand/{which}/it's").iterdir()}
+    assert (
+        weights(tmp_path / "newest/it's")["decoder.embedding.weight"]
+        .ne(weights(tmp_path / "best/it's")["decoder.embedding.weight"])
+        .any()
+    )
+
+
+def test_the_command_says_nothing_else_as_a_process(run, tmp_path):
+    """Python warns of a command that its package has imported already."""
+    command = [sys.executable, "-m", "ltm_pyro.pretrained", str(run), "--out", str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
+
+
+BAD_INPUT = {
+    "nothing": ([], "give RUN"),
+    "no folder": (["RUN"], "give --out FOLDER"),
+    "no run": (["missing", "--out", "new"], "missing holds no run"),
+    "a folder that exists": (["RUN", "--out", "."], "exists already"),
+    "unknown option": (["RUN", "--out", "new", "--wich", "best"], "--wich"),
+    "unknown checkpoint": (["RUN", "--out", "new", "--which", "worst"], "worst"),
+}
+
+
+@pytest.mark.parametrize(("args", "mentioned"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_ends_in_one_line_with_status_2_and_leaves_nothing_behind(
+    args, mentioned, run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        cli.run(pretrained.main, [str(run) if arg == "RUN" else arg for arg in args])
+    err = capsys.readouterr().err
+    assert (exit.value.code, len(err.splitlines())) == (2, 1)
+    assert err.startswith("error: ")
+    assert mentioned in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.run(pretrained.main, ["--help"])
+    out = capsys.readouterr().out
+    assert exit.value.code == 0
+    for option in ("RUN", "--out", "--which"):
+        assert option in out

@@ -22,8 +22,8 @@ from ltm_pyro.data.python_docs import read_python_docs
 from ltm_pyro.errors import InputError
 
 if TYPE_CHECKING:  # `datasets` takes a second to import, and only what lies on the hub needs it
-    from datasets import Dataset
-    from pyarrow import Schema
+    from datasets import Dataset, IterableDataset
+    from pyarrow import Schema, Table
 
 PYTHON_DOCS = "python-docs"
 
@@ -47,16 +47,24 @@ HELD_OUT_OF = 20
 _ROWS_TO_FIND_A_COLUMN = 1000
 """A JSON file is taken not to have a column that none of so many rows has."""
 
-Reading = Iterator[tuple[str, float]]
-"""Texts, each with the share (0 to 1) of the whole that has been read with it."""
+BATCH_ROWS = 1000
+"""Rows of a data set of the hub that are read at a time."""
+
+Reading = Iterator[tuple[str, float | None]]
+"""Texts, each with the share (0 to 1) of the whole that has been read with it; None where that is not known."""
+
+
+class CutOff(InputError):
+    """A data set that is read as it is downloaded could not be read to its end."""
 
 
 @dataclass(frozen=True)
 class Split:
     """A part of a corpus. Its documents are read, one after the other, whenever they are asked for."""
 
-    size: int
-    """What there is to read, in a unit that all parts of a corpus share: bytes of files, or rows."""
+    size: int | None
+    """What there is to read, in a unit that all parts of a corpus share: bytes of files, or rows. None where that is
+    not known."""
 
     read: Callable[[], Reading]
     """Gives all texts, blank ones too."""
@@ -101,7 +109,7 @@ class Corpus:
     """Over all documents in their order and the side on which they are: two figures compare only where it is equal."""
 
 
-def open_corpus(data: str, text_column: str = "text") -> Source:
+def open_corpus(data: str, text_column: str = "text", streaming: bool = False) -> Source:
     """Finds a corpus, whose documents are then read one after the other: never are all of them in memory.
 
     What `data` may be:
@@ -122,11 +130,16 @@ def open_corpus(data: str, text_column: str = "text") -> Source:
     Args:
         data: see above.
         text_column: the column that holds the text, in files and data sets with columns.
+        streaming: read a data set of the hub as it is downloaded, every time anew, instead of keeping it on the disk.
 
     Raises:
-        InputError: there is no such corpus; when its documents are read, that they cannot be.
+        InputError: there is no such corpus, or it is to be streamed and is not on the hub; when its documents are
+            read, that they cannot be.
+        CutOff: when its documents are read, that no more of them come.
     """
     set_name, is_copy, copy = data.partition("=")
+    if streaming and (data == PYTHON_DOCS or set_name in BENCHMARK_SETS or _existing_path(data)):
+        raise InputError(f"--streaming is for data sets of the Hugging Face hub, and {data} is none: leave it out")
     if data == PYTHON_DOCS:
         name, splits = PYTHON_DOCS, {"train": _whole(read_python_docs)}
     elif benchmark := BENCHMARK_SETS.get(set_name):
@@ -138,7 +151,7 @@ def open_corpus(data: str, text_column: str = "text") -> Source:
     elif path := _existing_path(data):
         name, splits = _local_splits(path, functools.partial(_read_file, text_column=text_column))
     else:
-        name, splits = _hub_splits(data, text_column, known=[PYTHON_DOCS])
+        name, splits = _hub_splits(data, text_column, known=[PYTHON_DOCS], streaming=streaming)
 
     if "train" not in splits:
         raise InputError(f"{data} has no split 'train' to learn from, only {', '.join(sorted(splits))}")
@@ -362,13 +375,16 @@ def _local_splits(
     return path.resolve().name, {split: split_of(group) for split, group in files.items()}
 
 
-def _hub_splits(data: str, text_column: str, known: Sequence[str]) -> tuple[str, dict[str, Split]]:
+def _hub_splits(
+    data: str, text_column: str, known: Sequence[str], streaming: bool = False
+) -> tuple[str, dict[str, Split]]:
     """The name of a data set of the Hugging Face hub, and its splits, which `datasets` keeps in files.
 
     Args:
         data: its name, and its configuration after a colon.
         text_column: the column that holds the text.
         known: the other names that `data` might have been, for the error.
+        streaming: keep nothing in files; the splits are downloaded whenever they are read.
     """
     if data.lower().endswith(tuple(_FORMATS)) or not _HUB_NAME.fullmatch(data):
         raise InputError(f"there is no file or folder {data!r}; check the path")
@@ -377,16 +393,26 @@ def _hub_splits(data: str, text_column: str, known: Sequence[str]) -> tuple[str,
     name, _, config = data.partition(":")
     try:
         with _quiet():
-            splits = datasets.load_dataset(name, config or None)
+            splits = datasets.load_dataset(name, config or None, **({"streaming": True} if streaming else {}))
     except Exception as error:  # each of the libraries below has its own
         raise InputError(
             f"{data!r} is neither {', '.join(known)}, an existing file or folder, nor a Hugging Face dataset that can "
             f"be loaded: {_reason(error)}"
         ) from error
+    split_of = _streamed_split if streaming else _stored_split
     return re.sub(r"[^\w.-]", "-", data), {
-        split: Split(len(rows), functools.partial(_read_rows, rows, text_column, data))
-        for split, rows in splits.items()
+        split: split_of(split, rows, text_column, data) for split, rows in splits.items()
     }
+
+
+def _stored_split(_: str, rows: Dataset, text_column: str, source: str) -> Split:
+    return Split(len(rows), functools.partial(_read_rows, rows, text_column, source))
+
+
+def _streamed_split(name: str, rows: IterableDataset, text_column: str, source: str) -> Split:
+    said = (rows.info.splits or {}).get(name)  # by the description of the set, if it has one
+    num_rows = (said and said.num_examples) or None
+    return Split(num_rows, functools.partial(_read_stream, rows, num_rows, text_column, source))
 
 
 def _read_file(file: Path, file_format: str, text_column: str) -> Reading:
@@ -466,11 +492,44 @@ def _read_parquet(file: Path, text_column: str) -> Reading:
 
 def _read_rows(rows: Dataset, text_column: str, source: str) -> Reading:
     """The column that holds the text, without missing values."""
+    return _read_tables(_tables(rows), len(rows), text_column, source)
+
+
+def _read_stream(rows: IterableDataset, num_rows: int | None, text_column: str, source: str) -> Reading:
+    """The same of what is downloaded now.
+
+    Raises:
+        CutOff: no more of it comes.
+    """
+
+    def downloaded() -> Iterator[Table]:
+        try:
+            with _quiet():
+                tables = _tables(rows)
+            while True:
+                with _quiet():  # not while the reader of these tables is at work
+                    table = next(tables, None)
+                if table is None:
+                    return
+                yield table
+        except Exception as error:  # each of the libraries below has its own
+            raise CutOff(f"{source} cannot be read any further: {_reason(error)}") from error
+
+    return _read_tables(downloaded(), num_rows, text_column, source)
+
+
+def _tables(rows: Dataset | IterableDataset) -> Iterator[Table]:
+    return rows.with_format("arrow").iter(batch_size=BATCH_ROWS)
+
+
+def _read_tables(tables: Iterator[Table], num_rows: int | None, text_column: str, source: str) -> Reading:
     read = itertools.count(1)
-    for table in rows.with_format("arrow").iter(batch_size=1000):
+    for table in tables:
         _check_column(table.schema, text_column, source)
         for text in table[text_column].to_pylist():
-            share = next(read) / len(rows)
+            number = next(read)
+            # What a data set says of itself may be wrong: once there are more rows, nothing is known.
+            share = number / num_rows if num_rows and number <= num_rows else None
             if text is not None:
                 yield text, share
 

@@ -55,8 +55,8 @@ class _Chunk:
     first: int
     """The number of the first."""
     texts: list[str]
-    share: float
-    """How much of the whole has been read with them."""
+    share: float | None
+    """How much of the whole has been read with them, if that is known."""
 
 
 def _index_of(texts: list[str]) -> np.ndarray:
@@ -75,7 +75,7 @@ def hash_of(content: bytes) -> int:
 
 def encoded(
     documents: Reading, first: int, encoding: tiktoken.Encoding, processes: int
-) -> Iterator[tuple[Encoded, float]]:
+) -> Iterator[tuple[Encoded, float | None]]:
     """Encodes documents in their order; with what has been encoded comes the share of the whole that has been read.
 
     Memory holds a few chunks of documents for every process.
@@ -142,7 +142,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_chunk(chunk: _Chunk) -> tuple[Encoded, float]:
+def _encode_chunk(chunk: _Chunk) -> tuple[Encoded, float | None]:
     tokens = [encode(text, number, _encoding) for number, text in enumerate(chunk.texts, chunk.first)]
     index = _index_of(chunk.texts)
     index["end"] = np.cumsum([len(each) for each in tokens])

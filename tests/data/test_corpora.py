@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS
-from ltm_pyro.data.corpora import load_corpus, load_texts, open_corpus
+from ltm_pyro.data.corpora import CutOff, load_corpus, load_texts, open_corpus
 from ltm_pyro.errors import InputError
 
 DOCUMENTS = [f"Document number {index}.\nIt has two lines, é.\n" for index in range(60)]
@@ -185,6 +185,79 @@ def test_a_data_set_of_the_hub(monkeypatch, splits):
         assert sorted(corpus.train + corpus.validation) == sorted(DOCUMENTS)
     else:
         assert (corpus.train, corpus.validation) == (DOCUMENTS, [f"text of {splits[0]}"])
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A folder that `datasets` reads as it reads a repository of the hub, and that is found there as `group/name`."""
+    folder, load_dataset = tmp_path / "repository", datasets.load_dataset
+    folder.mkdir()
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *more, **options: load_dataset(str(folder), **options))
+    return folder
+
+
+def describe(repository, split, num_rows):
+    """Have the description of the repository say how many rows a split has."""
+    splits = {"dataset_info": {"splits": [{"name": split, "num_bytes": 1, "num_examples": num_rows}]}}
+    (repository / "README.md").write_text(f"---\n{json.dumps(splits)}\n---\n")
+
+
+def test_what_is_streamed_is_what_is_downloaded_and_nothing_of_it_is_kept(repository, tmp_path):
+    for number in range(3):
+        texts = [None, "", *DOCUMENTS[20 * number : 20 * number + 20]]
+        datasets.Dataset.from_dict({"text": texts}).to_parquet(repository / f"train-{number}.parquet")
+    datasets.Dataset.from_dict({"text": ["held out"]}).to_parquet(repository / "validation.parquet")
+    source = open_corpus("group/name:config", streaming=True)
+    assert source.name == "group-name-config"
+    for _ in range(2):  # every time anew
+        assert (source.train.documents(), source.validation.documents()) == (DOCUMENTS, ["held out"])
+    assert not [path for path in tmp_path.rglob("*.arrow") if path.is_file()]
+    stored = open_corpus("group/name:config")
+    assert (stored.train.documents(), stored.validation.documents()) == (DOCUMENTS, ["held out"])
+    assert [path for path in tmp_path.rglob("*.arrow") if path.is_file()]
+
+
+@pytest.mark.parametrize(("said", "known"), [(None, 0), (60, 60), (40, 40)])
+def test_how_far_a_stream_has_come_is_known_as_far_as_its_description_holds(said, known, repository):
+    datasets.Dataset.from_dict({"text": DOCUMENTS}).to_parquet(repository / "train.parquet")
+    if said:
+        describe(repository, "train", said)
+    train = open_corpus("name", streaming=True).train
+    assert train.size == said
+    shares = [share for _, share in train]
+    assert shares == [number / said for number in range(1, known + 1)] + [None] * (60 - known)
+
+
+def test_a_stream_without_the_column_lists_those_there_are(repository):
+    datasets.Dataset.from_dict({"id": [1], "body": ["x"]}).to_parquet(repository / "train.parquet")
+    train = open_corpus("name", streaming=True).train
+    with pytest.raises(InputError, match=r"name has no column 'text'; .*: id, body$"):
+        next(iter(train))
+
+
+def test_a_stream_that_breaks_off_says_so_in_one_line(monkeypatch, capfd, caplog):
+    monkeypatch.setattr(logging.getLogger("datasets"), "propagate", True)
+
+    def rows(shard):
+        yield {"text": "first"}
+        logging.getLogger("datasets").error("many lines")
+        raise ConnectionError("the network\nis gone")
+
+    stream = datasets.IterableDataset.from_generator(rows, gen_kwargs={"shard": [0]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": stream})
+    with pytest.raises(CutOff) as error:
+        list(open_corpus("name", streaming=True).train)
+    assert str(error.value) == "name cannot be read any further: the network is gone"
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("data", ["python-docs", "rows.jsonl", "folder", "ptb=rows.jsonl", "ptb"])
+def test_only_the_hub_is_streamed(write, data):
+    write("rows.jsonl", json_lines(DOCUMENTS))
+    write("folder/a.txt", "text")
+    message = refusal(data, open_corpus, streaming=True)
+    assert message == f"--streaming is for data sets of the Hugging Face hub, and {data} is none: leave it out"
 
 
 def test_reading_says_nothing_and_leaves_nothing_behind(write, tmp_path, monkeypatch, capfd, caplog, recwarn):
