@@ -75,6 +75,9 @@ class _RunSettings:
     how often to log, validate and save, and how many checkpoints to keep may then be given."""
     log_every: int = 10
     """Slow steps from one line of metrics to the next."""
+    tensorboard: bool = False
+    """Also write all metrics for TensorBoard, into the folder tensorboard of the run.
+    Needs the package: pip install tensorboard"""
     validate_every: int = 150
     """Slow steps from one validation to the next."""
     validation_sequences: int = 16
@@ -266,7 +269,7 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     """
     nested = {"model": DecoderConfig, "optimizer": OptimizerConfig, **_SCHEME_SETTINGS}
     defaults = to_dict(preset("tiny"))
-    values = {"precision": "float32", "compile": False, "num_checkpoints": 2} | values
+    values = {"precision": "float32", "compile": False, "tensorboard": False, "num_checkpoints": 2} | values
     newer = {name: defaults[name] for name in SCHEMES} | {"model": {"encoder_layers": 0}}
     for name, settings in newer.items():
         missing = {} if name not in (values.get("inference"), "model") else None  # those it cannot be without

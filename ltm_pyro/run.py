@@ -3,6 +3,7 @@
 config.yaml       all settings, resolved, and what they were resolved against (corpus, tokenizer, versions)
 metrics.jsonl     one JSON object per logged step
 checkpoints/      see `checkpoint.py`
+tensorboard/      see `tensorboard.py`, where it was asked for
 .lock             see `lock.py`
 """
 

@@ -29,7 +29,7 @@ import numpy as np
 import pyro
 import torch
 
-from ltm_pyro import checkpoint, cli, figures
+from ltm_pyro import checkpoint, cli, figures, tensorboard
 from ltm_pyro.checkpoint import Progress
 from ltm_pyro.config import (
     NO_INFERENCE,
@@ -60,6 +60,7 @@ from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.processes import Processes, accumulating, joined
 from ltm_pyro.run import Run, TrainedModel, build_model, check_is_free, create_run, resolved_against
 from ltm_pyro.stop import StopSignal
+from ltm_pyro.tensorboard import TensorBoard
 
 MAX_SKIPS_IN_A_ROW = 5
 CHANGEABLE = {
@@ -69,6 +70,7 @@ CHANGEABLE = {
     "out",
     "resume",
     "log_every",
+    "tensorboard",
     "validate_every",
     "validation_sequences",
     "validation_samples",
@@ -97,6 +99,8 @@ class Training:
     device: torch.device
     progress: Progress
     processes: Processes
+    board: TensorBoard | None = None
+    """Where metrics also go."""
 
     def is_stopped(self, stop: StopSignal) -> bool:
         """Whether a signal has asked any of the processes to stop: then all of them are, by the same signal.
@@ -329,9 +333,11 @@ def keep_if_best(training: Training, run: Run, figure: figures.Figure) -> None:
 
 
 def log(training: Training, run: Run, record: dict[str, Any]) -> None:
-    """Write a line to `metrics.jsonl`."""
+    """Write a line to `metrics.jsonl`, and where it was asked for to TensorBoard."""
     if training.processes.is_first:
         run.append_metrics(record)
+    if training.board is not None:
+        training.board.add(record)
 
 
 def held_out_record(training: Training, split: str, figure: figures.Figure) -> dict[str, Any]:
@@ -400,6 +406,8 @@ def set_up(config: TrainConfig, processes: Processes) -> tuple[Training, Tokeniz
     """Load the corpus and build the model, at the first step."""
     if config.batch_size % processes.size:
         raise InputError(f"--batch-size {config.batch_size} cannot be shared evenly by {processes.size} processes")
+    if config.tensorboard:
+        tensorboard.check_is_installed()
     device = cli.pick_device(config.device)
     encoding = get_tokenizer(config.tokenizer)
     corpus = load_tokenized_corpus(config.data, config.text_column, encoding)
@@ -435,7 +443,7 @@ def prepare(
     """Load the corpus, build the model, and make the folder of the run or read it.
 
     Args:
-        open_until_end: receives the lock of the folder, in the first process.
+        open_until_end: receives what the first process opens, the lock of the folder among it.
     """
 
     def begin() -> Path:
@@ -474,6 +482,9 @@ def prepare(
     run = Run(processes.by_first(go_on if config.resume else begin))
     processes.by_all(follow)
     training.synchronised = processes.synchronised(training.model)
+    if config.tensorboard and processes.is_first:
+        board = TensorBoard(run.path / tensorboard.FOLDER, training.progress.step)
+        training.board = open_until_end.enter_context(board)
     return training, run, corpus, trained
 
 

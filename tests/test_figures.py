@@ -60,6 +60,29 @@ def by_hand() -> Figure:
     return total
 
 
+def test_figures_of_parts_join_to_that_of_all(by_hand):
+    """Of the documents 7 and 9, which lie in both parts; the third part holds no text, as that of an idle process."""
+    total, second = Figure("elbo", 4), Figure("elbo", 4)
+    first = estimate([3.0, 5.0], [1.0, 0.5], [4.0, 16.0])
+    total.add(first, batch([2, 4], [6, 12]), torch.tensor([7, 9]))
+    second.add(estimate([2.0, 6.0], [0.0, 2.5], [0.0, 44.0]), batch([1, 3], [0, 7]), torch.tensor([7, 9]))
+    total.join(second)
+    total.join(Figure("elbo", 4))
+    assert total.record() == by_hand.record()
+    assert total.documents == by_hand.documents
+    from_nothing = Figure("elbo", 4)
+    from_nothing.join(total)
+    assert from_nothing.record() == by_hand.record()
+
+
+def test_joined_figures_have_the_weights_of_all():
+    """And none, where the figure has no such part."""
+    total = Figure("iwae", 4, effective_sample_sizes=[1.0], pareto_ks=[0.2], num_sequences=1)
+    total.join(Figure("iwae", 4, effective_sample_sizes=[3.0], pareto_ks=[0.4], num_sequences=1))
+    assert (total.effective_sample_sizes, total.pareto_ks) == ([1.0, 3.0], [0.2, 0.4])
+    assert (total.rate, total.variance) == (None, None)
+
+
 def test_nats_tokens_and_bytes_are_totals_over_all_sequences(by_hand):
     assert (by_hand.nats, by_hand.rate) == (20.0, 4.0)
     assert (by_hand.num_tokens, by_hand.num_bytes, by_hand.num_sequences) == (10, 25, 4)

@@ -66,7 +66,7 @@ def assert_same(run: Path, other: Path) -> None:
 @pytest.mark.parametrize("inference", ["vi", "amortized", "none"])
 def test_two_processes_take_the_steps_of_one_with_the_same_batch(inference, data, tmp_path):
     """Whatever is inferred together: one process takes micro-batches of 4, each of the two takes two of 2."""
-    args = [*SMALL, "--data", data, "--inference", inference, "--infer-from", "prefix"]
+    args = [*SMALL, "--data", data, "--inference", inference, "--infer-from", "prefix", "--tensorboard"]
     if inference == "none":
         args += ["--fast-steps", "0", "--model.num-slots", "0"]
     assert train.main([*args, "--micro-batch-size", "4", "--out", str(tmp_path / "one")]) == 0
@@ -75,6 +75,7 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(inference, data
     assert_same(tmp_path / "two", tmp_path / "one")
     assert result.stdout.count("step 6/6") == 1
     assert result.stdout.count("two texts from the model") == 1
+    assert len(list((tmp_path / "two/tensorboard").iterdir())) == 1
     assert "in each of 2 processes" in result.stdout
 
 

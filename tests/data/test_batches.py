@@ -1,10 +1,10 @@
-"""The order of batches, as a pure function of seed and step."""
+"""The order of batches, as a pure function of seed, step and rank."""
 
 import numpy as np
 import pytest
 
 from ltm_pyro.data import batches
-from ltm_pyro.data.batches import batch_indices
+from ltm_pyro.data.batches import batch_indices, places
 
 
 def stream(seed, num_steps, batch_size, num_sequences):
@@ -40,3 +40,24 @@ def test_writing_into_a_batch_leaves_the_order_alone():
     expected = first.tolist()
     first[:] = -1
     assert batch_indices(0, 0, 4, 12).tolist() == expected
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 6])
+def test_processes_share_a_batch_whatever_their_number(num_ranks):
+    for step in range(9):  # some of them span two epochs of 7
+        parts = [batch_indices(2, step, 6, 7, rank, num_ranks) for rank in range(num_ranks)]
+        assert {len(part) for part in parts} == {6 // num_ranks}
+        assert np.concatenate(parts).tolist() == batch_indices(2, step, 6, 7).tolist()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_a_place_belongs_to_one_step_and_one_process(num_ranks):
+    """Together they are all numbers from 0, whoever has them."""
+    taken = [places(step, 6, rank, num_ranks) for step in range(5) for rank in range(num_ranks)]
+    assert np.concatenate(taken).tolist() == list(range(30))
+
+
+def test_a_place_says_which_sequence_of_which_epoch_it_is():
+    for step in range(9):
+        alone = [batch_indices(2, int(place), 1, 7)[0] for place in places(step, 6)]
+        assert batch_indices(2, step, 6, 7).tolist() == alone

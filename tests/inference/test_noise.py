@@ -12,10 +12,22 @@ NUM_DRAWS = 20_000
 FLOAT64 = torch.zeros((), dtype=torch.float64)
 
 
-def normal(seed=0, sequence_id=5, purpose="step", step=0, count=8):
+class OnDevice(SequenceNoise):
+    """Draws as on a device that is not the CPU, by that device's generator; here by torch's on the CPU."""
+
+    def normal(self, purpose, sequence_ids, steps, event_shape, sample_shape=(), *, like):
+        shape = (*sample_shape, *event_shape)
+        return self._normal_on_device(purpose, sequence_ids, steps, shape, len(sample_shape)).to(like)
+
+
+def normal_on_device(**key):
+    return normal(**key, noise=OnDevice)
+
+
+def normal(seed=0, sequence_id=5, purpose="step", step=0, count=8, noise=SequenceNoise):
     """Numbers of one sequence."""
     ids, steps = torch.tensor([sequence_id]), torch.tensor([step])
-    return SequenceNoise(seed).normal(purpose, ids, steps, torch.Size([count]), like=FLOAT64)[0]
+    return noise(seed).normal(purpose, ids, steps, torch.Size([count]), like=FLOAT64)[0]
 
 
 def uniform(seed=0, sequence_id=5, purpose="step", step=0, count=8):
@@ -47,13 +59,13 @@ DIFFERENT_KEYS = [
 ]
 
 
-@pytest.mark.parametrize("draw", [normal, uniform])
+@pytest.mark.parametrize("draw", [normal, normal_on_device, uniform])
 def test_keys_that_differ_in_any_part_have_no_number_in_common(draw):
     numbers = torch.cat([draw(**key) for key in DIFFERENT_KEYS])
     assert len(numbers.unique()) == len(numbers)
 
 
-@pytest.mark.parametrize("draw", [normal, uniform])
+@pytest.mark.parametrize("draw", [normal, normal_on_device, uniform])
 def test_neighbouring_seeds_of_any_size_have_no_number_in_common(draw):
     seeds = [edge + offset for edge in (0, 2**31, 2**32, 2**53, 2**63, 2**64 - 3) for offset in range(3)]
     numbers = torch.cat([draw(seed=seed) for seed in seeds])
@@ -76,8 +88,8 @@ def test_the_same_key_gives_the_same_numbers_whatever_was_drawn_before(draw):
     assert again.equal(first)
 
 
-def test_numbers_of_a_sequence_do_not_depend_on_its_batch():
-    noise = SequenceNoise(0)
+@pytest.mark.parametrize("noise", [SequenceNoise(0), OnDevice(0)], ids=lambda noise: type(noise).__name__)
+def test_numbers_of_a_sequence_do_not_depend_on_its_batch(noise):
     ids, steps = torch.tensor([4, 9, 2, 7]), torch.tensor([0, 3, 3, 1])
 
     def draw(index):
@@ -88,6 +100,16 @@ def test_numbers_of_a_sequence_do_not_depend_on_its_batch():
     for index in (torch.tensor([2, 0, 3, 1]), torch.tensor([1]), torch.tensor([3, 2])):
         assert draw(index)[0].equal(normals[:, index])
         assert draw(index)[1].equal(uniforms[:, index])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_noise_for_a_gpu_is_drawn_there_and_keyed_like_any():
+    noise, ids, steps = SequenceNoise(0, "cuda"), torch.tensor([4, 9, 2]), torch.tensor([0, 3, 3])
+    like = torch.zeros((), device="cuda")
+    drawn = noise.normal("step", ids, steps, torch.Size([2, 3]), (2,), like=like)
+    assert (drawn.shape, drawn.device.type) == ((2, 3, 2, 3), "cuda")
+    assert noise.normal("step", ids[1:], steps[1:], torch.Size([2, 3]), (2,), like=like).equal(drawn[:, 1:])
+    assert len(drawn.unique()) == drawn.numel()
 
 
 def test_more_chains_leave_the_numbers_of_the_first_ones_as_they_were():
@@ -133,6 +155,9 @@ NORMALS = {
     "across sequences": lambda: across_sequences(normals_of(SequenceNoise(0))),
     "across steps": lambda: across_steps(normals_of(SequenceNoise(0))),
     "of a batch": lambda: across_sequences(normals_of(batch_noise())),
+    "one stream of a device": lambda: normal_on_device(count=NUM_DRAWS),
+    "across sequences, on a device": lambda: across_sequences(normals_of(OnDevice(0))),
+    "across steps, on a device": lambda: across_steps(normals_of(OnDevice(0))),
 }
 UNIFORMS = {
     "one stream": lambda: uniform(count=NUM_DRAWS),
