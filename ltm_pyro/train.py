@@ -217,6 +217,7 @@ def train_record(training: Training, result: StepResult, tokens_per_second: floa
         "valid_bound": scheme.loss_is_bound and bool(np.isfinite(loss.nelbo)),
         **values,
         "learning_rate": training.optimizer.learning_rate(progress.step - 1),
+        "gradient_norm": training.optimizer.gradient_norm,
         "fast_steps": scheme.num_steps,
         "num_skipped_steps": progress.num_skipped_steps,
         "num_skipped_fast_steps": result.num_skipped_fast_steps,

@@ -90,6 +90,8 @@ class WeightOptimizer:
     def __init__(self, model: nn.Module, config: OptimizerConfig, num_steps: int) -> None:
         self.config = config
         self.num_steps = num_steps
+        self.gradient_norm = math.nan
+        """Of the gradients of the last update, before they were clipped."""
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         groups = [
             # Norms are the weights with one dimension.
@@ -116,8 +118,8 @@ class WeightOptimizer:
         Returns:
             whether they were applied: usable, and finite. If not, weights and moments are left as they were.
         """
-        norm = nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm)
-        is_usable = is_usable and bool(norm.isfinite())
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm).item()
+        is_usable = is_usable and math.isfinite(self.gradient_norm)
         if is_usable:
             for group in self.adamw.param_groups:
                 group["lr"] = self.learning_rate(step)
