@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pyro
 import pytest
 import torch
 
+from ltm_pyro import cli, train
+
 # The models here are too small to gain from more threads, which wait for each other wherever a core is busy.
 torch.set_num_threads(1)
 
+TINY = shlex.split(
+    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.window 8 --model.length 32 "
+    "--batch-size 4 --steps 3 --validation-sequences 2 --validation-samples 2 --device cpu"
+)
 FILE_OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
@@ -74,3 +83,32 @@ def full_beyond() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+@pytest.fixture
+def run_main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command of a `main` in this process: (exit status, standard output, standard error)."""
+
+    def run(main: Callable[[list[str]], int], *args: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit:
+            cli.run(main, args)
+        return exit.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def train_run() -> Callable[..., None]:
+    """Trains a tiny model for three steps, on 60 short documents: `train_run(folder, scheme, *options)`.
+
+    The documents are `text.jsonl` in the folder, and the run is named after the scheme.
+    """
+
+    def run(folder: Path, scheme: str, *options: str) -> None:
+        texts = [f"Sentence number {n} says that {n} plus {n} makes {2 * n}. " * (1 + n % 3) for n in range(60)]
+        (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        model = [*TINY, "--model.num-slots", "0" if scheme == "none" else "2", "--inference", scheme]
+        paths = ["--data", str(folder / "text.jsonl"), "--out", str(folder / scheme)]
+        assert train.main([*model, *paths, *options]) == 0
+
+    return run

@@ -107,14 +107,28 @@ def test_z_matters_in_that_model(ltm, written, exact):
 def test_a_bound_is_not_below_the_integral(name, inference, ltm, written, exact):
     scores = ESTIMATORS[name].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
     excess = scores.nats - exact
-    # Its own error on these very texts, and what is left of it in the spread over texts.
+    # Its own error on these very texts. From below it will do: the large weight that lowers a figure raises its error.
     error = max(scores.variance.sum().sqrt().item() / len(excess), 1e-9)
     assert excess.mean() > -5 * error
-    if name == "ais":
-        assert excess.mean() < 0.02 + 5 * error
     assert (scores.effective_sample_size is None) == (name == "elbo")
     if scores.effective_sample_size is not None:
         assert ((scores.effective_sample_size >= 1) & (scores.effective_sample_size <= scores.num_samples)).all()
+
+
+@pytest.mark.parametrize("name", ["iwae", "ais"])
+def test_from_the_prior_the_figures_of_weights_are_the_integral(name, ltm, written, exact):
+    """From both sides. From above this holds of a q that covers the posterior, with draws enough to trust the error.
+
+    Chains of `underdamped`, say, leave a text now and then, whose Gaussian then lies some twenty or a hundred scales of
+    the prior away: no annealing of 16 temperatures comes back from there, and weights that are all too small do not
+    show it in their spread.
+    """
+    settings = dataclasses.replace(SETTINGS, num_samples=400, num_chains=128)
+    scores = ESTIMATORS[name].score(Inferred(ltm, written, INFERENCES["the prior"], SequenceNoise(0)), settings)
+    error = scores.variance.sum().sqrt() / len(written)
+    # The logarithm's own part is half the variance, to second order.
+    assert -5 * error < (scores.nats - exact).mean() - scores.variance.mean() / 2 < 5 * error
+    assert error < 0.03
 
 
 @pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
@@ -252,14 +266,14 @@ def test_no_random_number_serves_twice_in_a_bound(name, inference, ltm, written)
 
 
 @pytest.mark.parametrize("name", ["elbo", "iwae", "ais"])
-def test_the_variance_of_a_figure_is_that_of_repetitions(name, ltm, written):
-    """Of one text, under 400 names, each of which has noise of its own; q is the prior, so nothing else differs.
+def test_the_variance_of_a_figure_is_that_of_repetitions(name, ltm, written, exact):
+    """Of the likeliest text, under 400 names, each with noise of its own; q is the prior, so nothing else differs.
 
     The relative error of a variance of 400 is √(2 / 400) = 7 % for a Gaussian, and more for a skew figure; the delta
     method of few weights is off by some 20 % here. A standard error in the place of its square would be off by three
     times.
     """
-    same = written[torch.full((400,), 3)]
+    same = written[exact.argmin().expand(400)]
     batch = dataclasses.replace(same, sequence_ids=torch.arange(400))
     settings = dataclasses.replace(SETTINGS, num_samples=64, num_temperatures=2, num_chains=64)
     scores = ESTIMATORS[name].score(Inferred(ltm, batch, INFERENCES["the prior"], SequenceNoise(0)), settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shlex
@@ -12,13 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltm_pyro import cli, evaluate, train
+from ltm_pyro import cli, evaluate
 from ltm_pyro.data import load_corpus
 
-SHAPE = shlex.split(
-    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.window 8 --model.length 32 "
-    "--batch-size 4 --steps 3 --validation-sequences 2 --validation-samples 2 --device cpu"
-)
 FAST = shlex.split(
     "--device cpu --num-sequences 5 --num-samples 4 --block-size 8 --num-temperatures 3 --num-leapfrogs 1 "
     "--num-chains 2"
@@ -27,40 +24,22 @@ FIGURES = ["elbo", "iwae", "ais", "prequential", "reused-noise"]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus of 60 short documents and a run of each scheme, and of none."""
+def runs(tmp_path_factory: pytest.TempPathFactory, train_run: Callable[..., None]) -> Path:
+    """A folder with a corpus and a run of each scheme, and of none."""
     folder = tmp_path_factory.mktemp("runs")
-    rows = [{"text": f"Sentence number {n} says that {n} plus {n} makes {2 * n}. " * (1 + n % 3)} for n in range(60)]
-    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for scheme in ("vi", "map", "langevin", "amortized", "none"):
-        slots = ["--model.num-slots", "0" if scheme == "none" else "2"]
-        args = [
-            *SHAPE,
-            *slots,
-            "--inference",
-            scheme,
-            "--data",
-            str(folder / "text.jsonl"),
-            "--out",
-            str(folder / scheme),
-        ]
-        assert train.main([*args, *([] if scheme == "none" else ["--fast-steps", "2"])]) == 0
+    for scheme in ("vi", "map", "langevin", "amortized"):
+        train_run(folder, scheme, "--fast-steps", "2")
+    train_run(folder, "none")
     return folder
 
 
 @pytest.fixture
 def command(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: Path, monkeypatch: pytest.MonkeyPatch, run_main: Callable[..., tuple[int, str, str]]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command in this process, in the folder of the runs: (exit status, standard output, standard error)."""
+    """Runs the command in the folder of the runs."""
     monkeypatch.chdir(runs)
-
-    def run(*args: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit:
-            cli.run(evaluate.main, [*FAST, *args])
-        return exit.value.code, *capsys.readouterr()
-
-    return run
+    return functools.partial(run_main, evaluate.main, *FAST)
 
 
 def figures_of(path: str) -> list[dict]:
@@ -152,11 +131,10 @@ def test_the_text_is_what_the_run_held_out_or_what_is_given(command, runs):
     assert (ptb["data"], ptb["num_bytes"]) == ("ptb", len("the dog's tail is ?\n1 men saw it"))
 
 
-def test_other_text_of_a_run_is_not_compared(command, runs):
+def test_other_text_of_a_run_is_not_compared(command, runs, train_run):
     """Sequences of another length hold other text, though it comes from the same documents."""
-    args = [*SHAPE, "--model.num-slots", "0", "--inference", "none", "--data", str(runs / "text.jsonl")]
     if not (runs / "longer").exists():
-        assert train.main([*args, "--model.length", "40", "--out", str(runs / "longer")]) == 0
+        train_run(runs, "none", "--model.length", "40", "--out", str(runs / "longer"))
     assert command("none", "longer", "--json", "two.json")[0] == 0
     assert [row["difference_bits_per_byte"] for row in figures_of("two.json")] == [None, None]
 
@@ -328,14 +306,13 @@ def test_each_way_of_inference_is_scored_once(command):
     assert [row["fast_steps"] for row in figures_of("own.json")] == [2]  # as it was trained
 
 
-def test_runs_of_other_text_or_packing_are_shown_but_not_compared(command, runs):
+def test_runs_of_other_text_or_packing_are_shown_but_not_compared(command, runs, train_run):
     """Other documents of the same number and size, and the same ones cut elsewhere."""
     (runs / "likewise.jsonl").write_text((runs / "text.jsonl").read_text().replace("Sentence", "Sequence"))
-    args = [*SHAPE, "--model.num-slots", "0", "--inference", "none"]
     for name, data, packing in (("likewise", "likewise", "document"), ("stream", "text", "stream")):
         if not (runs / name).exists():
             data = str(runs / f"{data}.jsonl")
-            assert train.main([*args, "--data", data, "--packing", packing, "--out", str(runs / name)]) == 0
+            train_run(runs, "none", "--data", data, "--packing", packing, "--out", str(runs / name))
     status, _, err = command("none", "likewise", "stream", "none", "--json", "apart.json")
     assert (status, err) == (0, "")
     rows = figures_of("apart.json")

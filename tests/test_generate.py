@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from pyro.infer import Predictive
 from safetensors.torch import load_file, save_file
 
 import ltm_pyro
-from ltm_pyro import cli, generate, train
+from ltm_pyro import cli, generate
 from ltm_pyro.config import scheme_of
 from ltm_pyro.data.tokenizers import END_OF_TEXT
 from ltm_pyro.inference import PRIOR, SCHEMES, SequenceNoise, infer
@@ -27,25 +27,18 @@ from ltm_pyro.models import Sampling
 from ltm_pyro.models import generate as generate_tokens
 
 LENGTH = 32
-SHAPE = shlex.split(
-    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.window 8 "
-    f"--model.length {LENGTH} --batch-size 4 --steps 3 --validation-sequences 2 --validation-samples 2 --device cpu"
-)
 PROMPT = "Sentence number"
 LATENT_SHAPE = (2, 2, 16)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus of 60 short documents and a run of some schemes, and of none."""
+def runs(tmp_path_factory: pytest.TempPathFactory, train_run: Callable[..., None]) -> Path:
+    """A folder with a corpus and a run of some schemes, and of none."""
     folder = tmp_path_factory.mktemp("runs")
-    rows = [{"text": f"Sentence number {n} says that {n} plus {n} makes {2 * n}. " * (1 + n % 3)} for n in range(60)]
-    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for scheme in ("vi", "map", "langevin", "amortized", "none"):
-        slots = ["--model.num-slots", "0" if scheme == "none" else "2"]
-        args = [*SHAPE, *slots, "--inference", scheme, "--data", str(folder / "text.jsonl")]
-        steps = [] if scheme in ("none", "amortized") else ["--fast-steps", "2"]
-        assert train.main([*args, *steps, "--out", str(folder / scheme)]) == 0
+    for scheme in ("vi", "map", "langevin"):
+        train_run(folder, scheme, "--fast-steps", "2")
+    for scheme in ("amortized", "none"):
+        train_run(folder, scheme)
     # The weights of three steps would hardly tell one z from another.
     for run in ("vi", "map", "langevin", "amortized"):
         path = max((folder / run / "checkpoints").iterdir()) / "model.safetensors"
@@ -59,17 +52,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: Path, monkeypatch: pytest.MonkeyPatch, run_main: Callable[..., tuple[int, str, str]]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command in this process, in the folder of the runs: (exit status, standard output, standard error)."""
+    """Runs the command in the folder of the runs."""
     monkeypatch.chdir(runs)
-
-    def run(*args: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit:
-            cli.run(generate.main, ["--device", "cpu", *args])
-        return exit.value.code, *capsys.readouterr()
-
-    return run
+    return functools.partial(run_main, generate.main, "--device", "cpu")
 
 
 @pytest.fixture
