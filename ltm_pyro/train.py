@@ -51,6 +51,7 @@ from ltm_pyro.data import (
     load_tokenized_corpus,
     places,
 )
+from ltm_pyro.data.prepared import is_prepared, verify
 from ltm_pyro.errors import InputError, RunError, WriteError
 from ltm_pyro.estimators import EstimatorSettings, Inference
 from ltm_pyro.inference import Noise, SequenceNoise, infer
@@ -411,6 +412,9 @@ def set_up(config: TrainConfig, processes: Processes) -> tuple[Training, Tokeniz
         tensorboard.check_is_installed()
     device = cli.pick_device(config.device)
     encoding = get_tokenizer(config.tokenizer)
+    if processes.is_first and is_prepared(config.data):
+        # Opening it checks sizes alone; a flipped bit would be learnt from.
+        verify(Path(config.data).expanduser())
     corpus = load_tokenized_corpus(config.data, config.text_column, encoding)
     pack, length = PACKING[config.packing], config.model.length
     num_tokens = corpus.train.num_tokens

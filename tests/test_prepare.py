@@ -592,11 +592,14 @@ def test_a_run_is_refused_where_the_corpus_has_changed_is_damaged_or_has_another
         assert (status, len(err.splitlines())) == (2, 1)
         assert "hash has changed" in err
 
-    tokens = Path("corpus/train-00000.tokens.bin")
-    tokens.write_bytes(b"\xff" * tokens.stat().st_size)  # 65,535 is no token of bytes
-    status, _, err = command(*args, "--out", "damaged", main=train.main)
-    assert (status, len(err.splitlines())) == (2, 1)
-    assert "a file of it is damaged" in err
+    tokens = Path("corpus/train-00001.tokens.bin")
+    contents = tokens.read_bytes()
+    tokens.write_bytes(contents[:-2] + bytes([contents[-2] ^ 1]) + contents[-1:])  # a token is another one
+    for again in ((*args, "--out", "damaged"), ("--resume", "--out", "run")):
+        status, _, err = command(*again, main=train.main)
+        assert (status, len(err.splitlines())) == (2, 1)
+        assert f"{tokens} is damaged: its SHA-256" in err
+    assert not Path("damaged").exists()
     tokens.unlink()
     status, _, err = command(*args, "--out", "missing", main=train.main)
     assert (status, len(err.splitlines())) == (2, 1)
