@@ -63,7 +63,10 @@ def assert_same(run: Path, other: Path) -> None:
         assert (weight - expected_weights[name]).abs().max() < 1e-4, name
 
 
-@pytest.mark.parametrize("inference", ["vi", "amortized", "none"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("inference", ["vi", pytest.param("amortized", marks=SLOW), pytest.param("none", marks=SLOW)])
 def test_two_processes_take_the_steps_of_one_with_the_same_batch(inference, data, tmp_path):
     """Whatever is inferred together: one process takes micro-batches of 4, each of the two takes two of 2."""
     args = [*SMALL, "--data", data, "--inference", inference, "--infer-from", "prefix", "--tensorboard"]
@@ -115,7 +118,7 @@ def test_two_processes_go_on_where_one_was_stopped(data, tmp_path):
     assert_same(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM])
 def test_a_signal_to_torchrun_saves_a_checkpoint(number, data, tmp_path):
     command = [*TORCHRUN, "-m", "ltm_pyro.train", *SMALL, "--data", data, "--steps", "100000", "--out", "run"]
     with subprocess.Popen(
@@ -134,9 +137,9 @@ def test_a_signal_to_torchrun_saves_a_checkpoint(number, data, tmp_path):
 @pytest.mark.parametrize(
     ("args", "mentioned"),
     [
-        (["--steps", "0"], "--steps"),
+        pytest.param(["--steps", "0"], "--steps", marks=SLOW),
         (["--batch-size", "9"], "2 processes"),
-        (["--data", "missing.txt"], "missing.txt"),
+        pytest.param(["--data", "missing.txt"], "missing.txt", marks=SLOW),
         (["--out", "used"], "used"),
     ],
 )
