@@ -10,7 +10,7 @@ import pytest
 
 from ltm_pyro import cli
 from ltm_pyro.config import preset
-from ltm_pyro.errors import InputError, WriteError
+from ltm_pyro.errors import InputError, RunError, WriteError
 
 UNKNOWN_OPTION = "Unrecognized options: --widht, 3 (--help lists the options)"
 BAD_VALUE = "Error parsing --steps: invalid literal for int() with base 10: 'many' (--help lists the options)"
@@ -74,6 +74,7 @@ cli.run(main, ["--steps", "many"])
         (InputError("two\nlines, and  spaces"), 2, "error: two lines, and spaces\n"),
         (OSError(28, "No space left on device", "run/metrics.jsonl"), 1, None),
         (WriteError("metrics.jsonl cannot be written"), 1, "error: metrics.jsonl cannot be written\n"),
+        (RunError("it diverged"), 1, "error: it diverged\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

@@ -118,6 +118,20 @@ def test_two_processes_go_on_where_one_was_stopped(data, tmp_path):
     assert_same(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--precision", "bfloat16"]], ids=["float32", "bfloat16"])
+def test_two_processes_that_stop_and_go_on_end_bit_for_bit_where_two_that_did_not(options, data, tmp_path):
+    args = [*SMALL, "--data", data, "--micro-batch-size", "2", *options]
+    assert in_two(*args, "--out", "whole", cwd=tmp_path).returncode == 0
+    assert in_two(*args, "--steps", "4", "--out", "parts", cwd=tmp_path).returncode == 0
+    assert in_two("--out", "parts", "--resume", "--steps", "6", cwd=tmp_path).returncode == 0
+    whole, parts = (
+        load_file(tmp_path / run / "checkpoints/step-00000006/model.safetensors") for run in ("whole", "parts")
+    )
+    assert all(weight.equal(parts[name]) for name, weight in whole.items())
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM])
 def test_a_signal_to_torchrun_saves_a_checkpoint(number, data, tmp_path):
     command = [*TORCHRUN, "-m", "ltm_pyro.train", *SMALL, "--data", data, "--steps", "100000", "--out", "run"]
