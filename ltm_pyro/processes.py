@@ -86,6 +86,22 @@ class Processes:
         value = self.by_all(lambda: function() if self.is_first else None)
         return self.gather(value)[0]  # type: ignore[return-value]
 
+    def take_gpu(self) -> None:
+        """Use the GPU of this machine that has this process's number on it.
+
+        Raises:
+            InputError: if the machine has fewer GPUs than processes.
+        """
+        if self.group is None:
+            return
+        local_rank, num_devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= num_devices:
+            raise InputError(
+                f"there is no GPU for process {local_rank} of this machine, which has {num_devices}: start fewer, or "
+                "use --device cpu"
+            )
+        torch.cuda.set_device(local_rank)
+
     def synchronised(self, model: nn.Module) -> nn.Module:
         """The model, whose backward pass averages the gradients over the processes; all get the first one's weights."""
         return model if self.group is None else DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -101,18 +117,10 @@ def joined() -> Iterator[Processes]:
     """The processes that this one was started with; they part at the end of the block.
 
     All but the first print nothing on standard output.
-
-    Raises:
-        InputError: if a machine has fewer GPUs than processes.
     """
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         yield Processes()
         return
-    if torch.cuda.is_available():
-        local_rank, num_devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local_rank >= num_devices:
-            raise InputError(f"there is no GPU for process {local_rank} of this machine, which has {num_devices}")
-        torch.cuda.set_device(local_rank)
     # NCCL for gradients on GPUs; without one of the two names, each kind of device has its own.
     distributed.init_process_group()
     processes = Processes(distributed.get_rank(), distributed.get_world_size(), distributed.new_group(backend="gloo"))

@@ -411,6 +411,8 @@ def set_up(config: TrainConfig, processes: Processes) -> tuple[Training, Tokeniz
     if config.tensorboard:
         tensorboard.check_is_installed()
     device = cli.pick_device(config.device)
+    if device.type == "cuda":
+        processes.take_gpu()
     encoding = get_tokenizer(config.tokenizer)
     if processes.is_first and is_prepared(config.data):
         # Opening it checks sizes alone; a flipped bit would be learnt from.

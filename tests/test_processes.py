@@ -13,9 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from ltm_pyro import train
+from ltm_pyro.errors import InputError
+from ltm_pyro.processes import Processes
 
 SMALL = shlex.split(
     "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
@@ -176,6 +179,20 @@ def test_a_full_disk_ends_all_processes_with_one_line(data, tmp_path):
     assert len(errors) == 1, result.stderr
     assert "cannot be written" in errors[0]
     assert result.stderr.count("Traceback") == 1  # that of torchrun, which says so of any process that fails
+
+
+def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    Processes().take_gpu()  # alone: the GPU that torch takes
+    for rank, local_rank in ((4, 0), (5, 1)):
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        Processes(rank, 6, group="some").take_gpu()
+    assert taken == [0, 1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="no GPU for process 2 of this machine, which has 2"):
+        Processes(2, 3, group="some").take_gpu()
 
 
 def test_what_the_processes_tell_each_other(tmp_path):
