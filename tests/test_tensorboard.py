@@ -75,3 +75,12 @@ def test_points_of_a_model_without_z_have_a_name_too(tmp_path):
         board.add({"split": "report", "step": 3, "posterior": None, "nats_per_token": 1.5, "valid_bound": True})
         board.add({"split": "train", "step": 3, "nll_nats_per_token": 2.5, "perplexity": None, "estimator": "exact"})
     assert curves(tmp_path) == {"report/no z/nats_per_token": {3: 1.5}, "train/nll_nats_per_token": {3: 2.5}}
+
+
+def test_points_of_steps_that_are_taken_again_are_hidden(tmp_path):
+    """Those after the step where a run goes on, also if it does not come as far as before."""
+    for start, steps in ((0, range(1, 6)), (3, [4])):
+        with TensorBoard(tmp_path, start) as board:
+            for step in steps:
+                board.add({"split": "train", "step": step, "nll_nats_per_token": start + step / 2})
+    assert curves(tmp_path) == {"train/nll_nats_per_token": {1: 0.5, 2: 1.0, 3: 1.5, 4: 5.0}}

@@ -394,7 +394,7 @@ def test_ids_and_counts_stay_on_the_cpu_where_z_is_not(scheme, ltm, texts, monke
     assert set(devices.values()) == {"meta"}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 def test_states_on_cuda_are_those_on_the_cpu(scheme, ltm, texts):
     rng = SequenceNoise(0)
     expected = infer(scheme, ltm, texts, rng)
