@@ -31,9 +31,9 @@ from ltm_pyro import train
 from ltm_pyro.config import micro_batch_size, preset
 from ltm_pyro.data import batch_indices, get_tokenizer, open_corpus
 from ltm_pyro.data.prepared import Manifest
+from ltm_pyro.files.stop import StopSignal
 from ltm_pyro.prepare import PrepareConfig, num_cores, prepare
-from ltm_pyro.processes import Processes
-from ltm_pyro.stop import StopSignal
+from ltm_pyro.training.processes import Processes
 
 CPU = torch.device("cpu")
 

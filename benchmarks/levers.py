@@ -25,7 +25,7 @@ from ltm_pyro.config import preset
 from ltm_pyro.data import token_batch
 from ltm_pyro.inference import BatchNoise
 from ltm_pyro.inference.base import frozen, prepared
-from ltm_pyro.inference.vi import VI
+from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import LatentThoughtModel, attention
 from ltm_pyro.models.attention import CrossAttention, join_heads, rotary, split_heads
 

@@ -23,11 +23,11 @@ from timing import machine, matrix_rate, median_seconds
 
 from ltm_pyro.config import TrainConfig, preset, scheme_of
 from ltm_pyro.data import token_batch
+from ltm_pyro.evaluation.operations import count
 from ltm_pyro.inference import SCHEMES, BatchNoise, infer
 from ltm_pyro.inference.base import frozen, prepared
 from ltm_pyro.inference.svi import WeightOptimizer, elbo_backward
 from ltm_pyro.models import LatentThoughtModel
-from ltm_pyro.operations import count
 
 
 class Step:

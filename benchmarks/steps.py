@@ -29,13 +29,13 @@ from vs_reference import Theirs, import_reference
 
 import ltm_pyro
 from ltm_pyro.data import PACKING, load_tokenized_corpus
-from ltm_pyro.figures import chosen_sequences
+from ltm_pyro.evaluation.figures import chosen_sequences
 from ltm_pyro.inference import BatchNoise, SequenceNoise, bounds, infer
-from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.base import StepInfo, log_joint
 from ltm_pyro.inference.guides import normal
-from ltm_pyro.inference.lowrank import LowRank
-from ltm_pyro.inference.vi import VI, VIState
+from ltm_pyro.inference.schemes.adam_vi import AdamVI
+from ltm_pyro.inference.schemes.lowrank import LowRank
+from ltm_pyro.inference.schemes.vi import VI, VIState
 
 GRADIENTS = (1, 2, 4, 8, 16, 32, 64)
 REFERENCE_STEPS = 64

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ltm_pyro.data import UniformLanguage, token_batch
 from ltm_pyro.inference import BatchNoise, SequenceNoise, bounds, infer
-from ltm_pyro.inference.adam_vi import AdamVI
+from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
 

@@ -33,13 +33,13 @@ from timing import machine, matrix_rate, seconds_in_turns
 from torch import Tensor, nn
 
 from ltm_pyro.config import preset
+from ltm_pyro.evaluation.operations import count as operations_of
 from ltm_pyro.inference import SCHEMES, BatchNoise, bounds, infer
 from ltm_pyro.inference.base import frozen, log_joint, prepared
 from ltm_pyro.inference.svi import WeightOptimizer, elbo_backward
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.models.attention import CrossAttention, join_heads, rotary, split_heads
 from ltm_pyro.models.vocabulary import target_log_probs
-from ltm_pyro.operations import count as operations_of
 
 VOCAB_SIZE = 50_258
 """GPT-2's encoding and begin-of-text."""

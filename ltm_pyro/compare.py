@@ -25,20 +25,21 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from tqdm import tqdm
 
-from ltm_pyro import cli, comparison, figures
-from ltm_pyro.comparison import Comparison
-from ltm_pyro.config import NO_INFERENCE, inference_of
+from ltm_pyro import cli
+from ltm_pyro.config import NO_INFERENCE
 from ltm_pyro.data import PACKING
 from ltm_pyro.errors import InputError
-from ltm_pyro.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred
-from ltm_pyro.figures import Figure
+from ltm_pyro.evaluation import comparison, figures
+from ltm_pyro.evaluation.comparison import Comparison
+from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred, inference_of
+from ltm_pyro.evaluation.figures import Figure
 from ltm_pyro.inference import SCHEMES, Posterior, PosteriorScheme, SequenceNoise, StepInfo, infer, log_joint
 from ltm_pyro.inference.base import frozen, prepared
-from ltm_pyro.inference.chains import Chains
 from ltm_pyro.inference.diagnostics import mixing
 from ltm_pyro.inference.export import to_arviz
+from ltm_pyro.inference.schemes.chains import Chains
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
-from ltm_pyro.run import Run, check_is_free, create_folder, load, texts_to_score
+from ltm_pyro.runs.run import Run, check_is_free, create_folder, load, texts_to_score
 
 SchemeName = Literal[tuple(SCHEMES)]  # type: ignore[valid-type]
 SAMPLES_OF_CURVE = 16

@@ -13,7 +13,6 @@ import tyro
 
 from ltm_pyro.data import PACKING
 from ltm_pyro.errors import InputError
-from ltm_pyro.estimators import GAUSSIAN_STEPS, Inference
 from ltm_pyro.inference import PRIOR, SCHEMES
 from ltm_pyro.inference.svi import OptimizerConfig
 from ltm_pyro.models import DecoderConfig
@@ -188,25 +187,6 @@ def scheme_of(config: TrainConfig, inference: str | None = None, fast_steps: int
     return dataclasses.replace(
         getattr(config, inference), num_steps=config.fast_steps if fast_steps is None else fast_steps
     )
-
-
-def inference_of(config: TrainConfig, inference: str | None = None, fast_steps: int | None = None) -> Inference:
-    """How z is inferred for a figure: by the config's scheme, or by another one with the config's settings for it.
-
-    Args:
-        inference: another scheme.
-        fast_steps: another number of steps than the config's.
-
-    Raises:
-        InputError: as :func:`scheme_of`.
-    """
-    name = inference or config.inference
-    if name == NO_INFERENCE:
-        return Inference.without()
-    scheme = scheme_of(config, name, fast_steps)
-    if scheme.has_density and not scheme.loss_is_bound:
-        name += " fitted to reused noise"
-    return Inference(name, scheme, dataclasses.replace(config.vi, num_steps=GAUSSIAN_STEPS, stride=1))
 
 
 def validate(config: TrainConfig) -> None:

@@ -20,16 +20,18 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ltm_pyro import checkpoint, cli, figures, operations, report
-from ltm_pyro.certificate import certify
-from ltm_pyro.config import NO_INFERENCE, InferenceName, TrainConfig, inference_of, scheme_of
+from ltm_pyro import cli
+from ltm_pyro.config import NO_INFERENCE, InferenceName, TrainConfig, scheme_of
 from ltm_pyro.data import PACKING, PackedSequences, TokenizedTexts
 from ltm_pyro.errors import InputError
-from ltm_pyro.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference
+from ltm_pyro.evaluation import figures, operations, report
+from ltm_pyro.evaluation.certificate import certify
+from ltm_pyro.evaluation.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference, inference_of
+from ltm_pyro.evaluation.report import Row, Source
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.models import TokenBatch
-from ltm_pyro.report import Row, Source
-from ltm_pyro.run import Run, TrainedModel, free_path, load, texts_to_score
+from ltm_pyro.runs import checkpoint
+from ltm_pyro.runs.run import Run, TrainedModel, free_path, load, texts_to_score
 from ltm_pyro.tasks import TASKS, Sitting, TaskSettings
 
 EstimatorName = Literal[tuple(ESTIMATORS)]  # type: ignore[valid-type]

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from ltm_pyro import cli
 from ltm_pyro.config import AMORTIZED, NO_INFERENCE, InferenceName, TrainConfig, scheme_of
-from ltm_pyro.continuation import Tokens, infer_thoughts, write
 from ltm_pyro.data import token_num_bytes
 from ltm_pyro.errors import InputError
 from ltm_pyro.inference import PRIOR, SCHEMES, PosteriorScheme, SequenceNoise
-from ltm_pyro.inference.chains import Chains
+from ltm_pyro.inference.schemes.chains import Chains
 from ltm_pyro.models import Sampling
-from ltm_pyro.run import TrainedModel, load
-from ltm_pyro.thoughts import load_thoughts, save_thoughts
+from ltm_pyro.runs.continuation import Tokens, infer_thoughts, write
+from ltm_pyro.runs.run import TrainedModel, load
+from ltm_pyro.runs.thoughts import load_thoughts, save_thoughts
 
 
 @dataclass(frozen=True)

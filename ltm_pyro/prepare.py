@@ -26,7 +26,6 @@ import tyro
 from tqdm import tqdm
 
 from ltm_pyro import cli
-from ltm_pyro.console import time_text
 from ltm_pyro.data import fingerprint, get_tokenizer, open_corpus, token_dtype
 from ltm_pyro.data.corpora import HELD_OUT_OF, CutOff, Reading, Source, hold_out
 from ltm_pyro.data.prepared import (
@@ -48,8 +47,9 @@ from ltm_pyro.data.prepared import (
 )
 from ltm_pyro.data.shards import ShardWriter, encoded, without_finished
 from ltm_pyro.errors import InputError
-from ltm_pyro.lock import LOCK, locked
-from ltm_pyro.stop import StopSignal
+from ltm_pyro.files.lock import LOCK, locked
+from ltm_pyro.files.stop import StopSignal
+from ltm_pyro.training.progress import time_text
 
 SECONDS_BETWEEN_LINES = 10
 

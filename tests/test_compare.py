@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from ltm_pyro import cli, compare, comparison, train
-from ltm_pyro.comparison import Comparison
-from ltm_pyro.config import inference_of, preset
+from ltm_pyro import cli, compare, train
+from ltm_pyro.config import preset
 from ltm_pyro.errors import InputError
-from ltm_pyro.figures import chosen_sequences
+from ltm_pyro.evaluation import comparison
+from ltm_pyro.evaluation.comparison import Comparison
+from ltm_pyro.evaluation.estimators import inference_of
+from ltm_pyro.evaluation.figures import chosen_sequences
 from ltm_pyro.inference import SCHEMES, SequenceNoise, bounds, infer, log_joint
 from ltm_pyro.inference.diagnostics import Mixing
 from ltm_pyro.models import TokenBatch
-from ltm_pyro.run import TrainedModel, load
+from ltm_pyro.runs.run import TrainedModel, load
 
 SCHEMES_OF_A_RUN = [name for name in SCHEMES if name != "amortized"]
 """All that need no encoder."""

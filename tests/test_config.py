@@ -11,19 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltm_pyro.config import (
-    differences,
-    from_dict,
-    inference_of,
-    micro_batch_size,
-    preset,
-    scheme_of,
-    to_dict,
-    validate,
-)
+from ltm_pyro.config import differences, from_dict, micro_batch_size, preset, scheme_of, to_dict, validate
 from ltm_pyro.errors import InputError
+from ltm_pyro.evaluation.estimators import inference_of
 from ltm_pyro.inference import SCHEMES
-from ltm_pyro.inference.amortized import Amortized
+from ltm_pyro.inference.schemes.amortized import Amortized
 from ltm_pyro.models import LatentThoughtModel
 
 PRESETS = ("tiny", "small", "medium", "large")

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 import ltm_pyro
 from ltm_pyro import cli, train
+from ltm_pyro.training import loop
 
 SMALL = shlex.split(
     "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
@@ -162,7 +163,7 @@ def test_a_run_that_ends_between_a_checkpoint_its_figure_and_its_line_goes_on(
     name, call, command, new_run, whole, monkeypatch
 ):
     """By a second Ctrl-C, which saves nothing."""
-    function, calls = getattr(train, name), []
+    function, calls = getattr(loop, name), []
 
     def interrupted(*args: object) -> object:
         calls.append(args)
@@ -171,7 +172,7 @@ def test_a_run_that_ends_between_a_checkpoint_its_figure_and_its_line_goes_on(
         return function(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, name, interrupted)
+        patch.setattr(loop, name, interrupted)
         status, _, err = command(*new_run, "--out", "run")
     assert (status, err) == (130, "interrupted\n")
     if (name, call) == ("save", 1):
@@ -187,7 +188,7 @@ def test_a_full_disk_is_one_line_and_costs_the_steps_after_the_last_checkpoint(
     full_for, command, new_run, whole, full_beyond, monkeypatch
 ):
     """The seventh step finds the disk full: for 10 bytes of its line, or for the second file of a checkpoint."""
-    slow_step, calls = train.slow_step, []
+    slow_step, calls = loop.slow_step, []
 
     with contextlib.ExitStack() as stack, monkeypatch.context() as patch:
 
@@ -199,7 +200,7 @@ def test_a_full_disk_is_one_line_and_costs_the_steps_after_the_last_checkpoint(
                 stack.enter_context(full_beyond(metrics + 10 if full_for == "metrics.jsonl" else weights))
             return slow_step(*args)
 
-        patch.setattr(train, "slow_step", step_before_a_full_disk)
+        patch.setattr(loop, "slow_step", step_before_a_full_disk)
         status, _, err = command(*new_run, "--out", "run")
     assert (status, len(err.splitlines())) == (1, 1)
     assert f"{full_for} cannot be written: File too large; the last checkpoint is run/checkpoints/step-00000006" in err

@@ -28,6 +28,7 @@ from ltm_pyro import cli, compare, config, evaluate, prepare, train
 from ltm_pyro.data import corpora, get_tokenizer, load_corpus, prepared, shards
 from ltm_pyro.data.prepared import read_manifest
 from ltm_pyro.errors import InputError
+from ltm_pyro.training import loop
 
 # Some versions of Python warn of processes that are forked from one with several threads, as NumPy's is.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -538,7 +539,7 @@ def test_a_run_on_a_prepared_corpus_is_resumed_scored_and_compared(command, monk
     assert command("rows.jsonl", "--out", "corpus")[0] == 0
     run = (*SHAPE, "--data", "corpus", "--steps", "4", "--out")
     assert command(*run, "whole", main=train.main)[0] == 0
-    slow_step, calls = train.slow_step, itertools.count(1)
+    slow_step, calls = loop.slow_step, itertools.count(1)
 
     def stopped(*args: object) -> object:
         if next(calls) == 3:
@@ -546,7 +547,7 @@ def test_a_run_on_a_prepared_corpus_is_resumed_scored_and_compared(command, monk
         return slow_step(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "slow_step", stopped)
+        patch.setattr(loop, "slow_step", stopped)
         assert command(*run, "parts", main=train.main)[0] == 128 + signal.SIGTERM
     assert command("--resume", "--out", "parts", main=train.main)[0] == 0
     expected = weights("whole")

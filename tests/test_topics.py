@@ -8,8 +8,8 @@ import torch
 
 from ltm_pyro.data import TopicLanguage, token_batch
 from ltm_pyro.inference import BatchNoise, SequenceNoise, infer
+from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
-from ltm_pyro.inference.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, generate
 
 pytestmark = pytest.mark.slow

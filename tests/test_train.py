@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 import ltm_pyro
 from ltm_pyro import cli, config, train
 from ltm_pyro.inference import SCHEMES, svi
-from ltm_pyro.inference.vi import VI
+from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import LatentThoughtModel
+from ltm_pyro.training import loop
 
 SMALL = shlex.split(
     "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
@@ -142,7 +143,7 @@ def test_an_encoder_is_trained_saved_and_compared_with_vi_that_takes_steps(comma
 @pytest.mark.parametrize("fast_steps", ["0", "2"])
 def test_an_encoder_sees_no_more_of_a_text_than_inference_does(fast_steps, command, monkeypatch):
     """Neither where inference starts nor in the guide, each of which asks it once for every micro-batch."""
-    encode, random_prefix = LatentThoughtModel.encode, train.random_prefix
+    encode, random_prefix = LatentThoughtModel.encode, loop.random_prefix
     wholes, prefixes, seen = [], [], []
 
     def recorded_prefix(batch, rng):
@@ -154,7 +155,7 @@ def test_an_encoder_sees_no_more_of_a_text_than_inference_does(fast_steps, comma
         seen.append(batch.weights)
         return encode(self, batch)
 
-    monkeypatch.setattr(train, "random_prefix", recorded_prefix)
+    monkeypatch.setattr(loop, "random_prefix", recorded_prefix)
     monkeypatch.setattr(LatentThoughtModel, "encode", recorded_encode)
     monkeypatch.setattr(train, "report", lambda *args: None)
     args = ("--inference=amortized", "--fast-steps", fast_steps, "--infer-from", "prefix", "--steps", "3")
@@ -192,7 +193,8 @@ def test_the_same_command_twice_numbers_its_folders_and_gives_the_same_weights(c
 
 def signal_in(name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sends this process a SIGTERM when the training command calls its function of this name for this time."""
-    function, calls = getattr(train, name), []
+    module = loop if hasattr(loop, name) else train
+    function, calls = getattr(module, name), []
 
     def interrupted(*args: object) -> object:
         calls.append(args)
@@ -200,7 +202,7 @@ def signal_in(name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return function(*args)
 
-    monkeypatch.setattr(train, name, interrupted)
+    monkeypatch.setattr(module, name, interrupted)
 
 
 @pytest.mark.parametrize(

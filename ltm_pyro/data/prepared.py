@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 import numpy as np
 import tiktoken
 
-from ltm_pyro import durable
 from ltm_pyro.data.corpora import HELD_OUT_OF
 from ltm_pyro.data.documents import Documents, TokenizedCorpus, TokenizedTexts, token_dtype
 from ltm_pyro.data.tokenizers import fingerprint, name_of
 from ltm_pyro.errors import InputError
+from ltm_pyro.files import durable
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"

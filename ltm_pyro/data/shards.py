@@ -17,11 +17,11 @@ from typing import BinaryIO
 import numpy as np
 import tiktoken
 
-from ltm_pyro import durable
 from ltm_pyro.data.corpora import Reading, utf8
 from ltm_pyro.data.documents import encode
 from ltm_pyro.data.prepared import INDEX, Shard, StoredFile, file_name
 from ltm_pyro.errors import InputError
+from ltm_pyro.files import durable
 
 CHUNK_CHARACTERS = 2**19
 """A process encodes as many documents at a time as have so many characters."""

@@ -23,8 +23,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ltm_pyro.inference.base import Batch, Model, frozen, log_joint, prepared
-from ltm_pyro.inference.leapfrog import like_events, transition
 from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.schemes.leapfrog import like_events, transition
 from ltm_pyro.inference.weights import ImportanceWeights
 
 TARGET_ACCEPTANCE = 0.8

@@ -14,7 +14,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ltm_pyro.inference.adam_vi import AdamVI, AdamVIState
 from ltm_pyro.inference.base import (
     Batch,
     Model,
@@ -27,7 +26,8 @@ from ltm_pyro.inference.base import (
     require_full_weights,
 )
 from ltm_pyro.inference.noise import Noise
-from ltm_pyro.inference.vi import VI, VIState
+from ltm_pyro.inference.schemes.adam_vi import AdamVI, AdamVIState
+from ltm_pyro.inference.schemes.vi import VI, VIState
 from ltm_pyro.inference.weights import ImportanceWeights
 
 

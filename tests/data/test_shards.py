@@ -20,7 +20,7 @@ from ltm_pyro.data import get_tokenizer, shards
 from ltm_pyro.data.prepared import read_index
 from ltm_pyro.data.shards import Encoded, ShardWriter, encoded, without_finished
 from ltm_pyro.errors import InputError
-from ltm_pyro.lock import locked
+from ltm_pyro.files.lock import locked
 
 # Some versions of Python warn of processes that are forked from one with several threads, as NumPy's is.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -154,7 +154,7 @@ def test_one_process_writes_to_a_folder_and_its_lock_ends_with_it(tmp_path):
 import sys, time
 from pathlib import Path
 from ltm_pyro.data.shards import encoded
-from ltm_pyro.lock import locked
+from ltm_pyro.files.lock import locked
 from ltm_pyro.data import get_tokenizer
 with locked(Path(sys.argv[1])):
     chunks = encoded(((("x" * 2**19), 0.0) for _ in range(10**6)), 0, get_tokenizer("bytes"), 2)

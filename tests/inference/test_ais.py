@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from ltm_pyro.inference import VI, SequenceNoise, infer
+from ltm_pyro.inference import SequenceNoise, infer
 from ltm_pyro.inference.ais import forward_ais, pilot, reverse_ais
-from ltm_pyro.inference.lowrank import LowRank
+from ltm_pyro.inference.schemes.lowrank import LowRank
+from ltm_pyro.inference.schemes.vi import VI
 
 NUM_CHAINS = 8
 NUM_TEXTS = 40

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ltm_pyro.inference import SequenceNoise, infer, log_joint
-from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.base import frozen, keep_finite, latent_prior
-from ltm_pyro.inference.langevin import Langevin
-from ltm_pyro.inference.map import MAP, MAPState
+from ltm_pyro.inference.schemes.adam_vi import AdamVI
+from ltm_pyro.inference.schemes.langevin import Langevin
+from ltm_pyro.inference.schemes.map import MAP, MAPState
 
 # --- log_joint
 

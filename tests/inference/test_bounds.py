@@ -10,9 +10,9 @@ import torch
 
 from ltm_pyro.data.synthetic import TopicLanguage, UniformLanguage, token_batch
 from ltm_pyro.inference import BatchNoise, SequenceNoise, bounds, infer
-from ltm_pyro.inference.adam_vi import AdamVI
-from ltm_pyro.inference.langevin import Langevin
-from ltm_pyro.inference.map import MAP
+from ltm_pyro.inference.schemes.adam_vi import AdamVI
+from ltm_pyro.inference.schemes.langevin import Langevin
+from ltm_pyro.inference.schemes.map import MAP
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
 

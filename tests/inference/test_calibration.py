@@ -13,13 +13,13 @@ from scipy import stats
 from torch import Tensor
 
 from ltm_pyro.inference import SequenceNoise, State
-from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.base import first_fields
 from ltm_pyro.inference.calibration import LOG_LIKELIHOOD, Calibration, calibrate
-from ltm_pyro.inference.hmc import HMC
-from ltm_pyro.inference.langevin import Langevin
-from ltm_pyro.inference.mala import MALA
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.schemes.adam_vi import AdamVI
+from ltm_pyro.inference.schemes.hmc import HMC
+from ltm_pyro.inference.schemes.langevin import Langevin
+from ltm_pyro.inference.schemes.mala import MALA
 
 NUM_TEXTS, NUM_DRAWS, NUM_BINS = 400, 19, 20
 

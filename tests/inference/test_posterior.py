@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ltm_pyro.inference import Posterior, SequenceNoise, infer
-from ltm_pyro.inference.langevin import Langevin
+from ltm_pyro.inference.schemes.langevin import Langevin
 
 IDS = torch.tensor([31, 4, 159])
 

@@ -13,16 +13,16 @@ import torch
 
 from ltm_pyro.data.synthetic import token_batch
 from ltm_pyro.inference import SCHEMES, SequenceNoise
-from ltm_pyro.inference.adam_vi import AdamVI
-from ltm_pyro.inference.amortized import Amortized
-from ltm_pyro.inference.hmc import HMC
-from ltm_pyro.inference.langevin import Langevin
-from ltm_pyro.inference.lowrank import LowRank
-from ltm_pyro.inference.mala import MALA
-from ltm_pyro.inference.map import MAP
 from ltm_pyro.inference.prequential import prequential
-from ltm_pyro.inference.underdamped import Underdamped
-from ltm_pyro.inference.vi import VI
+from ltm_pyro.inference.schemes.adam_vi import AdamVI
+from ltm_pyro.inference.schemes.amortized import Amortized
+from ltm_pyro.inference.schemes.hmc import HMC
+from ltm_pyro.inference.schemes.langevin import Langevin
+from ltm_pyro.inference.schemes.lowrank import LowRank
+from ltm_pyro.inference.schemes.mala import MALA
+from ltm_pyro.inference.schemes.map import MAP
+from ltm_pyro.inference.schemes.underdamped import Underdamped
+from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
 
 NUM_SAMPLES = 4

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ltm_pyro.data.synthetic import UnigramLanguage, token_batch
 from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, bounds, infer
-from ltm_pyro.inference.adam_vi import AdamVI
 from ltm_pyro.inference.calibration import LOG_LIKELIHOOD, calibrate
-from ltm_pyro.inference.lowrank import LowRank
 from ltm_pyro.inference.nuts import nuts
+from ltm_pyro.inference.schemes.adam_vi import AdamVI
+from ltm_pyro.inference.schemes.lowrank import LowRank
+from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
-from ltm_pyro.inference.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, simulate
 
 pytestmark = pytest.mark.slow

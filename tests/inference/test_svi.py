@@ -12,12 +12,12 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import nn
 
 from ltm_pyro.inference import BatchNoise, SequenceNoise, infer
-from ltm_pyro.inference.adam_vi import AdamVI
-from ltm_pyro.inference.amortized import Amortized
-from ltm_pyro.inference.langevin import Langevin
-from ltm_pyro.inference.map import MAP
+from ltm_pyro.inference.schemes.adam_vi import AdamVI
+from ltm_pyro.inference.schemes.amortized import Amortized
+from ltm_pyro.inference.schemes.langevin import Langevin
+from ltm_pyro.inference.schemes.map import MAP
+from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.inference.svi import OptimizerConfig, SlowLoss, WeightOptimizer, elbo_backward
-from ltm_pyro.inference.vi import VI
 
 SCHEMES = {
     "vi": VI(num_steps=3),

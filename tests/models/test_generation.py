@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltm_pyro import operations
+from ltm_pyro.evaluation import operations
 from ltm_pyro.models import Decoder, DecoderConfig, Sampling, TokenSequence, generate
 from ltm_pyro.models.generation import stream
 from ltm_pyro.models.vector_products import WORTH_A_COPY

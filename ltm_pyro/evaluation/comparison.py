@@ -1,0 +1,291 @@
+"""What a comparison of schemes shows: the table and the plots."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from ltm_pyro.evaluation.figures import Figure
+from ltm_pyro.evaluation.report import finite_or_null, number_text, print_rows
+from ltm_pyro.inference import Posterior
+from ltm_pyro.inference.diagnostics import Mixing
+
+HIGHEST_R_HAT = 1.1
+"""Above it chains are still so far apart that their effective sample size has no meaning, nor has their mean, around
+which the KL of chains is taken."""
+MOST_OBJECTIVES = 4
+"""Sequences whose objectives are drawn."""
+MOST_TRACES = 2
+"""Sequences whose chains are drawn."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a scheme gave for B sequences, and at what cost."""
+
+    name: str
+    num_gradients: int
+    """Gradient evaluations for each sequence, all chains together."""
+    gaussian_gradients: int
+    """Those of the Gaussian around points or draws, which are not among them; 0 where the scheme has a density."""
+    seconds: float
+    """Of inference, for all sequences together."""
+    bound: Figure
+    """The ELBO of q: the scheme's own, or the Gaussian around its point or draws."""
+    weights: Figure
+    """The importance weights of that q."""
+    posterior: Posterior
+    """Draws of the scheme itself."""
+    q: TorchDistribution | None
+    """What they were drawn from, where that has a density."""
+    mixing: Mixing | None
+    """Of chains; None where too few of their draws are kept to say."""
+    log_joint: Tensor | None
+    """[chain, draw, B]: log p(x, z) of the draws of chains, nats; None of schemes without chains."""
+    acceptance: float | None
+    """In the second half of the steps, where proposals may be refused."""
+    objective: str
+    """What each step sees an estimate of. Chains sample, and do not lower it for long."""
+    objectives: Tensor
+    """[T, B]: the estimates, in nats per token; of chains, the mean over them."""
+    curve: list[tuple[int, float]]
+    """(gradient evaluations, those of the Gaussian among them; nats per token of the bound) at budgets up to the whole,
+    each of a run of its own."""
+    kl_per_slot: Tensor
+    """[L, S]: KL of the marginals of q from the prior, nats, mean over the sequences."""
+
+    @property
+    def r_hat(self) -> float | None:
+        """The largest of all numbers of z of all sequences."""
+        return None if self.mixing is None else self.mixing.largest_r_hat.max().item()
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether the KL is that of q, and not Monte Carlo error of the mean of chains that have not mixed."""
+        return self.log_joint is None or (self.r_hat is not None and self.r_hat <= HIGHEST_R_HAT)
+
+    def record(self) -> dict[str, Any]:
+        """The line of the table, as in `comparison.json`."""
+        bound = self.bound.record()
+        sizes = self.mixing.effective_sample_size if self.mixing is not None and self.has_kl else None
+        # The same as the sum over the sequences by the gradients of all of them.
+        per_gradient = None if sizes is None else sizes.mean().item() / self.num_gradients
+        return {
+            "inference": self.name,
+            "gradients_per_sequence": self.num_gradients,
+            "gradients_of_gaussian": self.gaussian_gradients,
+            "inference_seconds": self.seconds,
+            **bound,
+            "kl_nats_per_token": bound["kl_nats_per_token"] if self.has_kl else None,
+            "pareto_k": self.weights.record()["pareto_k"],
+            "num_draws": self.posterior.samples.shape[:2].numel(),
+            "effective_sample_size": None if sizes is None else sizes.median().item(),
+            "effective_sample_size_per_gradient": per_gradient,
+            "effective_sample_size_per_second": None if sizes is None else sizes.sum().item() / self.seconds,
+            "r_hat": self.r_hat,
+            "acceptance": self.acceptance,
+            "bound_by_gradients": self.curve,
+        }
+
+
+LEGEND = """\
+bound: -ELBO in nats/token ± Monte Carlo error, an upper bound on -log p(x); of map and of chains, that of a Gaussian
+around the point or the mean of the draws. KL: its rate, in nats/token. gradients: evaluations for each sequence, those
+of all its chains, + those for that Gaussian. k̂: tail shape of the importance weights of that q, median over texts;
+above 0.7 q is far from the posterior. R̂: the largest of all numbers of z; above 1.01 the chains have not mixed. ESS:
+effective sample size of a number of z (above the number of draws where they alternate), median over z and texts, and
+per gradient and second of all texts. No ESS and no KL of chains whose R̂ is unknown or above 1.1."""
+
+
+def print_table(results: list[Comparison]) -> None:
+    """The table: with lines on a terminal, as Markdown elsewhere."""
+    rows = []
+    for result in results:
+        record = result.record()
+        size = record["effective_sample_size"]
+        error = record["monte_carlo_standard_error"]
+        rows.append(
+            {
+                "inference": result.name,
+                "T": str(record["fast_steps"]),
+                "gradients": f"{result.num_gradients} + {result.gaussian_gradients}".removesuffix(" + 0"),
+                "seconds": number_text(result.seconds, 1),
+                "bound": number_text(record["nats_per_token"], 4, error),
+                "valid": "yes" if record["valid_bound"] else "NOT A BOUND",
+                "KL": number_text(record["kl_nats_per_token"], 4),
+                "k̂": number_text(record["pareto_k"], 2),
+                "ESS": "" if size is None else f"{size:.1f} of {record['num_draws']}",
+                "ESS/gradient": number_text(record["effective_sample_size_per_gradient"], 4),
+                "ESS/second": number_text(record["effective_sample_size_per_second"], 2),
+                "R̂": number_text(record["r_hat"], 3),
+                "accepted": number_text(record["acceptance"], 2),
+            }
+        )
+    print_rows(rows, words=("inference", "valid"))
+    print(LEGEND)
+
+
+def write(results: list[Comparison], out: Path) -> None:
+    """Write `comparison.json` and the plots into the folder."""
+    partial, path = out / "comparison.partial", out / "comparison.json"
+    records = [finite_or_null(result.record()) for result in results]
+    partial.write_text(json.dumps(records, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+    plots = {"bound": bound_plot, "objectives": objectives_plot, "kl": kl_plot}
+    if len(results) > 1:
+        plots["agreement"] = agreement_plot
+    if any(result.log_joint is not None for result in results):
+        plots["traces"] = traces_plot
+    for name, plot in plots.items():
+        plot(results).savefig(out / f"{name}.png", dpi=130)
+
+
+def _canvas(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def bound_plot(results: list[Comparison]) -> Any:
+    """The ELBO against gradient evaluations, all schemes in one picture."""
+    canvas = _canvas(7, 4.5)
+    axes = canvas.add_subplot()
+    for result in results:
+        gradients, values = zip(*result.curve, strict=True)
+        axes.plot(gradients, values, marker="o", markersize=4, label=result.name)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("gradient evaluations for each sequence, each point a run of its own")
+    axes.set_ylabel("bound, -ELBO [nats/token]")
+    # Chains that have just started may have a bound of hundreds of nats, which would hide all else.
+    finite = [value for result in results for _, value in result.curve if np.isfinite(value)]
+    ends = [result.curve[-1][1] for result in results if np.isfinite(result.curve[-1][1])]
+    if ends:
+        low, high = min(finite), max(*ends, np.median(finite))
+        if low < high:
+            axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return canvas
+
+
+def objectives_plot(results: list[Comparison]) -> Any:
+    """What each step saw, for the first sequences: a row for each scheme, since schemes see different things."""
+    canvas = _canvas(8, 1.7 * len(results) + 0.5)
+    for axes, result in zip(np.atleast_1d(canvas.subplots(len(results), 1)), results, strict=True):
+        values = result.objectives[:, :MOST_OBJECTIVES].numpy()
+        # Texts differ by far more than a step changes.
+        values = values - np.median(values[len(values) // 2 :], axis=0)
+        lines = axes.plot(np.arange(len(values)), values, linewidth=0.8)
+        axes.set_title(result.name, fontsize="medium", loc="left")
+        axes.set_ylabel(f"{result.objective}\n[nats/token]", fontsize="small")
+        finite = values[np.isfinite(values)]
+        low, high = np.quantile(finite, [0, 0.98]) if len(finite) else (0, 0)
+        if low < high:
+            axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
+    axes.set_xlabel("step")
+    texts = [f"text {sequence}" for sequence in results[0].posterior.sequence_ids[:MOST_OBJECTIVES].tolist()]
+    canvas.legend(lines, texts, loc="outside right upper", fontsize="small")
+    title = (
+        "what each step saw, less its median over the second half of the steps\n(optimisers lower it, chains sample)"
+    )
+    canvas.suptitle(title, fontsize="medium")
+    return canvas
+
+
+def traces_plot(results: list[Comparison]) -> Any:
+    """The kept draws of chains, a line for each chain: log joint, and the first and the last number of z.
+
+    A row for each scheme of chains and each of the first sequences.
+    """
+    of_chains = [result for result in results if result.log_joint is not None]
+    num_texts = min(MOST_TRACES, len(results[0].posterior.sequence_ids))
+    canvas = _canvas(10, 1.6 * len(of_chains) * num_texts + 0.6)
+    grid = canvas.subplots(len(of_chains) * num_texts, 3, squeeze=False)
+    rows = iter(grid)
+    for result in of_chains:
+        samples = result.posterior.samples.cpu()
+        # Of [chain, draw, layer, slot, dim]: one that all of the model reads, and one that only its last layer does.
+        first, last = (0, 0, 0), tuple(size - 1 for size in samples.shape[3:])
+        for text, sequence in enumerate(result.posterior.sequence_ids[:num_texts].tolist()):
+            joint, z = result.log_joint[:, :, text], samples[:, :, text]
+            panels = {"log p(x, z) [nats]": joint}
+            panels |= {f"z[{', '.join(map(str, index))}]": z[(..., *index)] for index in (first, last)}
+            row = next(rows)
+            row[0].set_title(f"{result.name}, text {sequence}", fontsize="medium", loc="left")
+            for axes, (what, values) in zip(row, panels.items(), strict=True):
+                # A chain of few draws shows them.
+                marker = "." if values.shape[1] <= 32 else None
+                lines = axes.plot(values.T.numpy(), linewidth=0.8, marker=marker, markersize=3)
+                axes.set_ylabel(what, fontsize="small")
+                axes.tick_params(labelsize="small")
+                axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in grid[-1]:
+        axes.set_xlabel("draw that is kept", fontsize="small")
+    names = [f"chain {chain}" for chain in range(len(lines))]
+    canvas.legend(lines, names, loc="outside upper right", ncols=min(len(names), 8), fontsize="small")
+    return canvas
+
+
+def kl_plot(results: list[Comparison]) -> Any:
+    """KL per layer and slot as a heat map for each scheme; none of chains that have not mixed."""
+    canvas = _canvas(1.4 + 2.4 * len(results), 2.8)
+    highest = max((result.kl_per_slot.max().item() for result in results if result.has_kl), default=0)
+    all_axes = np.atleast_1d(canvas.subplots(1, len(results)))
+    image = None
+    for axes, result in zip(all_axes, results, strict=True):
+        axes.set_title(result.name, fontsize="medium")
+        if not result.has_kl:
+            known = "no R̂: too few draws" if result.r_hat is None else f"R̂ = {result.r_hat:.2f}: not mixed"
+            axes.text(0.5, 0.5, f"{known}\nno KL", ha="center", va="center", transform=axes.transAxes)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            continue
+        image = axes.imshow(result.kl_per_slot.numpy(), vmin=0, vmax=highest, cmap="viridis", aspect="auto")
+        axes.set_xlabel("slot")
+        axes.set_ylabel("layer")
+        axes.set_xticks(range(result.kl_per_slot.shape[1]))
+        axes.set_yticks(range(result.kl_per_slot.shape[0]))
+    if image is not None:
+        canvas.colorbar(image, ax=list(all_axes), label="KL of a slot [nats]")
+    return canvas
+
+
+def _moments(result: Comparison) -> dict[str, np.ndarray]:
+    """Mean and scale of every number of z, flattened: exact where q has a density, else of the draws."""
+    if result.q is not None:
+        moments = {"mean": result.q.mean, "scale": result.q.stddev}
+    else:
+        draws = result.posterior.samples.flatten(0, 1)
+        moments = {"mean": draws.mean(0)}
+        if len(draws.unique(dim=0)) > 1:
+            moments["scale"] = draws.std(0)
+    return {what: values.flatten().cpu().numpy() for what, values in moments.items()}
+
+
+def agreement_plot(results: list[Comparison]) -> Any:
+    """Mean and scale of every number of z by each scheme, against those by the first."""
+    first, *others = results
+    canvas = _canvas(2.8 * len(others) + 0.6, 5.6)
+    grid = canvas.subplots(2, len(others), squeeze=False)
+    moments = {result.name: _moments(result) for result in results}
+    for column, other in enumerate(others):
+        for axes, what in zip(grid[:, column], ("mean", "scale"), strict=True):
+            x, y = (moments[name].get(what) for name in (first.name, other.name))
+            if x is None or y is None:
+                axes.text(0.5, 0.5, "a point has no scale", ha="center", transform=axes.transAxes)
+                axes.set_axis_off()
+                continue
+            low, high = min(x.min(), y.min()), max(x.max(), y.max())
+            axes.plot([low, high], [low, high], color="black", linewidth=0.8)
+            axes.scatter(x, y, s=3, alpha=0.4)
+            axes.set_xlabel(f"{what} by {first.name}", fontsize="small")
+            axes.set_ylabel(f"{what} by {other.name}", fontsize="small")
+    return canvas

@@ -1,0 +1,255 @@
+"""Figures over many texts: total nats over total tokens, with what they mean and whether they are valid."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tiktoken
+from torch import Tensor
+
+from ltm_pyro.data import Documents, byte_counts
+from ltm_pyro.evaluation.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference, Inferred, Scores
+from ltm_pyro.inference import Noise
+from ltm_pyro.inference.weights import highest_pareto_k
+from ltm_pyro.models import LatentThoughtModel, TokenBatch
+
+
+@dataclass(frozen=True)
+class Document:
+    """What was scored of a document."""
+
+    nats: float = 0.0
+    num_tokens: int = 0
+    """Predicted tokens, end-of-text included."""
+    num_bytes: int = 0
+
+
+@dataclass
+class Figure:
+    """-log p(x) of a set of texts, by one estimator."""
+
+    estimator: str
+    """A name of ESTIMATORS, or `exact`."""
+    fast_steps: int
+    """T, the steps in which z was inferred."""
+    posterior: str | None = None
+    """What z was drawn from; None of a model without z."""
+    num_samples: int = 0
+    """Draws of z, or chains, for each text."""
+    rate: float | None = None
+    """KL(q ‖ p) [nats, all texts]; None where the figure has no such part."""
+    variance: float | None = None
+    """Of the nats of all texts, over the draws of z [nats squared]; None where there are no draws."""
+    num_sequences: int = 0
+    documents: dict[int, Document] = field(default_factory=dict)
+    """Of each, several sequences may have been scored."""
+    effective_sample_sizes: list[float] = field(default_factory=list)
+    """Of the importance weights of each sequence, where the figure has any."""
+    pareto_ks: list[float] = field(default_factory=list)
+    """The shape of the tail of those weights."""
+
+    @property
+    def nats(self) -> float:
+        """-log p(x) of all texts."""
+        return sum(document.nats for document in self.documents.values())
+
+    @property
+    def num_tokens(self) -> int:
+        """Predicted tokens, end-of-text included."""
+        return sum(document.num_tokens for document in self.documents.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the texts."""
+        return sum(document.num_bytes for document in self.documents.values())
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it is an upper bound on -log p(x) in expectation, a code length, or exact; and finite."""
+        estimator = EXACT if self.estimator == "exact" else ESTIMATORS[self.estimator]
+        return estimator.is_valid and math.isfinite(self.nats)
+
+    def add(self, scores: Scores, batch: TokenBatch, document_ids: Tensor) -> None:
+        """Count the texts of a batch in; `document_ids` [B] says which of them belong together."""
+        self.posterior = scores.posterior
+        self.num_samples = scores.num_samples
+        self.num_sequences += len(batch)
+        self.rate = _sum(self.rate, _total(scores.rate))
+        self.variance = _sum(self.variance, _total(scores.variance))
+        if scores.effective_sample_size is not None:
+            self.effective_sample_sizes += scores.effective_sample_size.tolist()
+        if scores.pareto_k is not None:
+            self.pareto_ks += scores.pareto_k.tolist()
+        num_tokens = batch.weights.sum(1).long().tolist()
+        rows = zip(document_ids.tolist(), scores.nats.tolist(), num_tokens, batch.num_bytes.tolist(), strict=True)
+        for document_id, *parts in rows:
+            self._add_document(document_id, Document(*parts))
+
+    def join(self, other: Figure) -> None:
+        """Count in what the same estimator found of other texts, or of other sequences of the same documents."""
+        if other.num_sequences:
+            self.posterior, self.num_samples = other.posterior, other.num_samples
+        self.num_sequences += other.num_sequences
+        self.rate = _sum(self.rate, other.rate)
+        self.variance = _sum(self.variance, other.variance)
+        self.effective_sample_sizes += other.effective_sample_sizes
+        self.pareto_ks += other.pareto_ks
+        for document_id, document in other.documents.items():
+            self._add_document(document_id, document)
+
+    def _add_document(self, document_id: int, part: Document) -> None:
+        before = dataclasses.astuple(self.documents.get(document_id, Document()))
+        after = (old + new for old, new in zip(before, dataclasses.astuple(part), strict=True))
+        self.documents[document_id] = Document(*after)
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the nats per token as an estimate for other documents like these; unknown from a single one."""
+        documents = self.documents.values()
+        return ratio_error([(document.nats, document.num_tokens) for document in documents])
+
+    def record(self) -> dict[str, Any]:
+        """The figures under the names of `metrics.jsonl` and of JSON reports."""
+        pareto_k = _median(self.pareto_ks)
+        has_error = self.variance is not None and not math.isnan(self.variance)
+        # Where the tail of the weights is too heavy, so is that of their spread, and the error would be far too small.
+        has_error &= pareto_k is None or pareto_k <= highest_pareto_k(self.num_samples)
+        return {
+            "estimator": self.estimator,
+            "posterior": self.posterior,
+            "fast_steps": self.fast_steps,
+            "num_samples": self.num_samples,
+            "valid_bound": self.is_valid,
+            "nats_per_token": self.nats / self.num_tokens,
+            **per_token(self.nats, self.rate, self.num_tokens, self.num_bytes),
+            "monte_carlo_standard_error": math.sqrt(self.variance) / self.num_tokens if has_error else None,
+            "standard_error": self.standard_error,
+            "effective_sample_size": _median(self.effective_sample_sizes),
+            "pareto_k": pareto_k,
+            "num_tokens": self.num_tokens,
+            "num_bytes": self.num_bytes,
+            "num_sequences": self.num_sequences,
+            "num_documents": len(self.documents),
+        }
+
+    def __str__(self) -> str:
+        record = self.record()
+        at_most = "at most " if self.estimator in ("elbo", "iwae", "ais") else ""
+        in_bytes = f"{at_most}{record['bits_per_byte']:.3f} bits/byte; " if self.num_bytes else ""
+        if self.num_bytes and self.rate is not None and self.estimator != "exact":
+            kl_bits = self.rate / math.log(2) / self.num_bytes
+            in_bytes = f"{at_most}{record['bits_per_byte']:.3f} bits/byte, of which KL {kl_bits:.3f}; "
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.3f} (over documents)"
+        figure = f"{in_bytes}{record['nats_per_token']:.3f}{error} nats/token"
+        if self.estimator == "exact":
+            return f"no z: {figure} [exact, {self.num_sequences} texts]"
+        warning = "" if self.is_valid else ", NOT A BOUND"
+        return (
+            f"z from {self.posterior}: {figure} "
+            f"[{self.estimator}, T = {self.fast_steps}, {self.num_sequences} texts, {self.num_samples} draws{warning}]"
+        )
+
+
+def _total(values: Tensor | None) -> float | None:
+    return None if values is None else values.sum().item()
+
+
+def _sum(*parts: float | None) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
+
+
+def _median(values: list[float]) -> float | None:
+    known = [value for value in values if not math.isnan(value)]  # infinity counts: those are the worst texts
+    return float(np.median(known)) if known else None
+
+
+def ratio_error(documents: list[tuple[float, float]]) -> float | None:
+    """Standard error of Σ y / Σ x over documents (y, x) as an estimate for other documents like these.
+
+    The usual one of a ratio of two totals (Cochran 1977, eq. 6.4); None for a single document.
+    """
+    count = len(documents)
+    if count < 2:
+        return None
+    total = sum(x for _, x in documents)
+    ratio = sum(y for y, _ in documents) / total
+    residuals = sum((y - ratio * x) ** 2 for y, x in documents)
+    return math.sqrt(count / (count - 1) * residuals) / total
+
+
+def difference(figure: Figure, reference: Figure) -> tuple[float, float | None]:
+    """Bits per byte of a figure less those of another one on the same texts, and the standard error over documents.
+
+    Raises:
+        ValueError: if they are not of the same documents, or those have no bytes.
+    """
+    sizes = [{key: document.num_bytes for key, document in each.documents.items()} for each in (figure, reference)]
+    if sizes[0] != sizes[1] or not figure.num_bytes:
+        raise ValueError("only figures of the same texts can be compared")
+    pairs = [
+        ((document.nats - reference.documents[key].nats) / math.log(2), document.num_bytes)
+        for key, document in figure.documents.items()
+    ]
+    return sum(bits for bits, _ in pairs) / figure.num_bytes, ratio_error(pairs)
+
+
+def per_token(nats: float, rate: float | None, num_tokens: int, num_bytes: int) -> dict[str, float | None]:
+    """Figures of -log p(x) and its rate, given in nats and summed over all texts; None where one does not exist."""
+    is_elbo = rate is not None
+    return {
+        "nelbo_nats_per_token": nats / num_tokens if is_elbo else None,
+        "nll_nats_per_token": (nats - rate) / num_tokens if is_elbo else None,
+        "kl_nats_per_token": rate / num_tokens if is_elbo else None,
+        "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else None,
+        "perplexity": math.exp(nats / num_tokens) if nats / num_tokens < 700 else None,
+    }
+
+
+def score(
+    model: LatentThoughtModel,
+    batches: Iterable[TokenBatch],
+    document_ids: Tensor,
+    estimators: Iterable[str],
+    inference: Inference,
+    settings: EstimatorSettings,
+    rng: Noise,
+) -> list[Figure]:
+    """Figures of the texts in the batches, one for each estimator; of a model without z, the exact one alone.
+
+    Nothing depends on the order of the texts or on how they are batched, but for rounding.
+
+    Args:
+        document_ids: the document of each sequence id.
+        estimators: names in ESTIMATORS.
+        inference: how z is inferred from each text, or for `prequential` from what stands before a block.
+        rng: makes the noise of a text its own, as `SequenceNoise` does.
+    """
+    used = {name: ESTIMATORS[name] for name in estimators} if model.config.num_slots else {"exact": EXACT}
+    figures = {name: Figure(name, inference.scheme.num_steps) for name in used}
+    for batch in batches:
+        inferred = Inferred(model, batch, inference, rng)
+        for name, estimator in used.items():
+            figures[name].add(estimator.score(inferred, settings), batch, document_ids[batch.sequence_ids])
+    return list(figures.values())
+
+
+def chosen_sequences(num_sequences: int, num_chosen: int) -> np.ndarray:
+    """The sequences that a figure is of: drawn from all of them, and the same every time, so that runs compare."""
+    return np.random.Generator(np.random.Philox(key=[0, 0])).permutation(num_sequences)[:num_chosen]
+
+
+def order_zero_bits_per_byte(documents: Documents, encoding: tiktoken.Encoding) -> float:
+    """Entropy of the bytes of the texts, each taken alone: what a model without any context could reach.
+
+    Raises:
+        InputError: a file of the corpus is damaged.
+    """
+    counts = byte_counts(documents, encoding)
+    probabilities = counts[counts > 0] / counts.sum()
+    return float((probabilities * np.log2(1 / probabilities)).sum())

@@ -1,0 +1,61 @@
+"""Floating-point operations, counted while the code runs: a multiplication and an addition are two.
+
+PyTorch's `FlopCounterMode` counts matrix products, those of attention included with all that its mask hides; what is
+linear in the number of activations (norms, softmax, rotary positions, optimiser) is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ltm_pyro.data import token_batch
+from ltm_pyro.evaluation.estimators import Estimator, EstimatorSettings, Inference, Inferred
+from ltm_pyro.inference import PosteriorScheme, SequenceNoise, infer
+from ltm_pyro.inference.svi import elbo_backward
+from ltm_pyro.models import LatentThoughtModel, TokenBatch
+
+
+def count(work: Callable[[], object]) -> int:
+    """The operations of calling `work`."""
+    # The attention kernels of the CPU are not known to the counter; what they compute is, written out.
+    in_place = {torch.ops.aten.addmm_: _of_product_added}  # nor is the sum in place
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def _of_product_added(total: torch.Size, a: torch.Size, b: torch.Size, **unused: object) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+def of_training(model: LatentThoughtModel, scheme: PosteriorScheme) -> float:
+    """Operations per token of a training step: inference of z, then the gradient of the weights."""
+    batch, rng = _full_sequence(model), SequenceNoise(0)
+
+    def step() -> None:
+        state = infer(scheme, model, batch, rng)
+        elbo_backward(model, scheme.guide(model, state, batch, rng), batch, batch.tokens.numel())
+
+    try:
+        return count(step) / batch.tokens.numel()
+    finally:
+        model.zero_grad()
+
+
+def of_estimate(
+    model: LatentThoughtModel, estimator: Estimator, inference: Inference, settings: EstimatorSettings
+) -> float:
+    """Operations per token of a figure: inference of z, and all draws that are scored."""
+    batch = _full_sequence(model)
+    inferred = Inferred(model, batch, inference, SequenceNoise(0))
+    return count(lambda: estimator.score(inferred, settings)) / batch.tokens.numel()
+
+
+def _full_sequence(model: LatentThoughtModel) -> TokenBatch:
+    """One sequence without padding; which tokens it holds is no matter."""
+    tokens = torch.zeros(1, model.config.length, dtype=torch.int64)
+    return token_batch(tokens).to(model.decoder.embedding.weight.device)

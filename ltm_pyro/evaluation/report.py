@@ -1,0 +1,301 @@
+"""What an evaluation shows: the table, the JSON file and the plot of its figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+
+from ltm_pyro.config import NO_INFERENCE, TrainConfig
+from ltm_pyro.evaluation import figures
+from ltm_pyro.evaluation.estimators import ESTIMATORS, EXACT
+from ltm_pyro.evaluation.figures import Figure
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a figure is of: a run, and a text."""
+
+    run: str
+    """Its folder."""
+    config: TrainConfig
+    num_weights: int
+    step: int
+    """Slow steps taken."""
+    tokens_seen: int
+    """Predicted tokens that they read."""
+    training_operations_per_token: float
+    data: str
+    """Name of the text."""
+    data_sha256: str
+
+    def __str__(self) -> str:
+        per_token = self.training_operations_per_token
+        thinking = f"{self.config.inference}, T = {self.config.fast_steps}"
+        return (
+            f"{self.run}: {self.num_weights:,} weights, "
+            f"{'no z' if self.config.inference == NO_INFERENCE else thinking}; "
+            f"{self.step:,} slow steps on {self.tokens_seen:,} tokens, {in_units(per_token)} operations a token, "
+            f"{in_units(per_token * self.tokens_seen)} in all"
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a figure, and what it cost."""
+
+    source: Source
+    figure: Figure
+    inference: str
+    """Name of the scheme."""
+    operations: float
+    """Of this figure, per token scored."""
+    pairing: tuple[object, ...]
+    """Equal for figures of the same sequences."""
+
+    def reference(self, rows: list[Row]) -> Row | None:
+        """What differences are taken from: the same figure of the first run, or its exact one, if of the same text."""
+        alike = (
+            row
+            for row in rows
+            if row.source == rows[0].source and row.figure.estimator in ("exact", self.figure.estimator)
+        )
+        found = next(alike, None)
+        is_comparable = found is not None and found is not self and found.pairing == self.pairing
+        return found if is_comparable and self.figure.num_bytes else None
+
+    def record(self, rows: list[Row]) -> dict[str, Any]:
+        """The line under the names that docs/metrics.md explains, as one of these."""
+        source, reference = self.source, self.reference(rows)
+        difference, error = figures.difference(self.figure, reference.figure) if reference else (None, None)
+        return {
+            "run": source.run,
+            "inference": self.inference,
+            "step": source.step,
+            "tokens_seen": source.tokens_seen,
+            "data": source.data,
+            "data_sha256": source.data_sha256,
+            **self.figure.record(),
+            "training_operations_per_token": source.training_operations_per_token,
+            "training_operations": source.training_operations_per_token * source.tokens_seen,
+            "test_operations_per_token": self.operations,
+            "difference_bits_per_byte": difference,
+            "difference_standard_error": error,
+            "difference_from": rows.index(reference) if reference else None,
+        }
+
+
+def write_json(path: str, settings: dict[str, Any], rows: list[Row], certificates: list[dict[str, Any]]) -> None:
+    """Write all figures, whole or not at all."""
+    write_records(path, settings, figures=[row.record(rows) for row in rows], certificates=certificates)
+
+
+def write_records(path: str, settings: dict[str, Any], **records: list[dict[str, Any]]) -> None:
+    """Write lists of records by name, whole or not at all; numbers that are not finite become null."""
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": pyro.__version__}
+    contents = {"settings": settings, "versions": versions}
+    contents |= {name: [finite_or_null(record) for record in values] for name, values in records.items()}
+    partial = Path(f"{path}.partial")
+    partial.write_text(json.dumps(contents, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with null for numbers that are not finite, which JSON does not have."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+LEGEND = """\
+nats/token ± standard error over documents; Δ bits/byte: less the same (or exact) figure of the first run, paired
+over documents; none where a run reads other sequences.
+rate KL(q ‖ p) and distortion -E log p(x | z) in bits/token; MC error: of nats/token, over the draws of z.
+ESS and k̂: effective sample size and tail shape of the importance weights, medians over texts; there is no error where
+k̂ says that it cannot be trusted. op/token: floating-point operations of the figure for each token of a sequence."""
+
+
+def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
+    """Print the runs, the table and the certificates: with lines on a terminal, as Markdown elsewhere."""
+    for source in dict.fromkeys(row.source for row in rows):
+        print(source)
+    for line in dict.fromkeys(_text_scored(row) for row in rows):
+        print(line)
+    print_rows([_cells(row, rows) for row in rows], words=("run", "figure", "z from", "meaning"))
+    print(LEGEND)
+    for certificate in certificates:
+        print(_certificate_text(certificate))
+
+
+def print_tasks(records: list[dict[str, Any]]) -> None:
+    """Print what tasks gave, and what each metric means."""
+    rows = [
+        {
+            "run": record["run"],
+            "task": record["task"],
+            "z from": record["z_from"] or "",
+            "T": "" if record["fast_steps"] is None else str(record["fast_steps"]),
+            "metric": record["metric"],
+            "value": number_text(record["value"], 4, record["standard_error"]),
+            "items": str(record["num_items"]),
+        }
+        for record in records
+    ]
+    print_rows(rows, words=("run", "task", "z from", "metric"))
+    for metric, meaning in dict.fromkeys((record["metric"], record["meaning"]) for record in records):
+        print(f"{metric}: {meaning}")
+    print("± standard error over items")
+
+
+def _text_scored(row: Row) -> str:
+    figure = row.figure
+    return (
+        f"{row.source.data}: {figure.num_sequences:,} sequences of {len(figure.documents):,} documents, "
+        f"{figure.num_tokens:,} tokens, {figure.num_bytes:,} bytes"
+    )
+
+
+def print_rows(rows: list[dict[str, str]], words: tuple[str, ...]) -> None:
+    """Print a table: with lines on a terminal, or as paragraphs where it is too narrow; as Markdown elsewhere.
+
+    Args:
+        rows: cells by the name of their column. A column that is empty throughout is left out.
+        words: the columns that hold words and not numbers.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    is_terminal = sys.stdout.isatty()
+    console = Console(
+        width=None if is_terminal else 1000,
+        highlight=False,
+        markup=False,
+        force_terminal=is_terminal,
+        force_jupyter=False,  # in a notebook it is Markdown too
+    )
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    width = sum(3 + max(len(name), *(len(row[name]) for row in rows)) for name in names)
+    if width > console.width:
+        for row in rows:
+            print("\n" + ", ".join(row[name] for name in names if name in words and row[name]))
+            numbers = "; ".join(f"{name} {row[name]}" for name in names if name not in words and row[name])
+            print(textwrap.fill(numbers, console.width, initial_indent="  ", subsequent_indent="  "))
+        return
+    table = Table(box=box.SIMPLE_HEAD if is_terminal else box.MARKDOWN)
+    for name in names:
+        table.add_column(name, no_wrap=not is_terminal, justify="left" if name in words else "right")
+    for row in rows:
+        table.add_row(*(Text(row[name]) for name in names))
+    print()
+    console.print(table)
+
+
+def _cells(row: Row, rows: list[Row]) -> dict[str, str]:
+    """A line of the table for people."""
+    figure, values = row.figure, row.figure.record()
+    estimator = ESTIMATORS.get(figure.estimator, EXACT)
+    has_z = figure.posterior is not None
+    reference = row.reference(rows)
+    difference = figures.difference(figure, reference.figure) if reference else None
+    size = values["effective_sample_size"]
+    return {
+        "run": row.source.run,
+        "figure": figure.estimator,
+        "z from": figure.posterior or "",
+        "T": str(figure.fast_steps) if has_z else "",
+        "meaning": "not finite" if estimator.is_valid and not figure.is_valid else estimator.meaning,
+        "nats/token": number_text(values["nats_per_token"], 4, values["standard_error"]),
+        "bits/byte": number_text(values["bits_per_byte"], 4),
+        "Δ bits/byte": number_text(difference[0], 4, difference[1], sign="+") if difference else "",
+        "perplexity": number_text(values["perplexity"], 2),
+        "rate": number_text(values["kl_nats_per_token"], 3, in_bits=True) if has_z else "",
+        "distortion": number_text(values["nll_nats_per_token"], 3, in_bits=True) if has_z else "",
+        "MC error": number_text(values["monte_carlo_standard_error"], 4),
+        "ESS": "" if size is None else f"{size:.1f} of {figure.num_samples}",
+        "k̂": "" if values["pareto_k"] is None else f"{values['pareto_k']:.2f}",
+        "op/token": in_units(row.operations),
+    }
+
+
+def number_text(
+    value: float | None, digits: int, error: float | None = None, sign: str = "", in_bits: bool = False
+) -> str:
+    """A figure with so many digits, and its error; empty where there is none."""
+    if value is None or not math.isfinite(value):
+        return ""
+    value = value / math.log(2) if in_bits else value
+    return f"{value:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def in_units(value: float) -> str:
+    """A count in thousands (k), millions (M), … with three digits."""
+    units = iter(("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q"))
+    unit = next(units)
+    while value >= 999.5:
+        value, unit = value / 1000, next(units)
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def _certificate_text(certificate: dict[str, Any]) -> str:
+    def with_error(name: str) -> str:
+        error = certificate[f"{name}_standard_error"]
+        return f"{certificate[f'{name}_nats_per_token']:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+    return (
+        f"\ncertificate of {certificate['run']} ({certificate['inference']}, T = {certificate['fast_steps']}), on "
+        f"{certificate['num_sequences']} texts drawn from the model ({certificate['num_tokens']:,} tokens): "
+        f"-log p(x) is bounded by {certificate['lower_nats_per_token']:.4f} from below and by "
+        f"{certificate['upper_nats_per_token']:.4f} nats/token from above (annealing backwards and forwards; gap "
+        f"{with_error('gap')}); the ELBO, {certificate['elbo_nats_per_token']:.4f}, is {with_error('elbo_excess')} "
+        "above the lower side"
+    )
+
+
+def plot(rows: list[Row], path: str | Path) -> None:
+    """Bits per byte against the steps of inference, for the valid figures; models without z are level lines."""
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import FixedLocator, ScalarFormatter
+
+    canvas = Canvas(figsize=(9, 4.5), layout="constrained")
+    axes = canvas.add_subplot()
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.figure.is_valid and row.figure.num_bytes:
+            run = row.source.run
+            label = run if row.figure.posterior is None else f"{run}: {row.figure.estimator}, {row.figure.posterior}"
+            lines.setdefault(label, []).append(row)
+    steps = sorted({row.figure.fast_steps for row in rows if row.figure.posterior is not None})
+    for number, (label, points) in enumerate(lines.items()):
+        values = [point.figure.record() for point in points]
+        bits = [value["bits_per_byte"] for value in values]
+        if points[0].figure.posterior is None:
+            axes.axhline(bits[0], color="black", linestyle=[":", "--", "-."][number % 3], label=f"{label} (exact)")
+            continue
+        # Of the draws alone: the texts are the same in all points, and so is the error over them.
+        errors = [
+            (value["monte_carlo_standard_error"] or 0) * value["num_tokens"] / value["num_bytes"] / math.log(2)
+            for value in values
+        ]
+        where = [point.figure.fast_steps for point in points]
+        axes.errorbar(where, bits, yerr=errors, marker="o", capsize=3, label=label)
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.xaxis.set_major_locator(FixedLocator(steps))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(FixedLocator([]))
+    figure = rows[0].figure
+    axes.set_xlabel("steps of inference (T)")
+    axes.set_ylabel("bits per byte")
+    names = ", ".join(dict.fromkeys(row.source.data for row in rows))
+    axes.set_title(f"{names}: {figure.num_sequences} sequences", fontsize="medium")
+    canvas.legend(loc="outside right upper", fontsize="small")
+    axes.grid(alpha=0.3)
+    canvas.savefig(path, dpi=150)

@@ -1,0 +1,54 @@
+"""Write a trained model into a folder of its own: python -m ltm_pyro.export RUN --out FOLDER"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from ltm_pyro import cli
+from ltm_pyro.errors import InputError
+from ltm_pyro.runs.pretrained import save_pretrained
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write the model of a run into a folder of its own, to give away."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
+    """Folder of the run."""
+    out: str | None = None
+    """A new folder for weights, settings and model card."""
+    which: Literal["newest", "best"] = "newest"
+    """The newest checkpoint, or the one with the best held-out figure of the validations in training."""
+
+
+def parse(args: Sequence[str]) -> ExportConfig:
+    """The settings.
+
+    Raises:
+        InputError: if they cannot be used.
+    """
+    config = cli.parse(ExportConfig(), args, "export")
+    if not config.run:
+        raise InputError("give RUN, the folder of a run")
+    if not config.out:
+        raise InputError("give --out FOLDER, a new folder for the model")
+    return config
+
+
+def main(args: Sequence[str]) -> int:
+    config = parse(args)
+    save_pretrained(config.run, config.out, config.which)
+    print(
+        f"{config.out}: weights, settings and model card of {config.run}; ltm_pyro.from_pretrained({config.out!r}) "
+        "loads the model"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,108 @@
+"""Amortised inference: a diagonal Gaussian q(z) per sequence that an encoder of the program proposes from the text.
+
+    q(z|x) = N(μ_φ(x), σ_φ(x)²)
+
+(Kingma & Welling 2014, arXiv 1312.6114), which T steps of `adamvi` may then refine (Kim et al. 2018, arXiv 1802.02550).
+The encoder's weights φ are weights of the program, and the slow step trains them with the others on the same negative
+ELBO.
+Through the refinement its gradient passes as if that were a translation of μ and log σ, without second derivatives (as
+the first-order approximation of Finn, Abbeel & Levine 2017, arXiv 1703.03400, section 5.2); at T = 0 it is exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from ltm_pyro.inference.base import Batch, Guide, Model, StepInfo, require_positive
+from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
+from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.schemes.adam_vi import AdamVI, AdamVIState
+
+
+@dataclass(frozen=True)
+class Amortized:
+    """Mean-field Gaussian posterior of z that an encoder proposes, refined by steps of `adamvi`.
+
+    The program has a method `encode(batch)`, which returns mean and log scale of q, [B, *event_shape] each. For
+    `pyro.infer.SVI` to train its weights, it must tell Pyro of them, as the program does of its own (`pyro.module`, or
+    `pyro.nn.pyro_method` where the program is a `PyroModule`).
+    """
+
+    num_steps: int = 0
+    """Steps of refinement for each sequence (T)."""
+    learning_rate: float = 0.1
+    """Step size of Adam on the mean [units of z, whose prior has scale 1] and on the log scale, as of adamvi."""
+    epsilon: float = 0.2
+    """Adam's epsilon [nats per unit of z], as of adamvi."""
+
+    has_density: ClassVar[bool] = True
+    loss_is_bound: ClassVar[bool] = True
+    num_draws: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "learning_rate", "epsilon")
+
+    @property
+    def num_gradients(self) -> int:
+        """One a step of refinement; the encoder takes none."""
+        return self.num_steps
+
+    @property
+    def _refinement(self) -> AdamVI:
+        return AdamVI(self.num_steps, self.learning_rate, self.epsilon)
+
+    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> AdamVIState:
+        """What the encoder proposes; with `warm` its scale alone.
+
+        Raises:
+            ValueError: if the program has no encoder.
+        """
+        mean, log_scale = _encode(model, batch)
+        start = self._refinement.init(model, batch, rng, mean if warm is None else warm)
+        return dataclasses.replace(start, log_scale=log_scale.detach().clone())
+
+    def step(self, model: Model, state: AdamVIState, batch: Batch, rng: Noise) -> tuple[AdamVIState, StepInfo]:
+        return self._refinement.step(model, state, batch, rng)
+
+    def mean(self, state: AdamVIState) -> Tensor:
+        """μ, [B, *event_shape]."""
+        return self._refinement.mean(state)
+
+    def distribution(self, state: AdamVIState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
+        """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
+        return self._refinement.distribution(state, rng, purpose)
+
+    def guide(self, model: Model, state: AdamVIState, batch: Batch, rng: Noise) -> Guide:
+        """q(z), drawn afresh; its mean and log scale have the gradient of what the encoder proposes."""
+        draw = fresh_noise(state, state.mean, rng, "guide")
+
+        # In the guide and not before it, so that Pyro is told of the encoder's weights where it looks for them.
+        def guide(*args: object, **kwargs: object) -> None:
+            mean, log_scale = _encode(model, batch)
+            mean = _with_gradient_of(mean, state.mean)
+            log_scale = _with_gradient_of(log_scale, state.log_scale)
+            guide_of(normal(mean, log_scale.exp(), draw))()
+
+        return guide
+
+    def posterior(self, state: AdamVIState, num_samples: int, rng: Noise) -> Posterior:
+        """Independent draws from q: one chain."""
+        return self._refinement.posterior(state, num_samples, rng)
+
+
+def _encode(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    encode = getattr(model, "encode", None)
+    if encode is None:
+        raise ValueError("amortized needs a model with an encoder: a method `encode(batch)`, mean and log scale of z")
+    return encode(batch)
+
+
+def _with_gradient_of(proposed: Tensor, refined: Tensor) -> Tensor:
+    """The refined value, whose derivative with respect to the proposed one is taken to be 1."""
+    return refined + (proposed - proposed.detach())

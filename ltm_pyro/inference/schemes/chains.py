@@ -1,0 +1,205 @@
+"""What the schemes of Markov chains share: where chains start, what they keep, and the posterior of their draws.
+
+A scheme of chains is a subclass of `Chains` with a `step` and the name of its state. With `vi_steps` its chains start
+at draws of a mean-field q(z) = N(μ, σ²), and its moves are scaled by σ in each dimension: it then runs in z / σ, where
+a posterior whose dimensions differ in scale is nearly round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ltm_pyro.inference.base import (
+    Batch,
+    Guide,
+    Model,
+    State,
+    first_fields,
+    infer,
+    latent_prior,
+    log_joint,
+    require_positive,
+)
+from ltm_pyro.inference.guides import guide_of, point
+from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.schemes.leapfrog import like_events
+from ltm_pyro.inference.schemes.vi import VI
+
+
+@dataclass(frozen=True)
+class ChainState(State):
+    z: Tensor
+    """[B, C, *event_shape]: where the C chains of each sequence stand."""
+    scale: Tensor
+    """[B, *event_shape]: what moves are scaled by, σ of `vi_steps`; 1 without."""
+    draws: Tensor
+    """[B, C, K, *event_shape]: the last K draws of each chain, the newest last."""
+
+    def moved(self, z: Tensor, **changes: Tensor) -> Self:
+        """The state one step later, with the chains at z, [C, B, *event_shape]: chains first, as programs have them."""
+        z = z.transpose(0, 1).contiguous()
+        draws = torch.cat([self.draws[:, :, 1:], z.unsqueeze(2)], dim=2)
+        return dataclasses.replace(self, step=self.step + 1, z=z, draws=draws, **changes)
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Settings and methods of every scheme of chains."""
+
+    num_steps: int = 16
+    """Steps of inference for each sequence (T)."""
+    num_chains: int = 1
+    """Chains of each sequence, run side by side."""
+    num_kept: int = 1
+    """Draws that each chain keeps, the last ones; more than one serve a look at the posterior."""
+    vi_steps: int = 0
+    """Steps of mean-field VI before the chains, which then start at its draws and move in its scales.
+    0: they start at draws of the prior, and move alike in every dimension."""
+
+    has_density: ClassVar[bool] = False
+    loss_is_bound: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_chains", "num_kept")
+        if self.vi_steps < 0:
+            raise ValueError(f"vi_steps must not be negative, but is {self.vi_steps}")
+
+    @property
+    def num_warmup(self) -> int:
+        """Steps whose points are no draws, since the chain still changes its settings in them."""
+        return 0
+
+    @property
+    def num_draws(self) -> int:
+        """The draws that the chains keep."""
+        return self.num_chains * self._num_kept_after(self.num_steps)
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradients of the log joint for each sequence: one a step and chain, and those of `vi_steps`."""
+        return self.vi_steps + self.num_chains * self.num_steps
+
+    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
+        """Draws of q, or from a Gaussian with the prior's mean and scale (the LTM's prior itself); or all at `warm`."""
+        start = latent_prior(model, batch)
+        scale = torch.ones_like(start.mean)
+        if self.vi_steps:
+            vi = VI(num_steps=self.vi_steps)
+            start = vi.distribution(infer(vi, model, batch, rng, warm), rng)
+            scale = start.stddev
+        if warm is None:
+            noise = rng.normal(
+                "init",
+                batch.sequence_ids,
+                torch.zeros_like(batch.sequence_ids),
+                start.event_shape,
+                (self.num_chains,),
+                like=start.mean,
+            )
+            z = (start.mean + start.stddev * noise).transpose(0, 1).detach().contiguous()
+        else:
+            z = warm.detach().unsqueeze(1).repeat_interleave(self.num_chains, 1)
+        return ChainState(*first_fields(batch), z, scale, z.unsqueeze(2).repeat_interleave(self.num_kept, 2))
+
+    def guide(self, model: Model, state: ChainState, batch: Batch, rng: Noise) -> Guide:
+        """All mass where one chain stands, picked uniformly for each sequence."""
+        sequence = torch.arange(len(state))
+        chain = (rng.uniform("guide", state.sequence_ids, state.step) * self.num_chains).long()
+        return guide_of(point(state.z[sequence, chain]))
+
+    def posterior(self, state: ChainState, num_samples: int, rng: Noise) -> Posterior:
+        """The last draws of every chain, `num_samples` in all.
+
+        Raises:
+            ValueError: if that is no multiple of the chains, or more draws than were taken and kept.
+        """
+        num_draws, remainder = divmod(num_samples, self.num_chains)
+        num_kept = self._num_kept_after(int(state.step.min()))
+        if remainder or not 1 <= num_draws <= num_kept:
+            raise ValueError(
+                f"{num_samples} draws cannot come from {self.num_chains} chains with {num_kept} draws each: "
+                "raise num_kept and num_steps, or ask for a multiple of num_chains"
+            )
+        return Posterior(state.draws[:, :, -num_draws:].movedim(0, 2), state.sequence_ids)
+
+    def mean(self, state: ChainState) -> Tensor:
+        """Mean over the draws that the chains have kept, [B, *event_shape]."""
+        return state.draws[:, :, -self._num_kept_after(int(state.step.min())) :].mean((1, 2))
+
+    def _num_kept_after(self, num_steps: int) -> int:
+        # Where a chain stands is always one draw, also before the first step.
+        return min(self.num_kept, max(1, num_steps - self.num_warmup))
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where C chains of B sequences stand, and what is known there."""
+
+    z: Tensor
+    """[C, B, *event_shape]."""
+    log_density: Tensor
+    """[C, B], nats: log p(x, z)."""
+    gradient: Tensor
+    """[C, B, *event_shape]: ∇_z log p(x, z)."""
+
+
+def evaluate(model: Model, batch: Batch, z: Tensor) -> Point:
+    """The log joint and its gradient at z, [C, B, *event_shape].
+
+    Where z, the density or the gradient is not finite, density and gradient are said to be 0, so that no chain goes
+    there.
+    """
+    with torch.enable_grad():
+        # A program may refuse parameters that are not numbers, for the sake of one chain.
+        at = z.detach().nan_to_num(0.0, 0.0, 0.0).requires_grad_()
+        joint = log_joint(model, batch, at, num_sample_dims=1)
+        log_density = joint.log_likelihood + joint.log_prior
+        (gradient,) = torch.autograd.grad(log_density.sum(), at)
+    is_finite = log_density.isfinite()
+    for values in (z, gradient):
+        is_finite = is_finite & values.isfinite().unsqueeze(-1).flatten(2).all(-1)
+    log_density = torch.where(is_finite, log_density.detach(), -torch.inf).to(z)
+    return Point(z, log_density, torch.where(like_events(is_finite, z), gradient, 0.0))
+
+
+@dataclass(frozen=True)
+class EvaluatedState(ChainState):
+    """Of chains that know the log joint where they stand, so that a step need not evaluate it anew."""
+
+    log_density: Tensor
+    """[B, C], nats: log p(x, z); minus infinity where it or its gradient is not finite."""
+    gradient: Tensor
+    """[B, C, *event_shape]: ∇_z log p(x, z)."""
+
+    @property
+    def point(self) -> Point:
+        return Point(*(value.transpose(0, 1) for value in (self.z, self.log_density, self.gradient)))
+
+    def moved_to(self, point: Point, **changes: Tensor) -> Self:
+        """The state one step later, with the chains at the point."""
+        return self.moved(point.z, **_sequences_first(point), **changes)
+
+
+@dataclass(frozen=True)
+class EvaluatedChains(Chains):
+    """Chains whose state is an `EvaluatedState`."""
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradients of the log joint for each sequence: as of `Chains`, and one where each chain starts."""
+        return super().num_gradients + self.num_chains
+
+    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
+        start = super().init(model, batch, rng, warm)
+        return EvaluatedState(**vars(start), **_sequences_first(evaluate(model, batch, start.z.transpose(0, 1))))
+
+
+def _sequences_first(point: Point) -> dict[str, Tensor]:
+    """What is known at a point, [B, C, ...]."""
+    return {name: getattr(point, name).transpose(0, 1).contiguous() for name in ("log_density", "gradient")}

@@ -1,0 +1,255 @@
+"""Structured variational inference: a Gaussian q(z) per sequence whose covariance is diagonal plus low rank.
+
+    q(z) = N(μ, σ (I + V (diag(a²) - I) Vᵀ) σ)
+
+Along r orthonormal directions V of z / σ the Gaussian of `vi` is stretched by a, or pressed together where a < 1: what
+the text says of one number of z given another, across slots and layers. The covariance of the best Gaussian is the
+inverse of the curvature that it sees, E_q[-∇² log p(x, z)] (Opper & Archambeau 2009); in units of σ that is a matrix M
+whose diagonal is 1 where `vi` has converged. So, of T steps,
+
+- two thirds are those of `vi`, to μ and σ;
+- each of the others takes two gradients for one product M v. With the part of the noise along v replaced by ±√3, the
+  nodes of Gauss-Hermite quadrature, their difference is the curvature along v averaged over q;
+- the next v is what is new in M v (Lanczos 1950): the space they span finds the ends of M's spectrum, which are
+  the directions where the diagonal Gaussian is most wrong;
+- within that space the eigenvalues λ of M give a = λ^-½ (Rayleigh-Ritz). No direction gets wider than the prior.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Independent, constraints, register_kl
+
+from ltm_pyro.inference.base import (
+    Batch,
+    Guide,
+    Model,
+    StepInfo,
+    latent_prior,
+    log_joint,
+    require_positive,
+)
+from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
+from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.schemes.vi import VI, VIState
+
+NODE = math.sqrt(3)
+"""Of three-point Gauss-Hermite quadrature, whose middle node a difference does not need."""
+
+
+class LowRankNormal(TorchDistribution):
+    """N(mean, σ (I + V (diag(a²) - I) Vᵀ) σ) over an event of any shape, whose draws are made from given noise.
+
+    Args:
+        mean: [*batch_shape, *event_shape].
+        scale: σ, [*batch_shape, *event_shape].
+        directions: V, [*batch_shape, d, r], where d is the number of elements of the event; its columns are
+            orthonormal, or their stretch is 1.
+        stretch: a, [*batch_shape, r].
+        event_dim: dimensions of the event.
+        draw: standard normal numbers for outer dimensions of the given shape: [*outer, B, *event_shape].
+    """
+
+    arg_constraints = {}  # noqa: RUF012 - the name and form that torch's distributions have
+    has_rsample = True
+    support = constraints.real
+
+    def __init__(
+        self,
+        mean: Tensor,
+        scale: Tensor,
+        directions: Tensor,
+        stretch: Tensor,
+        event_dim: int,
+        draw: Callable[[torch.Size], Tensor],
+    ) -> None:
+        batch_shape, event_shape = mean.shape[: mean.dim() - event_dim], mean.shape[mean.dim() - event_dim :]
+        self.loc, self.scale, self.directions, self.stretch, self.draw = mean, scale, directions, stretch, draw
+        super().__init__(batch_shape, event_shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """[*batch_shape, *event_shape]."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """[*batch_shape, *event_shape]: the diagonal of the covariance."""
+        change = (self.directions.square() * (self.stretch.square() - 1).unsqueeze(-2)).sum(-1)
+        return self.scale.square() * (1 + change.view_as(self.scale))
+
+    def expand(self, batch_shape: torch.Size, _instance: LowRankNormal | None = None) -> LowRankNormal:
+        mean, scale = (value.expand(*batch_shape, *self.event_shape) for value in (self.mean, self.scale))
+        directions = self.directions.expand(*batch_shape, *self.directions.shape[-2:])
+        stretch = self.stretch.expand(*batch_shape, self.stretch.shape[-1])
+        return LowRankNormal(mean, scale, directions, stretch, len(self.event_shape), self.draw)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        standard = self._flat((value - self.mean) / self.scale)
+        along = self._along(standard)
+        square = standard.square().sum(-1) + (along.square() * (self.stretch.pow(-2) - 1)).sum(-1)
+        return -0.5 * (square + standard.shape[-1] * math.log(2 * math.pi)) - self._log_volume
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        noise = self._flat(self.draw(shape[:-1]))
+        change = (self.directions @ ((self.stretch - 1) * self._along(noise)).unsqueeze(-1)).squeeze(-1)
+        return self.mean + self.scale * (noise + change).view(shape + self.event_shape)
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    @property
+    def _log_volume(self) -> Tensor:
+        """log of the square root of the covariance's determinant, [*batch_shape]."""
+        return self._flat(self.scale.log()).sum(-1) + self.stretch.log().sum(-1)
+
+    def _flat(self, value: Tensor) -> Tensor:
+        """[..., *event_shape] to [..., d]."""
+        return value.flatten(value.dim() - len(self.event_shape)) if self.event_shape else value.unsqueeze(-1)
+
+    def _along(self, standard: Tensor) -> Tensor:
+        """Vᵀ of numbers [..., d]: [..., r]."""
+        return (self.directions.transpose(-1, -2) @ standard.unsqueeze(-1)).squeeze(-1)
+
+
+@register_kl(LowRankNormal, Independent)
+def _kl_to_diagonal(q: LowRankNormal, p: Independent) -> Tensor:
+    """To a Gaussian whose dimensions are independent: [*batch_shape]."""
+    distance = (q.variance + (q.mean - p.mean).square()) / p.variance
+    prior_volume = q._flat(0.5 * p.variance.expand_as(q.mean).log()).sum(-1)
+    return 0.5 * q._flat(distance - 1).sum(-1) + prior_volume - q._log_volume
+
+
+@dataclass(frozen=True)
+class LowRankState(VIState):
+    directions: Tensor
+    """[B, d, r]: v of the products taken so far and of the next, orthonormal; 0 where there are none yet."""
+    products: Tensor
+    """[B, d, r]: M v, the mean of those taken; 0 where there are none yet."""
+    prior_scale: Tensor
+    """[B, *event_shape]: of p(z), which no direction exceeds."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Gaussian posterior of z with a covariance of diagonal plus low rank: `vi`, then its correlations."""
+
+    num_steps: int = 16
+    """Steps of inference for each sequence (T). The last third finds correlations, at two gradients a step."""
+    rank: int = 32
+    """The most directions r in which dimensions of z vary together; each needs one of those steps, and further ones
+    go over them again."""
+    learning_rate: float = 0.5
+    """As of vi, for the steps before."""
+
+    has_density: ClassVar[bool] = True
+    loss_is_bound: ClassVar[bool] = True
+    num_draws: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "rank")
+        self.diagonal  # noqa: B018 - checks the learning rate
+
+    @property
+    def num_products(self) -> int:
+        """Steps that take a product of the curvature with a direction."""
+        return self.num_steps // 3
+
+    @property
+    def diagonal(self) -> VI:
+        """The steps before."""
+        return VI(self.num_steps - self.num_products, self.learning_rate)
+
+    @property
+    def num_gradients(self) -> int:
+        """One a step of `vi`, two a product."""
+        return self.num_steps + self.num_products
+
+    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> LowRankState:
+        start = self.diagonal.init(model, batch, rng, warm)
+        num_dims = start.mean[0].numel()
+        nothing = start.mean.new_zeros(len(batch), num_dims, min(self.rank, self.num_products, num_dims))
+        prior_scale = latent_prior(model, batch).stddev.detach().expand_as(start.mean).clone()
+        return LowRankState(**vars(start), directions=nothing, products=nothing.clone(), prior_scale=prior_scale)
+
+    def step(self, model: Model, state: LowRankState, batch: Batch, rng: Noise) -> tuple[LowRankState, StepInfo]:
+        number = int(state.step[0])
+        if number < self.diagonal.num_steps or not state.directions.shape[-1]:
+            new, info = self.diagonal.step(model, state, batch, rng)
+            return dataclasses.replace(state, **vars(new)), info
+        return self._product(number - self.diagonal.num_steps, model, state, batch, rng)
+
+    def _product(
+        self, number: int, model: Model, state: LowRankState, batch: Batch, rng: Noise
+    ) -> tuple[LowRankState, StepInfo]:
+        """M v for one direction, and the direction that follows from it."""
+        scale, rank = state.log_scale.exp(), state.directions.shape[-1]
+        noise = rng.normal("lowrank", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
+        directions, products, index = state.directions.clone(), state.products.clone(), number % rank
+        if number == 0:
+            start = rng.normal("lowrank-start", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
+            directions[..., 0] = _unit(start.flatten(1))
+        v = directions[..., index]
+        across = noise.flatten(1) - v * (v * noise.flatten(1)).sum(1, keepdim=True)
+        nodes = torch.stack([across + NODE * v, across - NODE * v]).view(2, *state.mean.shape)
+        with torch.enable_grad():
+            z = (state.mean + scale * nodes).detach().requires_grad_()
+            joint = log_joint(model, batch, z, num_sample_dims=1)
+            log_density = joint.log_likelihood + joint.log_prior
+            (gradient,) = torch.autograd.grad(-log_density.sum(), z)
+        one, other = (scale * gradient).flatten(2)
+        product = (one - other) / (2 * NODE)
+        products[..., index] += (product - products[..., index]) / (number // rank + 1)
+        if number + 1 < rank:
+            new = product
+            for _ in range(2):  # once leaves rounding errors along the others
+                new = _unit(new - (directions @ (directions.mT @ new.unsqueeze(-1))).squeeze(-1))
+            directions[..., number + 1] = new
+        # The mean over both nodes counts the second moment along v as 3 instead of 1.
+        log_q = normal(state.mean, scale, draw=None).log_prob(z.detach())
+        objective = (log_q - log_density).mean(0) - (v * (product - v)).sum(1) * (NODE**2 - 1) / 2
+        new_state = dataclasses.replace(state, step=state.step + 1, directions=directions, products=products)
+        return new_state, StepInfo(objective.detach())
+
+    def mean(self, state: LowRankState) -> Tensor:
+        """μ, [B, *event_shape]."""
+        return state.mean
+
+    def distribution(self, state: LowRankState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
+        """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
+        scale = state.log_scale.exp()
+        is_known = state.products.any(-2)
+        curvature = state.directions.mT @ state.products
+        curvature = 0.5 * (curvature + curvature.mT) * (is_known.unsqueeze(-1) & is_known.unsqueeze(-2))
+        eigenvalues, rotation = torch.linalg.eigh(curvature + torch.diag_embed((~is_known).to(curvature)))
+        directions = (state.directions * is_known.unsqueeze(-2)) @ rotation
+        of_prior = (directions.square() * (scale / state.prior_scale).square().flatten(1).unsqueeze(-1)).sum(-2)
+        stretch = eigenvalues.maximum(of_prior).rsqrt()
+        draw = fresh_noise(state, state.mean, rng, purpose)
+        return LowRankNormal(state.mean, scale, directions, stretch, state.mean.dim() - 1, draw)
+
+    def guide(self, model: Model, state: LowRankState, batch: Batch, rng: Noise) -> Guide:
+        """q(z), drawn afresh."""
+        return guide_of(self.distribution(state, rng, purpose="guide"))
+
+    def posterior(self, state: LowRankState, num_samples: int, rng: Noise) -> Posterior:
+        """Independent draws from q: one chain."""
+        q = self.distribution(state, rng, purpose="posterior")
+        return Posterior(q.sample((1, num_samples)), state.sequence_ids)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """[B, d] of length 1; 0 stays 0."""
+    length = vectors.norm(dim=1, keepdim=True)
+    return vectors / length.clamp(min=torch.finfo(vectors.dtype).tiny)

@@ -1,0 +1,90 @@
+"""Maximum a posteriori: one point z per sequence.
+
+    z* = argmax_z log p(x | z) + log p(z), by Adam on the summed log joint.
+
+A point has no density, so MAP has no ELBO; `bounds.gaussian_around` makes a distribution of it that has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ltm_pyro.inference.base import (
+    Batch,
+    Guide,
+    Model,
+    State,
+    StepInfo,
+    first_fields,
+    latent_prior,
+    log_joint,
+    require_positive,
+)
+from ltm_pyro.inference.guides import guide_of, point
+from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.schemes.adam import adam_step
+
+
+@dataclass(frozen=True)
+class MAPState(State):
+    z: Tensor
+    """[B, *event_shape]: the point."""
+    first_moment: Tensor
+    second_moment: Tensor
+
+
+@dataclass(frozen=True)
+class MAP:
+    """Maximum a posteriori of z, by Adam from the prior's mean."""
+
+    num_steps: int = 16
+    """Steps of inference for each sequence (T)."""
+    learning_rate: float = 0.1
+    """Step size of Adam [units of z, whose prior has scale 1]."""
+    epsilon: float = 1.0
+    """Adam's epsilon [nats per unit of z].
+    Gradients below it move z in proportion, those above by the learning rate."""
+
+    has_density: ClassVar[bool] = False
+    loss_is_bound: ClassVar[bool] = False
+    num_draws: ClassVar[int] = 1
+
+    @property
+    def num_gradients(self) -> int:
+        """One a step."""
+        return self.num_steps
+
+    def __post_init__(self) -> None:
+        require_positive(self, "learning_rate", "epsilon")
+
+    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> MAPState:
+        z = (latent_prior(model, batch).mean if warm is None else warm).detach().clone()
+        return MAPState(*first_fields(batch), z, torch.zeros_like(z), torch.zeros_like(z))
+
+    def step(self, model: Model, state: MAPState, batch: Batch, rng: Noise) -> tuple[MAPState, StepInfo]:
+        with torch.enable_grad():
+            z = state.z.detach().requires_grad_()
+            joint = log_joint(model, batch, z)
+            objective = -(joint.log_likelihood + joint.log_prior)
+            (gradient,) = torch.autograd.grad(objective.sum(), z)
+        moved = adam_step(
+            z.detach(), gradient, state.first_moment, state.second_moment, state.step, self.learning_rate, self.epsilon
+        )
+        return MAPState(state.sequence_ids, state.step + 1, state.num_skipped, *moved), StepInfo(objective.detach())
+
+    def guide(self, model: Model, state: MAPState, batch: Batch, rng: Noise) -> Guide:
+        """All mass at z."""
+        return guide_of(point(state.z))
+
+    def posterior(self, state: MAPState, num_samples: int, rng: Noise) -> Posterior:
+        """The point, `num_samples` times: one chain."""
+        return Posterior(state.z.expand(1, num_samples, *state.z.shape), state.sequence_ids)
+
+    def mean(self, state: MAPState) -> Tensor:
+        """The point, [B, *event_shape]."""
+        return state.z

@@ -1,0 +1,293 @@
+"""Checkpoints: the weights and everything needed to go on, written whole or not at all.
+
+`checkpoints/step-00000200/` holds `model.safetensors` (the weights), `optimizer.safetensors` (AdamW's moments),
+`progress.json`, and `SHA256SUMS` of these, which `sha256sum -c` reads too. Where `best.json` stands beside them, the
+held-out figure in it was the best so far. All randomness of training is a pure function of (seed, step), so no random
+state is stored. Nothing read from here can run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+
+from ltm_pyro.files import durable
+from ltm_pyro.errors import InputError
+
+WEIGHTS = "model.safetensors"
+MOMENTS = "optimizer.safetensors"
+PROGRESS = "progress.json"
+BEST = "best.json"
+SUMS = "SHA256SUMS"
+
+
+@dataclass
+class Progress:
+    """Where a training run stands."""
+
+    step: int = 0
+    """Slow steps taken, the skipped ones included."""
+    tokens_seen: int = 0
+    """Predicted tokens that the slow steps have read."""
+    seconds: float = 0.0
+    """Time spent in training steps."""
+    num_skipped_steps: int = 0
+    """Slow steps left out because a value was not finite."""
+    skips_in_a_row: int = 0
+    """How many of them were the last ones."""
+
+
+def save(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer, progress: Progress, num_kept: int) -> Path:
+    """Write a checkpoint into the folder `checkpoints`, unless there is one of this step; older ones go.
+
+    Args:
+        num_kept: of the checkpoints, the last ones that stay. The best one, see :func:`mark_best`, stays besides.
+
+    Raises:
+        FloatingPointError: if a weight is not finite; nothing is written then.
+        WriteError: if it cannot be written; those before it are there still.
+    """
+    weights = model.state_dict()
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise FloatingPointError("a weight is not finite")
+    target = folder / f"step-{progress.step:08d}"
+    if not target.exists():
+        with durable.new_folder(target) as partial:
+            sums = {
+                WEIGHTS: _write(partial / WEIGHTS, safetensors.save(weights)),
+                MOMENTS: _write(partial / MOMENTS, safetensors.save(_moments(adamw))),
+                PROGRESS: _write(partial / PROGRESS, json.dumps(dataclasses.asdict(progress)).encode()),
+            }
+            _write_sums(partial, sums)
+    best = best_checkpoint(folder)
+    for old in all_checkpoints(folder)[:-num_kept]:
+        if old != best:
+            durable.remove_folder(old)
+    return target
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in the folder `checkpoints`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The one that was marked as the best last; None if none was."""
+    return next((path for path in reversed(all_checkpoints(folder)) if (path / BEST).exists()), None)
+
+
+def is_best(folder: Path, figure: dict[str, Any]) -> bool:
+    """Whether a held-out figure is finite, and better than that of the best checkpoint.
+
+    It also is if the two cannot be compared, because other texts or other draws were asked for in between.
+    """
+    best = best_checkpoint(folder)
+    if not math.isfinite(figure["nats_per_token"]):
+        return False
+    if best is None:
+        return True
+    try:
+        before = read_best(best)
+    except InputError:  # of a figure that cannot be read nothing is known
+        return True
+    is_comparable = all(before.get(key) == figure[key] for key in ("estimator", "num_samples", "num_tokens"))
+    return not is_comparable or figure["nats_per_token"] < before["nats_per_token"]
+
+
+def mark_best(checkpoint: Path, figure: dict[str, Any]) -> None:
+    """Say in the checkpoint that it is the best so far, and by which held-out figure.
+
+    Args:
+        figure: the record of it, as in `metrics.jsonl`; the lower its `nats_per_token`, the better.
+
+    Raises:
+        WriteError: if it cannot be written.
+    """
+    content = strict_json({"best_by": "nats_per_token", "split": "validation", **figure})
+    # A crash in between leaves a figure without a sum. The line in `metrics.jsonl` is not there yet then, so that the
+    # resumed run validates and marks once more.
+    digest = _write(checkpoint / BEST, content.encode())
+    _write_sums(checkpoint, {**_read_sums(checkpoint), BEST: digest})
+
+
+def read_best(checkpoint: Path) -> dict[str, Any]:
+    """The held-out figure of a checkpoint that was marked as the best.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    figure = _read_json(checkpoint / BEST)
+    if not isinstance(figure, dict) or type(figure.get("nats_per_token")) is not float:
+        raise InputError(f"{checkpoint / BEST} holds no figure")
+    return figure
+
+
+def strict_json(record: dict[str, Any]) -> str:
+    """The record as JSON; numbers that are not finite, which JSON does not have, become null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(finite, allow_nan=False)
+
+
+def restore(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer) -> tuple[Path, Progress, list[InputError]]:
+    """Put the newest checkpoint that can be read into the model and the optimiser.
+
+    Returns:
+        the checkpoint, where the run stood, and what is wrong with each of the newer ones.
+
+    Raises:
+        InputError: if none can be read.
+    """
+    errors = []
+    for checkpoint in reversed(all_checkpoints(folder)):
+        try:
+            load_weights(checkpoint, model)
+            return checkpoint, load_progress(checkpoint, adamw), errors
+        except InputError as error:
+            errors.append(error)
+    raise InputError(f"no checkpoint in {folder} can be read: {'; '.join(map(str, errors)) or 'there is none'}")
+
+
+def remove_after(checkpoint: Path) -> None:
+    """Remove the checkpoints that are newer than this one.
+
+    Raises:
+        WriteError: if one cannot be removed.
+    """
+    for newer in all_checkpoints(checkpoint.parent):
+        if newer > checkpoint:
+            durable.remove_folder(newer)
+
+
+def copy_without_moments(checkpoint: Path, folder: Path) -> None:
+    """Copy what using the model needs, and not what going on with training does, into a folder that exists.
+
+    Raises:
+        InputError: if the checkpoint cannot be read.
+        WriteError: if the copy cannot be written.
+    """
+    sums = {name: _write(folder / name, _read(checkpoint / name)) for name in (WEIGHTS, PROGRESS)}
+    _write_sums(folder, sums)
+
+
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Put the weights of a checkpoint into the model.
+
+    Raises:
+        InputError: if they cannot be read, or are those of another model.
+    """
+    weights = _read_tensors(checkpoint / WEIGHTS)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"the weights in {checkpoint} are not those of this model: {error}") from None
+
+
+def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
+    """Put AdamW's moments into the optimiser, and return where the run stood.
+
+    Raises:
+        InputError: if the checkpoint cannot be read.
+    """
+    progress = read_progress(checkpoint)
+    weights = [weight for group in adamw.param_groups for weight in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _read_tensors(checkpoint / MOMENTS).items():
+        parts = re.fullmatch(r"(\d{1,9})\.(\w+)", name, re.ASCII)
+        if not parts:
+            raise InputError(f"the moments in {checkpoint} are not those of this model: {name}")
+        state.setdefault(int(parts[1]), {})[parts[2]] = value
+    shapes = {index: {key: value.shape for key, value in values.items()} for index, values in state.items()}
+    expected = {n: {"step": (), "exp_avg": w.shape, "exp_avg_sq": w.shape} for n, w in enumerate(weights)}
+    # None at all before the first step.
+    if state and shapes != expected:
+        raise InputError(f"the moments in {checkpoint} are not those of this model")
+    adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
+    return progress
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Where the run stood.
+
+    Raises:
+        InputError: if the checkpoint cannot be read.
+    """
+    path = checkpoint / PROGRESS
+    values = _read_json(path)
+    fields = {field.name: type(field.default) for field in dataclasses.fields(Progress)}
+    if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != fields:
+        raise InputError(f"{path} does not say where the run stood: it needs {', '.join(fields)}")
+    if not all(0 <= value < math.inf for value in values.values()):
+        raise InputError(f"{path} does not say where the run stood: a number is negative or not finite")
+    return Progress(**values)
+
+
+def _moments(adamw: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{key}": value
+        for index, values in adamw.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+
+
+def _write(path: Path, content: bytes) -> str:
+    durable.write(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_sums(checkpoint: Path, sums: dict[str, str]) -> None:
+    lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
+    durable.write(checkpoint / SUMS, "".join(lines).encode())
+
+
+def _read_sums(checkpoint: Path) -> dict[str, str]:
+    path = checkpoint / SUMS
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(
+            f"{checkpoint} has no {SUMS}: it is damaged; or else, where it is older than checksums, make them in it "
+            f"with: sha256sum *.* > {SUMS}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def _read(path: Path) -> bytes:
+    """What is in a file of a checkpoint, if it is what was written."""
+    sums = _read_sums(path.parent)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if hashlib.sha256(content).hexdigest() != sums.get(path.name):
+        raise InputError(f"{path} is damaged: its checksum is not the one in {SUMS}")
+    return content
+
+
+def _read_json(path: Path) -> Any:
+    content = _read(path)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    content = _read(path)
+    try:
+        return safetensors.load(content)
+    # The last three: of a type or a size that torch does not have.
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None

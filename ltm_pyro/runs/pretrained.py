@@ -1,0 +1,141 @@
+"""A trained model in a folder of its own.
+
+It is what a run has, without what going on with training needs:
+
+config.yaml         the settings, and what they were resolved against
+model.safetensors   the weights; with progress.json and SHA256SUMS, as in a checkpoint
+README.md           the model card: data, steps, scheme, and the figures with what they are
+
+`ltm_pyro.from_pretrained` reads this folder, and so do `ltm_pyro.load` and the commands that read a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from ltm_pyro.runs import checkpoint
+from ltm_pyro import cli
+from ltm_pyro.files import durable
+from ltm_pyro.runs.checkpoint import Progress
+from ltm_pyro.config import NO_INFERENCE, TrainConfig
+from ltm_pyro.errors import InputError
+from ltm_pyro.runs.run import Run, TrainedModel, load
+
+
+def save_pretrained(
+    run: str | os.PathLike[str], folder: str | os.PathLike[str], which: Literal["newest", "best"] = "newest"
+) -> None:
+    """Write the model of a run into a new folder, whole or not at all.
+
+    Args:
+        which: the newest checkpoint, or the one with the best held-out figure of the validations in training.
+
+    Raises:
+        InputError: if the run cannot be read, or the folder exists already.
+        WriteError: if it cannot be written.
+    """
+    source, target = Run(Path(run)), Path(folder)
+    config, resolved = source.read_config()
+    chosen = source.newest_checkpoint() if which == "newest" else source.best_checkpoint()
+    progress = checkpoint.read_progress(chosen)
+    figures = [r for r in source.read_metrics() if r["step"] == progress.step and r.get("split") != "train"]
+    if target.exists():
+        raise InputError(f"{target} exists already: give a new folder")
+    with durable.new_folder(target) as partial:
+        checkpoint.copy_without_moments(chosen, partial)
+        Run(partial).write_config(dataclasses.replace(config, out=None), resolved)
+        card = model_card(target.name, config, resolved, progress, figures)
+        durable.write(partial / "README.md", card.encode())
+
+
+def from_pretrained(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> TrainedModel:
+    """The model in a folder of :func:`save_pretrained`.
+
+    Raises:
+        InputError: if the folder is none of those, or cannot be read.
+    """
+    if not (Path(folder) / checkpoint.WEIGHTS).is_file():
+        raise InputError(
+            f"{folder} holds no model of save_pretrained: it has no {checkpoint.WEIGHTS}; ltm_pyro.load reads runs"
+        )
+    return load(folder, device)
+
+
+def model_card(
+    name: str, config: TrainConfig, resolved: dict[str, str], progress: Progress, figures: list[dict[str, Any]]
+) -> str:
+    """What a reader of the weights must know, as Markdown.
+
+    Args:
+        figures: the lines of `metrics.jsonl` with held-out figures of these weights.
+    """
+    inference = "no z" if config.inference == NO_INFERENCE else f"{config.inference}, {config.fast_steps} fast steps"
+    model = config.model
+    facts = {
+        "data": f"{config.data} (SHA-256 {resolved.get('corpus_sha256')})",
+        "tokenizer": config.tokenizer,
+        "steps": f"{progress.step:,} slow steps of {config.batch_size} sequences, {progress.tokens_seen:,} tokens",
+        "inference of z": inference,
+        "model": f"{model.num_layers} layers of width {model.width}, with {model.num_slots} slots each; "
+        f"window {model.window}, length {model.length}",
+        "trained with": ", ".join(f"{key} {resolved.get(key)}" for key in ("python", "torch", "pyro")),
+    }
+    rows = [
+        (
+            "held-out text of the same corpus",
+            figure.get("estimator"),
+            figure.get("posterior") or "",
+            figure.get("fast_steps"),
+            _error_text(figure.get("nats_per_token"), figure.get("standard_error")),
+            _error_text(figure.get("bits_per_byte"), None),
+            figure.get("num_sequences"),
+            "yes" if figure.get("valid_bound") else "**no**",
+        )
+        for figure in figures
+    ]
+    head = ("text", "estimator", "z from", "T", "nats/token ± over documents", "bits/byte", "sequences", "valid bound")
+    table = "\n".join(map(_row, (head, ["---"] * len(head), *rows)))
+    return f"""---
+library_name: ltm_pyro
+tags: [latent-thought-model, pyro]
+---
+
+# {name}
+
+A Latent Thought Model (Kong et al. 2025): a causal transformer that reads a short window of the text, and a latent z of
+the whole.
+
+{chr(10).join(map(_row, [("", ""), ("---", "---"), *facts.items()]))}
+
+## Figures
+
+{table if rows else "None: these weights were not scored in training."}
+
+## Use
+
+```python
+import ltm_pyro
+
+ltm = ltm_pyro.from_pretrained("{name}")
+```
+"""
+
+
+def _row(cells: Any) -> str:
+    texts = (" ".join(str(cell).split()).replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(texts)} |"
+
+
+def _error_text(value: float | None, error: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"

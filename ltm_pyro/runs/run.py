@@ -1,0 +1,400 @@
+"""A run: the folder that training writes, and the trained model that is loaded from it.
+
+config.yaml       all settings, resolved, and what they were resolved against (corpus, tokenizer, versions)
+metrics.jsonl     one JSON object per logged step
+checkpoints/      see `checkpoint.py`
+tensorboard/      see `tensorboard.py`, where it was asked for
+.lock             see `lock.py`
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro
+import tiktoken
+import torch
+import yaml
+from torch import nn
+
+from ltm_pyro.runs import checkpoint
+from ltm_pyro.files import durable
+from ltm_pyro.runs.checkpoint import Progress
+from ltm_pyro.config import TrainConfig, from_dict, to_dict
+from ltm_pyro.data import (
+    TokenizedTexts,
+    end_of_text,
+    fingerprint,
+    get_tokenizer,
+    load_tokenized_corpus,
+    load_tokenized_texts,
+    token_num_bytes,
+)
+from ltm_pyro.errors import InputError
+from ltm_pyro.models import LatentThoughtModel, TokenBatch
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run."""
+
+    path: Path
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def read_config(self) -> tuple[TrainConfig, dict[str, str]]:
+        """The settings, and what they were resolved against.
+
+        Raises:
+            InputError: if the folder holds no run, or its config cannot be read.
+        """
+        try:
+            values = _safe_load(self.config_path.read_text("utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{self.path} holds no run: it has no config.yaml") from None
+        except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
+            raise InputError(f"{self.config_path} cannot be read: {error}") from None
+        if not isinstance(values, dict) or not isinstance(values.get("resolved"), dict):
+            raise InputError(f"{self.config_path} is not the config of a run")
+        resolved = values.pop("resolved")
+        return from_dict(values), resolved
+
+    def write_config(self, config: TrainConfig, resolved: dict[str, str]) -> None:
+        text = yaml.safe_dump({**to_dict(config), "resolved": resolved}, sort_keys=False, allow_unicode=True)
+        durable.write(self.config_path, text.encode())
+
+    def newest_checkpoint(self) -> Path:
+        """The newest checkpoint; in a folder of :func:`ltm_pyro.save_pretrained`, the folder itself.
+
+        Raises:
+            InputError: if there is none.
+        """
+        if (self.path / checkpoint.WEIGHTS).exists():
+            return self.path
+        checkpoints = checkpoint.all_checkpoints(self.checkpoints)
+        if not checkpoints:
+            raise InputError(f"{self.path} holds no checkpoint: start a new run in another folder")
+        return checkpoints[-1]
+
+    def best_checkpoint(self) -> Path:
+        """The checkpoint of the best validation.
+
+        Raises:
+            InputError: if there is none.
+        """
+        best = checkpoint.best_checkpoint(self.checkpoints)
+        if best is None:
+            raise InputError(f"{self.path} holds no checkpoint that was validated")
+        return best
+
+    def restore(self, model: nn.Module, adamw: torch.optim.Optimizer) -> tuple[Progress, str | None]:
+        """Go back to the newest checkpoint that can be read; what is later, and what a crash left half written, goes.
+
+        Returns:
+            where the run stood, and what was wrong with newer checkpoints, in one line, if there were any.
+
+        Raises:
+            InputError: if none can be read, or `metrics.jsonl` cannot; nothing goes then.
+            WriteError: if something cannot be removed.
+        """
+        restored, progress, errors = checkpoint.restore(self.checkpoints, model, adamw)
+        self.read_metrics()
+        durable.remove_leftovers(self.path)
+        checkpoint.remove_after(restored)
+        self.forget_metrics_after(progress.step)
+        damage = "; ".join(" ".join(str(error).split()) for error in errors)
+        return progress, f"{damage}; going back to {restored}, to take the steps after it again" if errors else None
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add a line to `metrics.jsonl`; numbers that are not finite become null."""
+        durable.append(self.metrics_path, f"{checkpoint.strict_json(record)}\n".encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, but for the last one if a crash has cut it short.
+
+        Raises:
+            InputError: if another one is damaged, or the file cannot be read.
+        """
+        return [record for _, record in self._metrics()]
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run takes again, and the report that it will write again."""
+        kept = [line for line, record in self._metrics() if record["step"] <= step and record.get("split") != "report"]
+        durable.write(self.metrics_path, b"".join(line + b"\n" for line in kept))
+
+    def _metrics(self) -> list[tuple[bytes, dict[str, Any]]]:
+        try:
+            lines = self.metrics_path.read_bytes().removesuffix(b"\n").split(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(f"{self.metrics_path} cannot be read: {error}") from None
+        records = [_record(line) for line in lines]
+        if None in records[:-1]:
+            raise InputError(
+                f"line {records.index(None) + 1} of {self.metrics_path} is not the record of a step: "
+                "the file is damaged; correct that line or remove it"
+            )
+        return [(line, record) for line, record in zip(lines, records, strict=True) if record is not None]
+
+
+def _safe_load(text: str) -> Any:
+    """The values in a YAML text that needs no more of YAML than :meth:`Run.write_config` does.
+
+    Raises:
+        ValueError, OverflowError, yaml.YAMLError: if it holds anything else.
+    """
+    # Before anything is built: deep nesting would end the recursion of the builder, an alias can stand for a value
+    # that never ends, and a tag makes PyYAML raise whatever a conversion stumbles on.
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > 8 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            raise ValueError(
+                f"line {event.start_mark.line + 1} holds more than settings: deep nesting, an alias or a tag"
+            )
+    return yaml.safe_load(text)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
+def check_is_free(out: str, can_resume: bool = False) -> None:
+    """Check that a command may write its results to this folder.
+
+    Args:
+        can_resume: whether the command can go on with a run that is there already.
+
+    Raises:
+        InputError: if it holds anything already.
+    """
+    path = Path(out)
+    try:
+        if path.exists() and any(path.iterdir()):
+            is_run = (path / "config.yaml").exists()
+            hint = "add --resume to go on with it, or " if is_run and can_resume else ""
+            raise InputError(f"--out {out} holds {'a run' if is_run else 'files'} already: {hint}give another folder")
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be used: {error}") from None
+
+
+def create_run(out: str | None, default_name: str) -> Run:
+    """Make the folder of a new run: `out`, or the first free one of runs/NAME, runs/NAME-2, …
+
+    Raises:
+        InputError: if `out` holds anything already, or the folder cannot be made or written to.
+    """
+    if out is not None:
+        check_is_free(out, can_resume=True)
+    run = Run(create_folder(out, Path("runs"), default_name))
+    try:
+        run.checkpoints.mkdir()
+    except FileExistsError:
+        raise InputError(f"--out {out}: another process has just begun a run there; give another folder") from None
+    return run
+
+
+def create_folder(out: str | None, parent: Path, default_name: str) -> Path:
+    """Make a folder for results: `out`, or the first free one of PARENT/NAME, PARENT/NAME-2, …
+
+    Raises:
+        InputError: if it cannot be made or written to.
+    """
+    try:
+        path = Path(out) if out is not None else _numbered(parent, default_name)
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"the folder for the results cannot be used: {error}; choose another with --out") from None
+    return path
+
+
+def _numbered(parent: Path, name: str) -> Path:
+    parent.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("there is always a next number")
+
+
+def free_path(folder: Path, stem: str, extension: str = "") -> Path:
+    """The first of STEM, STEM-2, … that does not exist in the folder."""
+    for number in itertools.count(1):
+        path = folder / f"{stem}{'' if number == 1 else f'-{number}'}{extension}"
+        if not path.exists():
+            return path
+    raise AssertionError("there is always a next number")
+
+
+def resolved_against(
+    corpus_sha256: str, encoding: tiktoken.Encoding, device: torch.device, num_processes: int
+) -> dict[str, str]:
+    """What the settings of a run mean on this machine: corpus, tokenizer, device and versions that they stood for."""
+    return {
+        "corpus_sha256": corpus_sha256,
+        "tokenizer_sha256": fingerprint(encoding),
+        "device": str(device),
+        "processes": str(num_processes),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "pyro": pyro.__version__,
+    }
+
+
+def texts_to_score(run: Run, data: str | None, text_column: str, encoding: tiktoken.Encoding) -> TokenizedTexts:
+    """The texts that `data` names; with None, or where that is the run's own corpus, what the run has held out of it.
+
+    Raises:
+        InputError: if they cannot be had, or the corpus is no longer the one the run was trained on, so that what is
+            held out of it now may have been trained on.
+    """
+    config, resolved = run.read_config()
+    if data is not None and not _is_same_source(data, config.data):
+        return load_tokenized_texts(data, text_column, encoding)
+    try:
+        corpus = load_tokenized_corpus(config.data, config.text_column, encoding)
+    except InputError as error:
+        raise InputError(f"the corpus of {run.path}: {error}; --data gives other text") from None
+    if corpus.sha256 != resolved.get("corpus_sha256"):
+        raise InputError(
+            f"{config.data} is not the corpus that {run.path} was trained on: its hash has changed, so what is held "
+            "out of it now may have been trained on; give --data another text"
+        )
+    return corpus.validation
+
+
+def _is_same_source(data: str, other: str) -> bool:
+    """Whether two values of `--data` name the same corpus, however they spell its path."""
+    if data == other:
+        return True
+    try:
+        return Path(data).expanduser().samefile(Path(other).expanduser())
+    except (OSError, RuntimeError):  # one of them is no path
+        return False
+
+
+def build_model(config: TrainConfig, encoding: tiktoken.Encoding) -> LatentThoughtModel:
+    """The model of a config, its weights drawn from torch's global generator.
+
+    Raises:
+        InputError: if there is not the memory for it.
+    """
+    try:
+        model = LatentThoughtModel(config.model, encoding.n_vocab, end_of_text(encoding))
+    except RuntimeError as error:
+        raise InputError(f"a model of these sizes cannot be made: {error}") from None
+    if config.precision == "bfloat16":
+        model.decoder.compute_dtype = torch.bfloat16
+    return model
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with its tokenizer and the settings it was trained with."""
+
+    model: LatentThoughtModel
+    tokenizer: tiktoken.Encoding
+    config: TrainConfig
+
+    def batch(self, texts: Sequence[str]) -> TokenBatch:
+        """The texts as a batch the model can be run on, each with its end-of-text: [B, T], padded to the longest.
+
+        Sequence ids count the texts from 0.
+
+        Raises:
+            ValueError: if there is no text, or one that is longer than the model's sequences.
+        """
+        if not texts:
+            raise ValueError("there is no text")
+        end = end_of_text(self.tokenizer)
+        rows = [[*self.tokenizer.encode_ordinary(text), end] for text in texts]
+        longest = max(map(len, rows))
+        if longest > self.config.model.length:
+            raise ValueError(
+                f"a text has {longest} tokens with its end-of-text, the model's sequences {self.config.model.length}"
+            )
+        return self.token_batch(rows)
+
+    def token_batch(self, rows: Sequence[Sequence[int]], first_id: int = 0) -> TokenBatch:
+        """Tokens as a batch, padded to the longest row: [B, T]. No end-of-text is added: a row may be a prefix.
+
+        Args:
+            first_id: sequence ids count the rows from here.
+        """
+        longest = max(map(len, rows))
+        end, num_bytes = end_of_text(self.tokenizer), token_num_bytes(self.tokenizer)
+        batch = TokenBatch(
+            torch.tensor([[*row, *[end] * (longest - len(row))] for row in rows], dtype=torch.int64),
+            torch.tensor([[1.0] * len(row) + [0.0] * (longest - len(row)) for row in rows]),
+            torch.arange(first_id, first_id + len(rows)),
+            torch.tensor([int(num_bytes[list(row)].sum()) for row in rows]),
+        )
+        return batch.to(self.model.decoder.embedding.weight.device)
+
+    def texts(self, batch: TokenBatch) -> list[str]:
+        """What the sequences of a batch hold, end-of-text and padding left out."""
+        num_bytes = token_num_bytes(self.tokenizer)
+        rows = zip(batch.tokens.tolist(), batch.weights.tolist(), strict=True)
+        return [
+            self.tokenizer.decode([token for token, weight in zip(*row, strict=True) if weight and num_bytes[token]])
+            for row in rows
+        ]
+
+    def decode(self, tokens: torch.Tensor) -> list[str]:
+        """The texts of [B, T] tokens, each up to its end-of-text; ids that stand for no text are left out."""
+        end, num_bytes = end_of_text(self.tokenizer), token_num_bytes(self.tokenizer)
+        texts = []
+        for row in tokens.tolist():
+            row = row[: row.index(end)] if end in row else row
+            texts.append(self.tokenizer.decode([token for token in row if num_bytes[token]]))
+        return texts
+
+
+def load(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu", which: Literal["newest", "best"] = "newest"
+) -> TrainedModel:
+    """The model of a run, or of a folder of :func:`ltm_pyro.save_pretrained`.
+
+    Args:
+        which: the newest checkpoint, or the one with the best held-out figure of the validations in training.
+
+    Raises:
+        InputError: if the folder holds no run or no such checkpoint, or one that cannot be read.
+    """
+    run = Run(Path(path))
+    config, resolved = run.read_config()
+    encoding = get_tokenizer(config.tokenizer)
+    if fingerprint(encoding) != resolved.get("tokenizer_sha256"):
+        raise InputError(f"the tokenizer {config.tokenizer} is not the one that {path} was trained with")
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(config, encoding)
+    checkpoint.load_weights(run.newest_checkpoint() if which == "newest" else run.best_checkpoint(), model)
+    return TrainedModel(model.to(device), encoding, config)

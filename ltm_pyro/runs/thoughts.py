@@ -1,0 +1,47 @@
+"""Thoughts in files: z of one or more texts as safetensors, from which nothing can run code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ltm_pyro.files import durable
+from ltm_pyro.errors import InputError
+
+NAME = "z"
+
+
+def save_thoughts(path: str, z_BLSD: Tensor) -> None:
+    """Write z of B texts, replacing the file where it exists.
+
+    Raises:
+        WriteError: if it cannot be written; what was there before is there still.
+    """
+    durable.write(Path(path), save({NAME: z_BLSD.float().cpu().contiguous()}))
+
+
+def load_thoughts(path: str, latent_shape: tuple[int, int, int]) -> Tensor:
+    """z of the B texts of a file, [B, *latent_shape] float32.
+
+    Raises:
+        InputError: if it cannot be read, or its thoughts are not those of a model with this shape of z.
+    """
+    try:
+        tensors = load_file(path)
+    # The last three: of a type or a size that torch does not have.
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"the thoughts in {path} cannot be read: {error}") from None
+    if NAME not in tensors or len(tensors) > 1:
+        raise InputError(f"{path} holds no thoughts: it must have one tensor, {NAME!r}, as --save-thought writes it")
+    z_BLSD = tensors[NAME].float()
+    if z_BLSD.dim() != 4 or tuple(z_BLSD.shape[1:]) != latent_shape or not len(z_BLSD):
+        raise InputError(
+            f"{path} holds z of {list(z_BLSD.shape)}, and this run's model needs "
+            f"[number of texts, {', '.join(map(str, latent_shape))}]: give thoughts of this run"
+        )
+    if not z_BLSD.isfinite().all():
+        raise InputError(f"{path} holds a z that is not finite")
+    return z_BLSD

@@ -1,0 +1,1 @@
+"""How a model is trained: the loop over slow steps, several processes, progress on the terminal, TensorBoard."""

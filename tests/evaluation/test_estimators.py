@@ -1,0 +1,307 @@
+"""The figures by name, on a Latent Thought Model whose -log p(x) is known: z has two dimensions, so it is an integral.
+
+Then on a language of known probability, which no valid figure of a trained model may fall below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from ltm_pyro.data import TopicLanguage, token_batch
+from ltm_pyro.evaluation import figures
+from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred, annealing_plan
+from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, bounds, infer
+from ltm_pyro.inference.schemes.adam_vi import AdamVI
+from ltm_pyro.inference.schemes.vi import VI
+from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
+from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
+
+VALID = [name for name, estimator in ESTIMATORS.items() if estimator.is_valid]
+SETTINGS = EstimatorSettings(num_samples=32, block_size=2, num_temperatures=16, num_leapfrogs=2, num_chains=8)
+GAUSSIAN = VI(num_steps=8)
+INFERENCES = {
+    "vi": Inference("vi", SCHEMES["vi"](num_steps=8), GAUSSIAN),
+    "adamvi": Inference("adamvi", SCHEMES["adamvi"](num_steps=8), GAUSSIAN),
+    "lowrank": Inference("lowrank", SCHEMES["lowrank"](num_steps=8, rank=2), GAUSSIAN),
+    "amortized": Inference("amortized", SCHEMES["amortized"](num_steps=4), GAUSSIAN),
+    "map": Inference("map", SCHEMES["map"](num_steps=8), GAUSSIAN),
+    "langevin": Inference("langevin", SCHEMES["langevin"](num_steps=8, num_chains=4), GAUSSIAN),
+    "mala": Inference("mala", SCHEMES["mala"](num_steps=8, num_chains=4), GAUSSIAN),
+    "hmc": Inference("hmc", SCHEMES["hmc"](num_steps=4, num_chains=4, num_leapfrogs=3), GAUSSIAN),
+    "underdamped": Inference("underdamped", SCHEMES["underdamped"](num_steps=8, num_chains=4), GAUSSIAN),
+    "the prior": Inference.without(),
+}
+CONFIG = DecoderConfig(num_layers=1, width=2, num_heads=1, hidden=4, num_slots=1, window=2, length=6)
+
+
+def test_every_scheme_is_tested_here():
+    assert INFERENCES.keys() == {*SCHEMES, "the prior"}
+
+
+def sharp(config: DecoderConfig) -> LatentThoughtModel:
+    """A model of five symbols in float64, with weights so large that z decides what it writes."""
+    torch.manual_seed(9)
+    model = LatentThoughtModel(config, vocab_size=6, end_of_text=4).double()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=2.2 if "cross_attention" in name else 1.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def ltm() -> LatentThoughtModel:
+    """With an encoder whose proposals are not the prior, nor far from it."""
+    decoder = sharp(CONFIG).decoder
+    model = LatentThoughtModel(dataclasses.replace(CONFIG, encoder_layers=1), vocab_size=6, end_of_text=4).double()
+    model.decoder = decoder
+    with torch.no_grad():
+        for weight in model.encoder.parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def written(ltm: LatentThoughtModel) -> TokenBatch:
+    """Texts of the model, of different lengths."""
+    torch.manual_seed(7)
+    tokens = ltm(num_sequences=24)
+    is_end = (tokens == ltm.end_of_text).long()
+    weights = (is_end.cumsum(-1) - is_end == 0).double()
+    assert len(set(weights.sum(1).tolist())) > 2
+    return TokenBatch(tokens, weights, torch.arange(24), weights.sum(1).long())
+
+
+@pytest.fixture(scope="module")
+def exact(ltm: LatentThoughtModel, written: TokenBatch) -> torch.Tensor:
+    """[B]: -log ∫ p(x | z) N(z) dz, by the trapezoidal rule on a square of ±7; it converges exponentially here."""
+    axis = torch.linspace(-7, 7, 141, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    log_prior = -0.5 * z.square().sum(1) - math.log(2 * math.pi)
+    values = []
+    for tokens, weights in zip(written.tokens, written.weights, strict=True):
+        inputs = torch.cat([torch.tensor([ltm.decoder.begin_of_text]), tokens[:-1]]).expand(len(z), -1)
+        with torch.no_grad():
+            logits = ltm.decoder.logits(ltm.decoder(inputs, z.view(-1, 1, 1, 2)))
+        log_probs = logits.log_softmax(-1)[:, torch.arange(6), tokens]
+        values.append(-((log_probs * weights).sum(1) + log_prior).logsumexp(0) - 2 * math.log(0.1))
+    return torch.stack(values)
+
+
+def test_z_matters_in_that_model(ltm, written, exact):
+    """Else no test below could tell a figure from another."""
+    prior = ESTIMATORS["elbo"].score(
+        Inferred(ltm, written, INFERENCES["the prior"], SequenceNoise(0)),
+        dataclasses.replace(SETTINGS, num_samples=400),
+    )
+    assert (prior.nats - exact).mean() > 0.3
+
+
+@pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
+@pytest.mark.parametrize("name", ["elbo", "iwae", "ais"])
+def test_a_bound_is_not_below_the_integral(name, inference, ltm, written, exact):
+    scores = ESTIMATORS[name].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
+    excess = scores.nats - exact
+    # Its own error on these very texts. From below it will do: the large weight that lowers a figure raises its error.
+    error = max(scores.variance.sum().sqrt().item() / len(excess), 1e-9)
+    assert excess.mean() > -5 * error
+    assert (scores.effective_sample_size is None) == (name == "elbo")
+    if scores.effective_sample_size is not None:
+        assert ((scores.effective_sample_size >= 1) & (scores.effective_sample_size <= scores.num_samples)).all()
+
+
+@pytest.mark.parametrize("name", ["iwae", "ais"])
+def test_from_the_prior_the_figures_of_weights_are_the_integral(name, ltm, written, exact):
+    """From both sides. From above this holds of a q that covers the posterior, with draws enough to trust the error.
+
+    Chains of `underdamped`, say, leave a text now and then, whose Gaussian then lies some twenty or a hundred scales of
+    the prior away: no annealing of 16 temperatures comes back from there, and weights that are all too small do not
+    show it in their spread.
+    """
+    settings = dataclasses.replace(SETTINGS, num_samples=400, num_chains=128)
+    scores = ESTIMATORS[name].score(Inferred(ltm, written, INFERENCES["the prior"], SequenceNoise(0)), settings)
+    error = scores.variance.sum().sqrt() / len(written)
+    # The logarithm's own part is half the variance, to second order.
+    assert -5 * error < (scores.nats - exact).mean() - scores.variance.mean() / 2 < 5 * error
+    assert error < 0.03
+
+
+@pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
+def test_the_prequential_code_is_no_shorter_than_the_entropy_of_the_models_own_texts(inference, ltm, written, exact):
+    scores = ESTIMATORS["prequential"].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
+    excess = scores.nats - exact
+    assert excess.mean() > -3 * excess.std() / math.sqrt(len(excess))
+    assert scores.posterior == inference.name
+    assert scores.num_samples == (inference.scheme.num_draws or 32)
+
+
+def test_the_reused_noise_is_not_the_settings_of_a_bound(ltm, written):
+    scores = ESTIMATORS["reused-noise"].score(Inferred(ltm, written, INFERENCES["vi"], SequenceNoise(0)), SETTINGS)
+    assert not ESTIMATORS["reused-noise"].is_valid
+    assert "BOUND" in ESTIMATORS["reused-noise"].meaning
+    assert scores.variance is None
+    assert "reused" in scores.posterior
+
+
+def test_a_model_without_z_has_one_figure_and_it_is_exact():
+    model = sharp(dataclasses.replace(CONFIG, num_slots=0))
+    tokens = torch.randint(4, (5, 6))
+    inputs = torch.cat([torch.full((5, 1), model.decoder.begin_of_text), tokens[:, :-1]], dim=1)
+    logits = model.decoder.logits(model.decoder(inputs, torch.zeros(5, 1, 0, 2, dtype=torch.float64)))
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum").item()
+    (figure,) = figures.score(
+        model, [token_batch(tokens)], torch.arange(5), VALID, INFERENCES["vi"], SETTINGS, SequenceNoise(0)
+    )
+    assert figure.nats == pytest.approx(expected, rel=1e-12)
+    assert (figure.estimator, figure.posterior, figure.num_samples, figure.rate) == ("exact", None, 1, 0)
+
+
+def padded(batch: TokenBatch, columns: int) -> TokenBatch:
+    tokens = torch.nn.functional.pad(batch.tokens, (0, columns), value=4)
+    return dataclasses.replace(batch, tokens=tokens, weights=torch.nn.functional.pad(batch.weights, (0, columns)))
+
+
+@pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
+def test_no_figure_depends_on_batch_size_order_or_padding(inference, ltm, written):
+    documents = torch.arange(len(written)) // 3
+    order = torch.randperm(len(written), generator=torch.Generator().manual_seed(0))
+    settings = dataclasses.replace(SETTINGS, num_samples=6, num_temperatures=4)
+    ways = [
+        [written],
+        [written[i : i + 1] for i in range(len(written))],  # one by one
+        [written[order][:7], written[order][7:]],
+        [padded(written[:10], 5), padded(written[10:], 2)],
+    ]
+    results = [
+        figures.score(ltm, batches, documents, ESTIMATORS, inference, settings, SequenceNoise(1)) for batches in ways
+    ]
+    for others in results[1:]:
+        for first, other in zip(results[0], others, strict=True):
+            expected = first.record()
+            assert other.record() == {
+                key: pytest.approx(value, rel=1e-8, nan_ok=True) if isinstance(value, float) else value
+                for key, value in expected.items()
+            }
+
+
+LANGUAGE = TopicLanguage.random(num_topics=4, num_states=3, vocab_size=12, seed=0)
+LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def learned() -> LatentThoughtModel:
+    """A model trained on texts with a hidden topic."""
+    torch.manual_seed(0)
+    shape = DecoderConfig(
+        num_layers=2, width=16, num_heads=2, hidden=32, num_slots=2, window=4, length=LENGTH, encoder_layers=1
+    )
+    model = LatentThoughtModel(shape, LANGUAGE.vocab_size + 2, LANGUAGE.vocab_size)
+    config, num_steps = OptimizerConfig(learning_rate=2e-2, final_learning_rate=1e-3, warmup_steps=20), 150
+    optimizer, generator = WeightOptimizer(model, config, num_steps), torch.Generator().manual_seed(0)
+    scheme = VI(num_steps=4)
+    for step in range(num_steps):
+        batch = token_batch(LANGUAGE.sample(32, LENGTH, generator)[0])
+        rng = BatchNoise(generator)
+        guide = scheme.guide(model, infer(scheme, model, batch, rng), batch, rng)
+        elbo_backward(model, guide, batch, batch.tokens.numel())
+        optimizer.update(step)
+    return model
+
+
+@pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
+def test_no_valid_figure_is_below_the_probability_of_the_language(inference, learned):
+    """In expectation over texts -log p_model is at least -log p_true, and so is every bound on it and every code."""
+    texts, _ = LANGUAGE.sample(64, LENGTH, torch.Generator().manual_seed(1))
+    batch, truth = token_batch(texts), -LANGUAGE.log_prob(texts)
+    settings = dataclasses.replace(SETTINGS, num_samples=16, block_size=8, num_temperatures=8)
+    inferred = Inferred(learned, batch, inference, SequenceNoise(0))
+    for name in VALID:
+        excess = ESTIMATORS[name].score(inferred, settings).nats - truth
+        error = excess.std() / math.sqrt(len(excess))
+        assert excess.mean() > -3 * error, name
+        # It has learnt enough for the test to mean something: a uniform guess would be at 1.
+        if inference.name == "vi":
+            assert excess.mean() < 0.5 * (LENGTH * math.log(LANGUAGE.vocab_size) - truth.mean()), name
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_samples", 0), ("block_size", 0), ("num_temperatures", 0), ("num_leapfrogs", 0), ("num_chains", 1)],
+)
+def test_settings_out_of_range_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=field):
+        EstimatorSettings(**{field: value})
+
+
+class Recording(SequenceNoise):
+    """Notes the name of every stream that is drawn from: what for, and at which step."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.streams: list[tuple[str, tuple[int, ...]]] = []
+
+    def normal(self, purpose, sequence_ids, steps, *args, **kwargs):
+        self.streams.append((purpose, tuple(steps.tolist())))
+        return super().normal(purpose, sequence_ids, steps, *args, **kwargs)
+
+    def uniform(self, purpose, sequence_ids, steps, *args, **kwargs):
+        self.streams.append((purpose, tuple(steps.tolist())))
+        return super().uniform(purpose, sequence_ids, steps, *args, **kwargs)
+
+
+@pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
+@pytest.mark.parametrize("name", ["elbo", "iwae", "ais"])
+def test_no_random_number_serves_twice_in_a_bound(name, inference, ltm, written):
+    """Not in the fit of q and in the draws that are scored, nor in the pilot and in the chains."""
+    rng = Recording(0)
+    settings = dataclasses.replace(SETTINGS, num_samples=4, num_temperatures=4)
+    ESTIMATORS[name].score(Inferred(ltm, written[:2], inference, rng), settings)
+    assert len(rng.streams) >= 4
+    assert len(set(rng.streams)) == len(rng.streams)
+
+
+@pytest.mark.parametrize("name", ["elbo", "iwae", "ais"])
+def test_the_variance_of_a_figure_is_that_of_repetitions(name, ltm, written, exact):
+    """Of the likeliest text, under 400 names, each with noise of its own; q is the prior, so nothing else differs.
+
+    The relative error of a variance of 400 is √(2 / 400) = 7 % for a Gaussian, and more for a skew figure; the delta
+    method of few weights is off by some 20 % here. A standard error in the place of its square would be off by three
+    times.
+    """
+    same = written[exact.argmin().expand(400)]
+    batch = dataclasses.replace(same, sequence_ids=torch.arange(400))
+    settings = dataclasses.replace(SETTINGS, num_samples=64, num_temperatures=2, num_chains=64)
+    scores = ESTIMATORS[name].score(Inferred(ltm, batch, INFERENCES["the prior"], SequenceNoise(0)), settings)
+    assert scores.variance.mean() == pytest.approx(scores.nats.var().item(), rel=0.5)
+    assert scores.variance.mean() < 0.1  # so that a root would be seen
+
+
+def test_the_settings_reach_the_estimates(ltm, written):
+    settings = EstimatorSettings(num_samples=27, block_size=3, num_temperatures=4, num_leapfrogs=3, num_chains=5)
+    inferred = Inferred(ltm, written[:2], INFERENCES["vi"], SequenceNoise(0))
+    scores = {name: estimator.score(inferred, settings) for name, estimator in ESTIMATORS.items()}
+    assert {name: score.num_samples for name, score in scores.items()} == {
+        "elbo": 27,
+        "iwae": 27,
+        "ais": 5,
+        "prequential": 27,
+        "reused-noise": 1,
+    }
+    plan = annealing_plan(inferred, inferred.q("annealing"), settings)
+    assert (len(plan.betas), plan.num_leapfrogs, plan.num_chains) == (5, 3, 5)
+    assert scores["ais"].posterior == "vi, annealed"
+    assert scores["iwae"].pareto_k.isfinite().all()  # 27 draws have a tail
+    assert [name for name, score in scores.items() if score.pareto_k is not None] == ["iwae"]
+
+
+def test_the_figure_at_reused_noise_takes_the_steps_that_were_asked_for(ltm, written):
+    inference = Inference("map", SCHEMES["map"](num_steps=3), GAUSSIAN)
+    scores = ESTIMATORS["reused-noise"].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
+    scheme = AdamVI(num_steps=3, noise="reused")
+    state = infer(scheme, ltm, written, SequenceNoise(0))
+    assert scores.nats.equal(bounds.reused_noise(ltm, written, scheme, state).nelbo)

@@ -1,0 +1,108 @@
+"""Counted operations against formulas by hand: 2 m n k for a product of [m, n] and [n, k] matrices."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from ltm_pyro.evaluation import operations
+from ltm_pyro.evaluation.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference
+from ltm_pyro.inference import PRIOR
+from ltm_pyro.inference.schemes.amortized import Amortized
+from ltm_pyro.inference.schemes.vi import VI
+from ltm_pyro.models import DecoderConfig, LatentThoughtModel
+
+L, D, H, S, T, V = 2, 16, 24, 3, 32, 10
+CONFIG = DecoderConfig(num_layers=L, width=D, num_heads=2, hidden=H, num_slots=S, window=T, length=T)
+
+
+def model_of(**changes: int) -> LatentThoughtModel:
+    return LatentThoughtModel(dataclasses.replace(CONFIG, **changes), vocab_size=V + 1, end_of_text=0)
+
+
+LAYER = 2 * (4 * D * D + 3 * D * H)  # query, key, value, output; gate, up, output
+ATTENTION = 2 * 2 * T * D  # scores and their use, with every position, masked or not
+CROSS = 2 * 2 * D * D + 2 * 2 * S * D  # query and output; scores and their use
+SLOTS = 2 * 2 * D * D * S  # keys and values, once a sequence
+LOGITS = 2 * D * V
+FORWARD = L * (LAYER + ATTENTION) + LOGITS
+FORWARD_WITH_Z = FORWARD + L * (CROSS + SLOTS / T)
+BELOW = 2 * 5 * D * D + ATTENTION  # of the first layer, its self-attention and the queries of cross-attention
+
+
+def test_a_product_of_matrices():
+    assert operations.count(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
+
+
+def test_a_model_without_z_costs_a_pass_to_score_and_three_to_train():
+    model = model_of(num_slots=0)
+    assert operations.of_estimate(model, EXACT, Inference.without(), EstimatorSettings()) == FORWARD
+    # The logits are computed again for the gradient of the weights.
+    assert operations.of_training(model, PRIOR) == 3 * FORWARD + LOGITS
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_window_costs_what_its_blocks_do():
+    """Blocks of W queries see 2 W keys, the first W."""
+    wide, narrow = (
+        operations.of_estimate(model_of(num_slots=0, window=window), EXACT, Inference.without(), EstimatorSettings())
+        for window in (T, 4)
+    )
+    assert wide - narrow == L * 2 * 2 * D * (T - 4 * (2 - 4 / T))
+
+
+def test_a_draw_costs_a_pass_and_a_step_of_inference_two_of_what_lies_above_the_first_thoughts():
+    """Backwards as forwards, of the activations alone. What lies below is computed once for all steps or draws."""
+    model = model_of()
+
+    def cost(num_steps: int, num_samples: int) -> float:
+        inference = Inference("vi", VI(num_steps=num_steps), VI())
+        return operations.of_estimate(model, ESTIMATORS["elbo"], inference, EstimatorSettings(num_samples=num_samples))
+
+    above = FORWARD_WITH_Z - BELOW
+    assert cost(0, 5) == pytest.approx(BELOW + 5 * above)
+    step = cost(1, 1) - cost(0, 1) - BELOW
+    assert 1.9 * above < step < 2.3 * above
+    assert cost(7, 3) == pytest.approx(BELOW + 7 * step + BELOW + 3 * above)
+    # The slow step has no gradient of z.
+    training = operations.of_training(model, VI(num_steps=7))
+    assert training == pytest.approx(BELOW + 7 * step + 3 * FORWARD_WITH_Z + LOGITS - L * SLOTS / T)
+
+
+def test_an_encoder_costs_two_passes_and_a_gradient_to_train_and_one_to_score():
+    """It runs where inference starts, and again in the guide, whose gradient costs two passes more.
+
+    Its layers have no cross-attention; L·S queries stand in front of T tokens, and the head reads the queries alone.
+    """
+    num_layers, queries = 3, L * S
+    positions = queries + T
+    layer = positions * LAYER + 2 * 2 * positions * positions * D
+    encoder = (num_layers * layer + queries * 2 * D * 2 * D) / T
+    model, settings = model_of(encoder_layers=num_layers), EstimatorSettings(num_samples=3)
+    inference = Inference("amortized", Amortized(), VI())
+    scored = operations.of_estimate(model, ESTIMATORS["elbo"], inference, settings)
+    assert scored == pytest.approx(3 * FORWARD_WITH_Z - 2 * BELOW + encoder)
+    # z has a gradient here: that of the keys and values of the slots, which vi's slow step does without.
+    training = operations.of_training(model, Amortized())
+    assert training == pytest.approx(3 * FORWARD_WITH_Z + LOGITS + 4 * encoder)
+
+
+def test_prequential_infers_from_what_stands_before_a_block_alone():
+    """Blocks of a quarter: inference reads 0, 1, 2 and 3 of them, and the draws read 1, 2, 3 and 4."""
+    settings = EstimatorSettings(num_samples=2, block_size=T // 4)
+    model = model_of(num_slots=S, window=T // 4)
+
+    def cost(num_steps: int) -> float:
+        inference = Inference("vi", VI(num_steps=num_steps), VI())
+        return operations.of_estimate(model, ESTIMATORS["prequential"], inference, settings)
+
+    elbo = [
+        operations.of_estimate(
+            model, ESTIMATORS["elbo"], Inference("vi", VI(num_steps=steps), VI()), EstimatorSettings(num_samples=1)
+        )
+        for steps in (0, 1)
+    ]
+    assert cost(0) == pytest.approx((1 + 2 + 3 + 4) / 4 * (2 * elbo[0] - BELOW), rel=0.15)
+    assert cost(1) - cost(0) == pytest.approx((1 + 2 + 3) / 4 * (elbo[1] - elbo[0]), rel=0.15)

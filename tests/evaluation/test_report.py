@@ -1,0 +1,185 @@
+"""What is shown of figures: every cell of the table, the JSON file and the plot, against figures made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib.figure
+import pytest
+import torch
+
+from ltm_pyro.config import preset
+from ltm_pyro.evaluation import report
+from ltm_pyro.evaluation.estimators import Scores
+from ltm_pyro.evaluation.figures import Figure
+from ltm_pyro.evaluation.report import Row, Source
+from ltm_pyro.models import TokenBatch
+
+
+def row(
+    estimator: str,
+    nats: list[float],
+    *,
+    run: str = "runs/a",
+    steps: int = 4,
+    posterior: str | None = "vi",
+    pairing: tuple[object, ...] = ("text",),
+    **scores: list[float],
+) -> Row:
+    """A figure of two documents, of 2 and 3 tokens and 4 and 6 bytes; lists in nats."""
+    figure = Figure(estimator, steps)
+    tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    weights = torch.tensor([[1.0, 1, 0], [1, 1, 1]])
+    batch = TokenBatch(tokens, weights, torch.arange(2), torch.tensor([4, 6]))
+    figure.add(Scores(torch.tensor(nats, dtype=torch.float64), posterior, 32, **tensors), batch, torch.arange(2))
+    source = Source(run, preset("tiny"), 823_808, 450, 1000, 2e6, "a text", "0" * 64)
+    return Row(source, figure, "vi", 1234.0, pairing)
+
+
+EXACT = row("exact", [5.0, 6.0], posterior=None, run="runs/ar", rate=[0.0, 0.0])
+ELBO = row("elbo", [6.0, 9.0], rate=[1.0, 1.5], variance=[0.03, 0.01])
+IWAE = row("iwae", [5.5, 8.0], variance=[0.2, 0.2], effective_sample_size=[3.0, 5.0], pareto_k=[0.31, 0.53])
+
+
+def printed(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
+    """The lines of the table, by column."""
+    report.print_report(rows, [])
+    lines = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    names, _, *cells = [[cell.strip() for cell in line] for line in lines]
+    return [dict(zip(names, line, strict=True)) for line in cells]
+
+
+def test_every_cell_by_hand(capsys):
+    exact, elbo, iwae = printed([EXACT, ELBO, IWAE], capsys)
+    bit = math.log(2)
+    assert elbo == {
+        "run": "runs/a",
+        "figure": "elbo",
+        "z from": "vi",
+        "T": "4",
+        "meaning": "upper bound",
+        "nats/token": "3.0000 ± 0.0000",
+        "bits/byte": f"{15 / 10 / bit:.4f}",
+        # 1 and 3 nats of 4 and 6 bytes: ±0.6 nats from 0.4 a byte, so √(2 · 2 · 0.6²) / 10.
+        "Δ bits/byte": f"+{4 / 10 / bit:.4f} ± {math.sqrt(2 * 2 * 0.36) / 10 / bit:.4f}",
+        "perplexity": f"{math.exp(3):.2f}",
+        "rate": f"{2.5 / 5 / bit:.3f}",
+        "distortion": f"{12.5 / 5 / bit:.3f}",
+        "MC error": f"{math.sqrt(0.04) / 5:.4f}",
+        "ESS": "",
+        "k̂": "",
+        "op/token": "1.23 k",
+    }
+    assert (iwae["ESS"], iwae["k̂"], iwae["rate"], iwae["distortion"]) == ("4.0 of 32", "0.42", "", "")
+    assert (exact["z from"], exact["T"], exact["rate"], exact["Δ bits/byte"]) == ("", "", "", "")
+
+
+def test_a_figure_that_is_not_finite_says_so_and_nothing_else_breaks(capsys, tmp_path):
+    bad = row("elbo", [math.nan, 9.0], rate=[1.0, 1.0], variance=[math.nan, 0.1])
+    _, good, line = printed([EXACT, ELBO, bad], capsys)
+    assert (good["meaning"], line["meaning"]) == ("upper bound", "not finite")
+    assert (line["nats/token"], line["bits/byte"], line["Δ bits/byte"], line["perplexity"]) == ("", "", "", "")
+    certificate = {"upper_nats_per_token": math.inf, "gap_standard_error": None}
+    report.write_json(str(tmp_path / "x.json"), {}, [EXACT, bad], [certificate])
+    contents = json.loads((tmp_path / "x.json").read_text())
+    assert contents["figures"][1]["nats_per_token"] is None
+    assert contents["figures"][1]["valid_bound"] is False
+    assert contents["certificates"] == [{"upper_nats_per_token": None, "gap_standard_error": None}]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_only_figures_of_the_same_sequences_are_compared(capsys):
+    other = row("elbo", [6.0, 9.0], pairing=("another text",))
+    cells = printed([EXACT, ELBO, other], capsys)
+    assert [bool(line["Δ bits/byte"]) for line in cells] == [False, True, False]
+    assert other.reference([EXACT, ELBO, other]) is None
+
+
+def test_a_difference_is_from_the_same_figure_of_the_first_run(tmp_path):
+    """And not from another kind of figure, which would compare a code with a bound."""
+    rows = [
+        row("elbo", [6.0, 9.0]),
+        row("prequential", [5.0, 8.0]),
+        row("elbo", [5.5, 9.0], steps=16),
+        row("elbo", [6.5, 9.0], run="runs/b"),
+        row("prequential", [5.0, 8.5], run="runs/b"),
+        row("iwae", [5.0, 8.5], run="runs/b"),
+    ]
+    report.write_json(str(tmp_path / "x.json"), {}, rows, [])
+    written = json.loads((tmp_path / "x.json").read_text())["figures"]
+    assert [line["difference_from"] for line in written] == [None, None, 0, 0, 1, None]
+    bits = [line["difference_bits_per_byte"] for line in written]
+    half = 0.5 / 10 / math.log(2)  # half a nat in ten bytes
+    assert bits == [None, None, pytest.approx(-half), pytest.approx(half), pytest.approx(half), None]
+
+
+def test_on_a_terminal_that_is_too_narrow_every_figure_is_a_paragraph(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for width, is_table in ((60, False), (300, True)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        report.print_report([EXACT, ELBO, IWAE], [])
+        text = capsys.readouterr().out
+        assert ("───" in text) is is_table
+        assert " ".join(text.split()).count("upper bound") == 2
+        assert "…" not in text
+
+
+def test_a_name_in_brackets_is_no_markup(capsys):
+    report.print_report([row("elbo", [6.0, 9.0], run="runs/[bold]a")], [])
+    assert "| runs/[bold]a |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1, "1"),
+        (999.4, "999"),
+        (999.6, "1 k"),
+        (1234, "1.23 k"),
+        (99_999, "100 k"),
+        (3.86e12, "3.86 T"),
+        (1e21, "1 Z"),
+    ],
+)
+def test_counts_have_three_digits_and_a_unit(value, text):
+    assert report.in_units(value) == text
+
+
+def test_the_certificate_names_both_sides(capsys):
+    values = {"lower": 1.25, "upper": 1.5, "elbo": 1.75, "gap": 0.25, "elbo_excess": 0.5}
+    certificate = {f"{name}_nats_per_token": value for name, value in values.items()}
+    certificate |= {"gap_standard_error": 0.125, "elbo_excess_standard_error": None}
+    certificate |= {"run": "a", "inference": "vi", "fast_steps": 4, "num_sequences": 3, "num_tokens": 1200}
+    report.print_report([ELBO], [certificate])
+    text = capsys.readouterr().out
+    assert "bounded by 1.2500 from below and by 1.5000 nats/token from above" in text
+    assert "gap 0.2500 ± 0.1250" in text
+    assert "the ELBO, 1.7500, is 0.5000 above the lower side" in text
+
+
+def test_the_plot_has_the_valid_figures_alone_with_their_own_error(tmp_path, monkeypatch):
+    drawn = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k))
+    )
+    rows = [
+        EXACT,
+        *(row("elbo", [9.0 - t, 9.0], steps=t, rate=[0.0, 0.0], variance=[0.03, 0.01]) for t in (0, 1, 4)),
+        *(row("reused-noise", [1.0, 1.0], steps=t, rate=[0.0, 0.0]) for t in (0, 1, 4)),
+        row("iwae", [math.nan, 1.0], steps=4),
+    ]
+    report.plot(rows, tmp_path / "x.png")
+    assert Path(tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+    (axes,) = drawn[0].axes
+    labels = axes.get_legend_handles_labels()[1]
+    assert sorted(labels) == ["runs/a: elbo, vi", "runs/ar (exact)"]
+    (curve,) = axes.containers
+    assert list(curve[0].get_xdata()) == [0, 1, 4]
+    assert curve[0].get_ydata() == pytest.approx([(18 - t) / 10 / math.log(2) for t in (0, 1, 4)])
+    low, high = curve[2][0].get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx(math.sqrt(0.04) / 10 / math.log(2))

@@ -1,0 +1,240 @@
+"""Several processes that train together, on CPUs: the same losses as one process, and nothing lost when one stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ltm_pyro import train
+from ltm_pyro.errors import InputError
+from ltm_pyro.training.processes import Processes
+
+SMALL = shlex.split(
+    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
+    "--model.length 32 --batch-size 8 --fast-steps 2 --log-every 1 --validation-sequences 5 --validation-samples 4 "
+    "--device cpu --steps 6 --validate-every 3"
+)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(200)))
+    return str(path)
+
+
+def in_two(*args: str, cwd: Path, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in two processes."""
+    command = [*TORCHRUN, "-m", "ltm_pyro.train", *args]
+    return subprocess.run(
+        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, preexec_fn=limit
+    )
+
+
+def lines(run: Path) -> list[dict]:
+    """The lines of metrics, without what a clock says."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in ("seconds", "tokens_per_second")} for record in records]
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """All figures are the same but for rounding, and so are the weights."""
+    assert len(lines(run)) == len(lines(other)) > 0
+    for record, expected in zip(lines(run), lines(other), strict=True):
+        assert record == {
+            key: pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
+            for key, value in expected.items()
+        }
+    weights, expected_weights = (
+        load_file(path / "checkpoints/step-00000006/model.safetensors") for path in (run, other)
+    )
+    for name, weight in weights.items():
+        # The rate is below 2.4e-4 in these steps. AdamW moves a weight whose gradient is nearly 0 by its sign.
+        assert (weight - expected_weights[name]).abs().max() < 1e-4, name
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("inference", ["vi", pytest.param("amortized", marks=SLOW), pytest.param("none", marks=SLOW)])
+def test_two_processes_take_the_steps_of_one_with_the_same_batch(inference, data, tmp_path):
+    """Whatever is inferred together: one process takes micro-batches of 4, each of the two takes two of 2."""
+    args = [*SMALL, "--data", data, "--inference", inference, "--infer-from", "prefix", "--tensorboard"]
+    if inference == "none":
+        args += ["--fast-steps", "0", "--model.num-slots", "0"]
+    assert train.main([*args, "--micro-batch-size", "4", "--out", str(tmp_path / "one")]) == 0
+    result = in_two(*args, "--micro-batch-size", "2", "--out", "two", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert_same(tmp_path / "two", tmp_path / "one")
+    assert result.stdout.count("step 6/6") == 1
+    assert result.stdout.count("two texts from the model") == 1
+    assert len(list((tmp_path / "two/tensorboard").iterdir())) == 1
+    assert "in each of 2 processes" in result.stdout
+
+
+def test_two_processes_that_are_stopped_save_once_and_one_process_goes_on(data, tmp_path):
+    args = [*SMALL, "--data", data]
+    assert train.main([*args, "--out", str(tmp_path / "one")]) == 0
+    # It stops itself: the second process is asked to stop, and the first one hears of it.
+    stopping = tmp_path / "stopping.py"
+    stopping.write_text(
+        "import os, signal, sys\n"
+        "from ltm_pyro import cli, train\n"
+        "from ltm_pyro.training import loop\n"
+        "micro_batches, calls = loop.micro_batches, []\n"
+        "def watched(training):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 5 and training.processes.rank == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return micro_batches(training)\n"
+        "loop.micro_batches = watched\n"
+        "cli.run(train.main, sys.argv[1:])\n"
+    )
+    command = [*TORCHRUN, str(stopping), *args, "--out", "two"]
+    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0
+    assert result.stdout.count("stopped by SIGTERM") == 1
+    assert (tmp_path / "two/checkpoints/step-00000004").is_dir()
+    assert train.main(["--out", str(tmp_path / "two"), "--resume"]) == 0
+    assert_same(tmp_path / "two", tmp_path / "one")
+
+
+def test_two_processes_go_on_where_one_was_stopped(data, tmp_path):
+    args = [*SMALL, "--data", data]
+    assert train.main([*args, "--out", str(tmp_path / "one")]) == 0
+    # The end of the learning rate's schedule moves with --steps: it is the same for both only in the warm-up.
+    assert train.main([*args, "--steps", "4", "--out", str(tmp_path / "two")]) == 0
+    result = in_two("--out", "two", "--resume", "--steps", "6", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert_same(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--precision", "bfloat16"]], ids=["float32", "bfloat16"])
+def test_two_processes_that_stop_and_go_on_end_bit_for_bit_where_two_that_did_not(options, data, tmp_path):
+    args = [*SMALL, "--data", data, "--micro-batch-size", "2", *options]
+    assert in_two(*args, "--out", "whole", cwd=tmp_path).returncode == 0
+    assert in_two(*args, "--steps", "4", "--out", "parts", cwd=tmp_path).returncode == 0
+    assert in_two("--out", "parts", "--resume", "--steps", "6", cwd=tmp_path).returncode == 0
+    whole, parts = (
+        load_file(tmp_path / run / "checkpoints/step-00000006/model.safetensors") for run in ("whole", "parts")
+    )
+    assert all(weight.equal(parts[name]) for name, weight in whole.items())
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM])
+def test_a_signal_to_torchrun_saves_a_checkpoint(number, data, tmp_path):
+    command = [*TORCHRUN, "-m", "ltm_pyro.train", *SMALL, "--data", data, "--steps", "100000", "--out", "run"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 3/"):
+                break
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    assert out.count(f"stopped by {number.name}: saved run/checkpoints/step-") == 1
+    saved = out.split("saved ")[1].split(";")[0]
+    assert (tmp_path / saved / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("args", "mentioned"),
+    [
+        pytest.param(["--steps", "0"], "--steps", marks=SLOW),
+        (["--batch-size", "9"], "2 processes"),
+        pytest.param(["--data", "missing.txt"], "missing.txt", marks=SLOW),
+        (["--out", "used"], "used"),
+    ],
+)
+def test_bad_input_is_said_once(args, mentioned, data, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/notes").write_text("mine")
+    result = in_two(*SMALL, "--data", data, *args, cwd=tmp_path)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert mentioned in errors[0]
+    assert "exitcode  : 2" in result.stderr
+
+
+def test_a_full_disk_ends_all_processes_with_one_line(data, tmp_path):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than the weights take
+
+    result = in_two(*SMALL, "--data", data, "--out", "run", cwd=tmp_path, limit=limit)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert "cannot be written" in errors[0]
+    assert result.stderr.count("Traceback") == 1  # that of torchrun, which says so of any process that fails
+
+
+def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    Processes().take_gpu()  # alone: the GPU that torch takes
+    for rank, local_rank in ((4, 0), (5, 1)):
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        Processes(rank, 6, group="some").take_gpu()
+    assert taken == [0, 1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="no GPU for process 2 of this machine, which has 2"):
+        Processes(2, 3, group="some").take_gpu()
+
+
+def test_what_the_processes_tell_each_other(tmp_path):
+    """Sums, what the first one alone knows, an error of the second one, and that the first one leaves."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os\n"
+        "from ltm_pyro.errors import InputError, RunError\n"
+        "from ltm_pyro.training.processes import joined\n"
+        "def fails(processes):\n"
+        "    if processes.rank == 1:\n"
+        "        raise InputError('the second one cannot')\n"
+        "said = {}\n"
+        "try:\n"
+        "    with joined() as processes:\n"
+        "        said['ranks'] = processes.gather(processes.rank)\n"
+        "        said['all'] = processes.by_all(lambda: processes.rank * 10)\n"
+        "        said['first'] = processes.by_first(lambda: os.getpid())\n"
+        "        print('standard output of', processes.rank)\n"
+        "        try:\n"
+        "            processes.by_all(lambda: fails(processes))\n"
+        "        except InputError as error:\n"
+        "            said['error'] = str(error)\n"
+        "        except SystemExit as exit:\n"
+        "            said['exit'] = exit.code\n"
+        "        if processes.is_first:\n"
+        "            raise RunError('the disk is full')\n"
+        "        processes.gather(None)\n"
+        "except (RunError, SystemExit) as end:\n"
+        "    said['end'] = repr(end)\n"
+        "with open(f'said-{os.environ[\"RANK\"]}.json', 'w') as file:\n"
+        "    json.dump(said | {'pid': os.getpid()}, file)\n"
+    )
+    command = [*TORCHRUN, str(script)]
+    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2))
+    assert first["ranks"] == second["ranks"] == [0, 1]
+    assert (first["all"], second["all"]) == (0, 10)
+    assert first["first"] == second["first"] == first["pid"] != second["pid"]
+    assert first["error"] == "the second one cannot"
+    assert second["exit"] == 2
+    assert (first["end"], second["end"]) == ("RunError('the disk is full')", "SystemExit(1)")
+    assert result.stdout == "standard output of 0\n"
