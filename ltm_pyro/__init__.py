@@ -3,7 +3,7 @@
 from ltm_pyro import data, inference, models
 from ltm_pyro.errors import InputError, WriteError
 from ltm_pyro.runs.pretrained import from_pretrained, save_pretrained
-from ltm_pyro.runs.run import TrainedModel, load
+from ltm_pyro.runs.trained import TrainedModel, load
 
 __all__ = [
     "InputError",

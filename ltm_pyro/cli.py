@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import tyro
@@ -51,6 +52,20 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
 
 def _is_rule(line: str) -> bool:
     return re.match("[─-]{3}", line) is not None
+
+
+def choices(text: str, registry: Mapping[str, object]) -> Any:
+    """The help of an option that takes names from a registry: a text, then a line for each name.
+
+    What a name stands for is the first sentence of its entry's docstring, or the entry's `summary` if it has one.
+    """
+    lines = [f"{name}: {getattr(entry, 'summary', None) or _first_sentence(entry)}" for name, entry in registry.items()]
+    return tyro.conf.arg(help="\n".join([text, *lines]))
+
+
+def _first_sentence(entry: object) -> str:
+    paragraph = (inspect.getdoc(entry) or "").partition("\n\n")[0]
+    return " ".join(paragraph.split()).partition(". ")[0].rstrip(".")
 
 
 def pick_device(name: str) -> torch.device:

@@ -39,7 +39,8 @@ from ltm_pyro.inference.diagnostics import mixing
 from ltm_pyro.inference.export import to_arviz
 from ltm_pyro.inference.schemes.chains import Chains
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
-from ltm_pyro.runs.run import Run, check_is_free, create_folder, load, texts_to_score
+from ltm_pyro.runs.run import check_is_free, create_folder
+from ltm_pyro.runs.trained import load, texts_to_score
 
 SchemeName = Literal[tuple(SCHEMES)]  # type: ignore[valid-type]
 SAMPLES_OF_CURVE = 16
@@ -214,7 +215,7 @@ def main(args: Sequence[str]) -> int:
         raise InputError(f"{config.run} is a model without z: there is no posterior to compare")
     names = dict.fromkeys(config.inference)
     inferences = [within_budget(inference_of(trained.config, name), config) for name in names]
-    texts = texts_to_score(Run(Path(config.run)), config.data, config.text_column, trained.tokenizer)
+    texts = texts_to_score(trained, config.data, config.text_column)
     packed = PACKING[trained.config.packing](texts.documents, trained.tokenizer, trained.config.model.length)
     chosen = figures.chosen_sequences(len(packed), config.num_sequences)
     batch, document_ids = packed.batch(chosen).to(device), packed.document_ids[torch.from_numpy(chosen)]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyro
-import tiktoken
 import torch
 import tyro
 from tqdm import tqdm
@@ -30,8 +29,8 @@ from ltm_pyro.evaluation.estimators import ESTIMATORS, EXACT, EstimatorSettings,
 from ltm_pyro.evaluation.report import Row, Source
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.models import TokenBatch
-from ltm_pyro.runs import checkpoint
-from ltm_pyro.runs.run import Run, TrainedModel, free_path, load, texts_to_score
+from ltm_pyro.runs.run import free_path
+from ltm_pyro.runs.trained import TrainedModel, load, texts_to_score
 from ltm_pyro.tasks import TASKS, Sitting, TaskSettings
 
 EstimatorName = Literal[tuple(ESTIMATORS)]  # type: ignore[valid-type]
@@ -136,16 +135,15 @@ def load_run(path: str, config: EvaluateConfig, device: torch.device) -> Loaded:
     Raises:
         InputError: if there is no such run, or its text cannot be had.
     """
-    run = Run(Path(path))
     trained = load(path, device)
-    texts = texts_to_score(run, config.data, config.text_column, trained.tokenizer)
+    texts = texts_to_score(trained, config.data, config.text_column)
     length = trained.config.model.length
     if (config.settings.block_size or 0) > length:
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")
     packed = PACKING[trained.config.packing](texts.documents, trained.tokenizer, length)
-    progress = checkpoint.read_progress(run.newest_checkpoint())
+    progress = trained.progress
     training = operations.of_training(trained.model, scheme_of(trained.config))
-    num_weights = sum(weight.numel() for weight in trained.model.parameters())
+    num_weights = trained.num_weights
     source = Source(
         path, trained.config, num_weights, progress.step, progress.tokens_seen, training, texts.name, texts.sha256
     )
@@ -236,8 +234,8 @@ def answer(config: EvaluateConfig, task: str, device: torch.device) -> int:
         warnings.filterwarnings("ignore", message="Encountered NaN")  # such steps are left out
         for path, trained, inference in plan:
 
-            def texts(path: str = path, encoding: tiktoken.Encoding = trained.tokenizer) -> list[str]:
-                return texts_to_score(Run(Path(path)), config.data, config.text_column, encoding).texts(encoding)
+            def texts(trained: TrainedModel = trained) -> list[str]:
+                return texts_to_score(trained, config.data, config.text_column).texts(trained.tokenizer)
 
             sitting = Sitting(
                 trained,

@@ -29,8 +29,8 @@ from ltm_pyro.inference import PRIOR, SCHEMES, PosteriorScheme, SequenceNoise
 from ltm_pyro.inference.schemes.chains import Chains
 from ltm_pyro.models import Sampling
 from ltm_pyro.runs.continuation import Tokens, infer_thoughts, write
-from ltm_pyro.runs.run import TrainedModel, load
 from ltm_pyro.runs.thoughts import load_thoughts, save_thoughts
+from ltm_pyro.runs.trained import TrainedModel, load
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyro
+import tiktoken
 
 from ltm_pyro import cli
 from ltm_pyro.config import NO_INFERENCE, TrainConfig, differences, preset, scheme_of, validate
@@ -39,7 +40,8 @@ from ltm_pyro.files.stop import StopSignal
 from ltm_pyro.inference.svi import WeightOptimizer
 from ltm_pyro.runs import checkpoint
 from ltm_pyro.runs.checkpoint import Progress
-from ltm_pyro.runs.run import Run, TrainedModel, build_model, check_is_free, create_run, resolved_against
+from ltm_pyro.runs.run import Run, check_is_free, create_run, resolved_against
+from ltm_pyro.runs.trained import TrainedModel, build_model
 from ltm_pyro.training import tensorboard
 from ltm_pyro.training.loop import Diverged, Training, report, train
 from ltm_pyro.training.processes import Processes, joined
@@ -94,7 +96,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
     return config
 
 
-def set_up(config: TrainConfig, processes: Processes) -> tuple[Training, TokenizedCorpus, TrainedModel]:
+def set_up(config: TrainConfig, processes: Processes) -> tuple[Training, TokenizedCorpus, tiktoken.Encoding]:
     """Load the corpus and build the model, at the first step."""
     if config.batch_size % processes.size:
         raise InputError(f"--batch-size {config.batch_size} cannot be shared evenly by {processes.size} processes")
@@ -131,7 +133,7 @@ def set_up(config: TrainConfig, processes: Processes) -> tuple[Training, Tokeniz
         Progress(),
         processes,
     )
-    return training, corpus, TrainedModel(model, encoding, config)
+    return training, corpus, encoding
 
 
 def prepare(
@@ -174,14 +176,15 @@ def prepare(
 
     if config.resume:
         processes.by_first(lock)
-    training, corpus, trained = processes.by_all(lambda: set_up(config, processes))
-    resolved = resolved_against(corpus.sha256, trained.tokenizer, training.device, processes.size)
+    training, corpus, encoding = processes.by_all(lambda: set_up(config, processes))
+    resolved = resolved_against(corpus.sha256, encoding, training.device, processes.size)
     run = Run(processes.by_first(go_on if config.resume else begin))
     processes.by_all(follow)
     training.synchronised = processes.synchronised(training.model)
     if config.tensorboard and processes.is_first:
         board = TensorBoard(run.path / tensorboard.FOLDER, training.progress.step)
         training.board = open_until_end.enter_context(board)
+    trained = TrainedModel(training.model, encoding, config, run.path, resolved, training.progress)
     return training, run, corpus, trained
 
 

@@ -21,9 +21,8 @@ from ltm_pyro import cli, train
 # The models here are too small to gain from more threads, which wait for each other wherever a core is busy.
 torch.set_num_threads(1)
 
-TINY = shlex.split(
-    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.window 8 --model.length 32 "
-    "--batch-size 4 --steps 3 --validation-sequences 2 --validation-samples 2 --device cpu"
+TINY_SHAPE = (
+    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.window 8 --model.length 32"
 )
 FILE_OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
@@ -98,17 +97,36 @@ def run_main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str
 
 
 @pytest.fixture(scope="session")
-def train_run() -> Callable[..., None]:
-    """Trains a tiny model for three steps, on 60 short documents: `train_run(folder, scheme, *options)`.
+def tiny_options() -> list[str]:
+    """Options of `train` for a model that takes a step in milliseconds, with z of 2 slots a layer, on a CPU."""
+    return shlex.split(f"{TINY_SHAPE} --model.num-slots 2 --batch-size 4 --validation-samples 2 --device cpu")
 
-    The documents are `text.jsonl` in the folder, and the run is named after the scheme.
+
+@pytest.fixture(scope="session")
+def write_corpus() -> Callable[[Path], Path]:
+    """Writes 60 short documents as `text.jsonl` into a folder, and returns the path."""
+
+    def write(folder: Path) -> Path:
+        path = folder / "text.jsonl"
+        texts = [f"Sentence number {n} says that {n} plus {n} makes {2 * n}. " * (1 + n % 3) for n in range(60)]
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def train_run(tiny_options: list[str], write_corpus: Callable[[Path], Path]) -> Callable[..., None]:
+    """Trains a tiny model for three steps on `write_corpus`: `train_run(folder, scheme, *options)`.
+
+    The run is named after the scheme.
     """
 
     def run(folder: Path, scheme: str, *options: str) -> None:
-        texts = [f"Sentence number {n} says that {n} plus {n} makes {2 * n}. " * (1 + n % 3) for n in range(60)]
-        (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        model = [*TINY, "--model.num-slots", "0" if scheme == "none" else "2", "--inference", scheme]
-        paths = ["--data", str(folder / "text.jsonl"), "--out", str(folder / scheme)]
+        model = [*tiny_options, "--steps", "3", "--validation-sequences", "2", "--inference", scheme]
+        if scheme == "none":
+            model += ["--model.num-slots", "0"]
+        paths = ["--data", str(write_corpus(folder)), "--out", str(folder / scheme)]
         assert train.main([*model, *paths, *options]) == 0
 
     return run

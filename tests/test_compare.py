@@ -24,7 +24,7 @@ from ltm_pyro.evaluation.figures import chosen_sequences
 from ltm_pyro.inference import SCHEMES, SequenceNoise, bounds, infer, log_joint
 from ltm_pyro.inference.diagnostics import Mixing
 from ltm_pyro.models import TokenBatch
-from ltm_pyro.runs.run import TrainedModel, load
+from ltm_pyro.runs.trained import TrainedModel, load
 
 SCHEMES_OF_A_RUN = [name for name in SCHEMES if name != "amortized"]
 """All that need no encoder."""

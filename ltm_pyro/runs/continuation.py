@@ -10,7 +10,7 @@ from torch import Tensor
 from ltm_pyro.inference import PRIOR, PosteriorScheme, SequenceNoise, infer
 from ltm_pyro.models import Sampling, TokenBatch
 from ltm_pyro.models.generation import stream
-from ltm_pyro.runs.run import TrainedModel
+from ltm_pyro.runs.trained import TrainedModel
 
 Tokens = list[int]
 

@@ -28,7 +28,8 @@ from ltm_pyro.files import durable
 from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.config import NO_INFERENCE, TrainConfig
 from ltm_pyro.errors import InputError
-from ltm_pyro.runs.run import Run, TrainedModel, load
+from ltm_pyro.runs.run import Run
+from ltm_pyro.runs.trained import TrainedModel, load
 
 
 def save_pretrained(

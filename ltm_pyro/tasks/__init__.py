@@ -23,7 +23,7 @@ from ltm_pyro.evaluation.figures import chosen_sequences
 from ltm_pyro.inference import PosteriorScheme, SequenceNoise
 from ltm_pyro.models import Sampling, generate
 from ltm_pyro.runs.continuation import Tokens, infer_thoughts
-from ltm_pyro.runs.run import TrainedModel
+from ltm_pyro.runs.trained import TrainedModel
 from ltm_pyro.tasks.text_quality import Scorer, Words, distinct_share, mauve, self_bleu, unigram_entropy
 
 

@@ -29,7 +29,8 @@ from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer, elbo_backward
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs import checkpoint
 from ltm_pyro.runs.checkpoint import Progress
-from ltm_pyro.runs.run import Run, TrainedModel
+from ltm_pyro.runs.run import Run
+from ltm_pyro.runs.trained import TrainedModel
 from ltm_pyro.training.processes import Processes, accumulating
 from ltm_pyro.training.progress import Console
 from ltm_pyro.training.tensorboard import TensorBoard

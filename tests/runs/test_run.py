@@ -28,7 +28,8 @@ from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.config import preset, to_dict
 from ltm_pyro.data import fingerprint, get_tokenizer
 from ltm_pyro.errors import InputError
-from ltm_pyro.runs.run import Run, TrainedModel, check_is_free, create_run
+from ltm_pyro.runs.run import Run, check_is_free, create_run
+from ltm_pyro.runs.trained import TrainedModel
 
 LENGTH = 48
 SMALL = shlex.split(

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from ltm_pyro.config import preset
 from ltm_pyro.data import get_tokenizer
 from ltm_pyro.inference import PRIOR
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, Sampling
-from ltm_pyro.runs.run import TrainedModel
+from ltm_pyro.runs.checkpoint import Progress
+from ltm_pyro.runs.trained import TrainedModel
 from ltm_pyro.tasks import Sitting, TaskSettings
 
 SHAPE = DecoderConfig(num_layers=1, width=8, num_heads=1, hidden=8, num_slots=1, window=4, length=16)
@@ -46,7 +48,7 @@ def ltm():
     encoding = get_tokenizer("bytes")
     torch.manual_seed(0)
     model = LatentThoughtModel(SHAPE, encoding.n_vocab, 256)
-    return TrainedModel(model, encoding, preset("tiny"))
+    return TrainedModel(model, encoding, preset("tiny"), Path("run"), {}, Progress())
 
 
 @pytest.fixture
