@@ -9,9 +9,11 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
+import pyro
 import torch
 import tyro
 
@@ -66,6 +68,39 @@ def choices(text: str, registry: Mapping[str, object]) -> Any:
 def _first_sentence(entry: object) -> str:
     paragraph = (inspect.getdoc(entry) or "").partition("\n\n")[0]
     return " ".join(paragraph.split()).partition(". ")[0].rstrip(".")
+
+
+def require_at_least(config: object, **least: int) -> None:
+    """Check that options are no smaller than they may be; an option that is None was not given.
+
+    Args:
+        least: the smallest value of each field, by its name.
+
+    Raises:
+        InputError: if one is smaller.
+    """
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and value < smallest:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {smallest}, not {value}")
+
+
+def require_seed(seed: int) -> None:
+    """Check that NumPy's and torch's generators both take a seed.
+
+    Raises:
+        InputError: if they do not.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed must be at least 0 and below 2^32, not {seed}")
+
+
+@contextlib.contextmanager
+def numerics_of_commands() -> Iterator[None]:
+    """Pyro does not validate, and does not warn of values that are not finite: such steps are skipped and counted."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")
+        yield
 
 
 def pick_device(name: str) -> torch.device:
