@@ -47,9 +47,7 @@ class FreeText(Task):
         reader = None if self.scorer is None else TextReader(self.scorer, context.ltm.device)
         has_bleu = importlib.util.find_spec("sacrebleu") is not None
         if not has_bleu:
-            print(
-                "note: self-BLEU is left out; it needs sacrebleu, which the extra 'quality' installs", file=sys.stderr
-            )
+            print("note: self-BLEU is omitted; it needs sacrebleu, which the extra 'quality' installs", file=sys.stderr)
         held_out = context.texts(self.data, self.text_column)
         chosen = [held_out[number] for number in context.chosen(len(held_out))]
         decode, encode = context.ltm.tokenizer.decode, context.ltm.tokenizer.encode_ordinary

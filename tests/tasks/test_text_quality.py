@@ -10,7 +10,7 @@ import torch
 
 from ltm_pyro.errors import InputError
 from ltm_pyro.tasks import text_quality
-from ltm_pyro.tasks.text_quality import Scored, Scorer, distinct_share, mauve, self_bleu, unigram_entropy
+from ltm_pyro.tasks.text_quality import ReadTexts, TextReader, distinct_share, mauve, self_bleu, unigram_entropy
 
 
 def test_shares_of_different_n_grams():
@@ -54,38 +54,38 @@ def scorer_folder(tmp_path_factory):
 
 def test_a_scorer_gives_perplexity_and_features(scorer_folder):
     """Token by token, each from a pass over what stands before it."""
-    scorer = Scorer(str(scorer_folder), torch.device("cpu"))
+    reader = TextReader(str(scorer_folder), torch.device("cpu"))
     texts = ["hello", "x", "a text that is longer than sixteen"]
-    scored = scorer.score(texts)
+    read = reader.read(texts)
     nats, count = 0.0, 0
     for text in (texts[0], texts[2][:16]):
         ids = [ord(c) - 32 for c in text]
         for n in range(1, len(ids)):
             with torch.no_grad():
-                logits = scorer.model(torch.tensor([ids[:n]])).logits[0, -1]
+                logits = reader.model(torch.tensor([ids[:n]])).logits[0, -1]
             nats -= logits.log_softmax(0)[ids[n]].item()
             count += 1
-    assert scored.num_tokens == count == 4 + 15
-    assert scored.nats == pytest.approx(nats, rel=1e-5)
-    assert scored.perplexity == pytest.approx(math.exp(nats / count), rel=1e-5)
-    assert scored.features.shape == (2, 8)
+    assert read.num_tokens == count == 4 + 15
+    assert read.nats == pytest.approx(nats, rel=1e-5)
+    assert read.perplexity == pytest.approx(math.exp(nats / count), rel=1e-5)
+    assert read.features.shape == (2, 8)
     with pytest.raises(InputError, match="nothing to read"):
-        scorer.score(["", "y"])
+        reader.read(["", "y"])
 
 
 def test_a_scorer_that_cannot_be_had_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason="an optional extra")
     with pytest.raises(InputError, match="cannot be loaded"):
-        Scorer(str(tmp_path), torch.device("cpu"))
+        TextReader(str(tmp_path), torch.device("cpu"))
     monkeypatch.setattr(text_quality.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="extra 'quality'"):
-        Scorer(str(tmp_path), torch.device("cpu"))
+        TextReader(str(tmp_path), torch.device("cpu"))
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_mauve_tells_sets_that_are_alike():
     pytest.importorskip("mauve", reason="an optional extra")
     normal = np.random.default_rng(0).standard_normal
-    one, same, far = (Scored(1.0, 1, (normal((200, 8)) + shift).astype(np.float32)) for shift in (0, 0, 9))
+    one, same, far = (ReadTexts(1.0, 1, (normal((200, 8)) + shift).astype(np.float32)) for shift in (0, 0, 9))
     assert mauve(one, same) > 0.8
     assert mauve(one, far) < 0.1
