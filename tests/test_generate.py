@@ -241,30 +241,6 @@ def test_rethinking_infers_z_from_prompt_and_text_so_far(texts, runs):
     assert torch.equal(load_file("z.safetensors")["z"], z)
 
 
-def test_texts_that_have_ended_are_not_thought_of_again(runs):
-    calls = []
-
-    def rethink(so_far, number):
-        calls.append(([list(tokens) for tokens in so_far], number))
-        return torch.zeros(len(so_far), *LATENT_SHAPE)
-
-    ltm, num_texts = ltm_pyro.load(runs / "vi"), 64
-    prompts, z = [[1, 2, 3]] * num_texts, torch.ones(num_texts, *LATENT_SHAPE)
-    generator = torch.Generator().manual_seed(0)
-    written, last = generate.write(ltm, z, prompts, 40, Sampling(), generator, rethink, 10, lambda token: None)
-    lengths = [len(tokens) for tokens in written]
-    assert min(lengths) < 30
-    assert max(lengths) == 40
-    for tokens in written:
-        assert (ltm.model.end_of_text in tokens) == (len(tokens) < 40 or tokens[-1] == ltm.model.end_of_text)
-    assert [number for _, number in calls] == [0, 1, 2]
-    for so_far, number in calls:
-        position = 10 * (number + 1)
-        unfinished = [tokens for tokens in written if len(tokens) > position]
-        assert so_far == [[1, 2, 3, *tokens[:position]] for tokens in unfinished]
-    assert (last == 0).flatten(1).all(1).tolist() == [length > 10 for length in lengths]
-
-
 def test_no_noise_of_inference_serves_twice(command, monkeypatch):
     infer_thoughts, used = generate.infer_thoughts, []
 
@@ -394,7 +370,7 @@ def test_help_explains_every_option(capsys):
 
 @pytest.mark.parametrize("name", ["vi", "map"])
 def test_posterior_predictive_texts_come_from_the_guide_of_a_scheme(name, runs):
-    ltm, num_samples = ltm_pyro.load(runs / "vi"), 100
+    ltm, num_samples = ltm_pyro.load(runs / "vi"), 30 if name == "vi" else 3
     batch, rng, scheme = ltm.batch([PROMPT, "makes"]), SequenceNoise(0), SCHEMES[name](num_steps=4)
     state = infer(scheme, ltm.model, batch, rng)
     guide = scheme.guide(ltm.model, state, batch, rng)
@@ -409,9 +385,9 @@ def test_posterior_predictive_texts_come_from_the_guide_of_a_scheme(name, runs):
     assert error.abs().max() < 5
     # Each text is one of its own z, drawn from Pyro's seed.
     pyro.set_rng_seed(3)
-    first = Predictive(ltm.model, {"z": drawn["z"][:20]})(num_sequences=2)["tokens"]
+    first = Predictive(ltm.model, {"z": drawn["z"][:4]})(num_sequences=2)["tokens"]
     pyro.set_rng_seed(3)
-    assert torch.equal(Predictive(ltm.model, {"z": drawn["z"][:20]})(num_sequences=2)["tokens"], first)
+    assert torch.equal(Predictive(ltm.model, {"z": drawn["z"][:4]})(num_sequences=2)["tokens"], first)
 
 
 def test_the_python_examples_of_the_documentation_run(runs, monkeypatch, capsys):
