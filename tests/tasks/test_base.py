@@ -45,9 +45,9 @@ def test_every_answer_to_a_prompt_has_its_own_draw_of_z(name, ltm, monkeypatch):
 
     monkeypatch.setattr("ltm_pyro.tasks.base.Continuation", Recorded)
     context = TaskContext(ltm, SCHEMES[name](num_steps=2), batch_size=2)
-    rows = list(context.written([[5, 6], [7], [8]], [1, 1, 1], GREEDY, num_answers=3))
+    rows = list(context.written([[5, 6]] * 3, [1, 1, 1], GREEDY, num_answers=3))
     assert rows == [[[1]] * 3] * 3
-    assert [prompts for prompts, _ in z_used] == [[[5, 6]] * 3 + [[7]] * 3, [[8]] * 3]
+    assert [prompts for prompts, _ in z_used] == [[[5, 6]] * 6, [[5, 6]] * 3]
     z = torch.cat([z for _, z in z_used])
     assert not any(torch.equal(z[i], z[j]) for i in range(9) for j in range(i))
 
