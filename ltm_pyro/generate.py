@@ -37,23 +37,24 @@ class GenerateConfig:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
     """Folder of a run."""
     prompt: str = ""
-    """Text to continue, of any length. z is inferred from its last tokens, at most as many as a sequence of the model
-    has. An empty prompt stands for a new text, with z from the prior."""
+    """Text to continue, of any length.
+    z is inferred from its last tokens, at most as many as a sequence of the model has.
+    An empty prompt stands for a new text, with z from the prior."""
     prompt_file: str | None = None
     """File of prompts, one a line; an empty line stands for a new text."""
     num_samples: int = 1
-    """Texts for each prompt, each given its own draw of z. Where a scheme finds a single z for a prompt, as map does,
-    all of them are drawn given that one."""
+    """Texts for each prompt, each given its own draw of z.
+    A scheme that finds a single z for a prompt, as map does, has that one for all of them."""
     max_new_tokens: int | None = None
-    """Largest number of tokens to write; a text that reaches its end-of-text is shorter. A text may become longer than
-    the model's sequences in training, although z was not trained to describe so much.
-    0: no token, which serves to save the z of a prompt. Default: the length of the model's sequences."""
+    """Largest number of tokens to write; a text that reaches its end-of-text is shorter.
+    It may exceed the length of the model's sequences, although z was not trained to describe so much.
+    0: no token, which serves to save the z of a prompt.
+    Default: the length of the model's sequences."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     inference: Annotated[
         InferenceName | None,
         cli.choices(
-            "How z is inferred from the prompt. Default: as the run was trained.\n"
-            "none: the prompt is not used for z, which is drawn from the prior",
+            "How z is inferred from the prompt. Default: as the run was trained.\nnone: z is drawn from the prior",
             SCHEMES,
         ),
     ] = None

@@ -53,16 +53,15 @@ class TasksConfig:
     inference: Annotated[
         tuple[InferenceName, ...],
         cli.choices(
-            "How z is inferred from what a model is given to read; several are compared. Default: as the run was "
-            "trained.\nnone: z is drawn from the prior",
+            "How z is inferred from what a model is given to read; several are compared.\n"
+            "Default: as the run was trained.\nnone: z is drawn from the prior",
             SCHEMES,
         ),
     ] = ()
     fast_steps: tuple[int, ...] = ()
     """Steps of inference (T); several are compared. Default: as the run was trained."""
     num_items: int = 64
-    """Largest number of problems, passages or texts, which are drawn from all of them, the same ones every time.
-    0: all."""
+    """Largest number of problems, passages or texts, drawn from all of them, the same ones every time. 0: all."""
     batch_size: int = 16
     """Problems, passages or texts that are answered together. Another size draws other answers."""
     seed: int = 0

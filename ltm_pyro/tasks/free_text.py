@@ -29,15 +29,15 @@ class FreeText(Task):
     scorer. The held-out texts are cut to the same number of tokens."""
 
     data: str | None = None
-    """Texts to compare with: a file, a folder, a Hugging Face data set, or a set of the field by name.
+    """Texts to compare with: a file, a folder, a Hugging Face data set, or a benchmark's name, such as ptb.
     Default: what the run has held out of its own corpus."""
     text_column: str = "text"
     """Column that holds the text (.jsonl, .parquet, Hugging Face)."""
     max_new_tokens: int = 256
     """Largest number of tokens of a text."""
     scorer: str | None = None
-    """A causal language model of Hugging Face's transformers, a folder or a name on its hub, which adds generative
-    perplexity and MAUVE. Default: they are left out."""
+    """A causal language model of Hugging Face's transformers, for generative perplexity and MAUVE:
+    a folder, or a name on its hub. Default: these figures are omitted."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
