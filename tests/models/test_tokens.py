@@ -247,7 +247,7 @@ def test_support_is_every_token_but_begin_of_text(decoder):
 
 @pytest.mark.parametrize("shape", [(2, 8), (3, 2, 8), (2, 3, 8), (2, 2, 4), (5, 2, 2, 9)])
 def test_thought_vectors_of_another_shape_than_the_decoders_are_refused(decoder, shape):
-    with pytest.raises(ValueError, match="its last dimensions must be"):
+    with pytest.raises(ValueError, match="their last dimensions must be"):
         TokenSequence(decoder, torch.zeros(shape, dtype=torch.float64), END, LENGTH)
 
 
