@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ltm_pyro.inference import PRIOR, PosteriorScheme, SequenceNoise, infer
 from ltm_pyro.models import Sampling, TokenBatch
-from ltm_pyro.models.generation import stream
 from ltm_pyro.runs.trained import TrainedModel
 
 Tokens = list[int]
@@ -66,13 +65,13 @@ def write(
     Returns:
         the tokens of each, up to and including its end-of-text if it has one, and the last z of each.
     """
-    decoder, end = ltm.model.decoder, ltm.model.end_of_text
+    end = ltm.model.end_of_text
     z_BLSD, texts = z_BLSD.clone(), [list(prompt) for prompt in prompts]
     unfinished, num_left, num_rethought = list(range(len(texts))), max_new_tokens, 0
     while unfinished and num_left:
         num_tokens = min(rethink_every or num_left, num_left)
         so_far = [texts[row] for row in unfinished]
-        for tokens_B in stream(decoder, z_BLSD[unfinished], end, num_tokens, so_far, sampling, generator):
+        for tokens_B in ltm.model.stream(z_BLSD[unfinished], num_tokens, so_far, sampling, generator):
             for row, token in zip(unfinished, tokens_B.tolist(), strict=True):
                 has_ended = len(texts[row]) > len(prompts[row]) and texts[row][-1] == end
                 if not has_ended:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ltm_pyro.data.gsm8k import Problem, final_number, load_gsm8k
 from ltm_pyro.evaluation.figures import chosen_sequences
 from ltm_pyro.inference import PosteriorScheme, SequenceNoise
-from ltm_pyro.models import Sampling, generate
+from ltm_pyro.models import Sampling
 from ltm_pyro.runs.continuation import Tokens, infer_thoughts
 from ltm_pyro.runs.trained import TrainedModel
 from ltm_pyro.tasks.text_quality import Scorer, Words, distinct_share, mauve, self_bleu, unigram_entropy
@@ -91,7 +91,7 @@ class Sitting:
             z = infer_thoughts(self.ltm, part, self.scheme, num_answers, rng, start).flatten(0, 1)
             repeated = [prompt for prompt in part for _ in range(num_answers)]
             most = max(max_new_tokens[start : start + self.batch_size])
-            rows = generate(model.decoder, z, model.end_of_text, most, repeated, sampling, generator)
+            rows = model.generate(z, most, repeated, sampling, generator)
             yield from rows.view(len(part), num_answers, most)
 
 
