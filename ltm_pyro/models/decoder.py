@@ -33,7 +33,10 @@ else:
     PriorName = Literal[tuple(PRIORS)]
 
 PRIOR_HELP = "\n".join(
-    ["The prior p(z), and what the layers attend to given z.", *(f"{name}: {PRIORS[name].summary}" for name in PRIORS)]
+    [
+        "The prior p(z), and the map from z to the thought vectors that the layers attend to.",
+        *(f"{name}: {PRIORS[name].summary}" for name in PRIORS),
+    ]
 )
 
 

@@ -10,6 +10,8 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 
+import ltm_pyro
+from ltm_pyro import train
 from ltm_pyro.inference.base import log_joint
 from ltm_pyro.models import PRIORS, DecoderConfig, LatentThoughtModel, Prior, Sampling, TokenBatch, simulate
 
@@ -148,3 +150,20 @@ def test_an_encoder_proposes_relative_to_the_mean_and_scale_of_the_prior(monkeyp
     mean, log_scale = model.encode(batch)
     torch.testing.assert_close((mean - 2 / 3) / math.sqrt(0.25 + 4 - 4 / 9), proposed[0])
     torch.testing.assert_close(log_scale - 0.5 * math.log(0.25 + 4 - 4 / 9), proposed[1])
+
+
+def test_the_help_of_training_has_a_line_for_each_prior(run_main):
+    status, out, _ = run_main(train.main, "--help")
+    assert status == 0
+    help_text = " ".join(out.replace("│", " ").split())
+    assert "--model.prior {standard,affine}" in help_text
+    assert all(f"{name}: {prior.summary}" in help_text for name, prior in PRIORS.items())
+
+
+def test_a_run_with_a_learned_prior_trains_it_and_loads_with_it(train_run, tmp_path):
+    train_run(tmp_path, "vi", "--model.prior", "affine")
+    ltm = ltm_pyro.load(tmp_path / "vi")
+    assert ltm.config.model.prior == "affine"
+    start = PRIORS["affine"](ltm.config.model.latent_shape).state_dict()
+    for name, weight in ltm.model.prior.state_dict().items():
+        assert not torch.equal(weight, start[name]), name
