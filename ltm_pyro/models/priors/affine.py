@@ -31,5 +31,4 @@ class Affine(Standard):
         """s, [L, S, D]. Its sign does not matter to the distribution of u."""
 
     def thoughts(self, z: Tensor) -> Tensor:
-        # In z's own dtype, which is at least float32, whatever the weights have been converted to.
-        return self.mean.to(z.dtype) + self.scale.to(z.dtype) * z
+        return self.mean + self.scale * z

@@ -218,7 +218,7 @@ def test_evidence_of_a_linear_gaussian_world_is_that_of_a_normal_with_the_learne
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_thought_vectors_are_mapped_in_the_dtype_of_z(dtype):
+def test_thought_vectors_are_at_least_float32_as_z_is(dtype):
     model = moved_model(dtype)
     trace = poutine.trace(model).get_trace(num_sequences=2)
     z, u = trace.nodes["z"]["value"], trace.nodes["tokens"]["fn"].u
