@@ -42,12 +42,12 @@ PRIOR_HELP = "\n".join(
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of the decoder, of its latent variable, and of the encoder where there is one."""
+    """The shape of the decoder and of z, the prior of z, and the shape of the encoder where there is one."""
 
     num_layers: int = 3
     """Number of decoder layers; each has thought vectors of its own."""
     width: int = 128
-    """Numbers in a token's hidden state and in a thought vector; a multiple of 2 x num-heads."""
+    """Width of a token's hidden state and of a thought vector; a multiple of 2 x num-heads."""
     num_heads: int = 4
     """Attention heads of a layer."""
     hidden: int = 344
@@ -60,7 +60,7 @@ class DecoderConfig:
     length: int = 256
     """Predicted tokens of a sequence [tokens]."""
     encoder_layers: int = 0
-    """Layers of the encoder that proposes z from a text (inference amortized). 0: none."""
+    """Layers of the encoder that proposes z from a text, for --inference amortized. 0: no encoder."""
     prior: Annotated[PriorName, tyro.conf.arg(help=PRIOR_HELP)] = "standard"
 
     def __post_init__(self) -> None:
@@ -202,7 +202,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """p(x_n | u, x_<n), from which the program makes p(x_n | z, x_<n) by u = U(z): every position's next token.
+    """p(x_n | u, x_<n): the distribution of the next token at every position, given thought vectors u.
 
     The vocabulary's last token is begin-of-text. It is only ever read, so it has an embedding and no logit, and no
     probability is spent on it.

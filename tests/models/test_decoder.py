@@ -230,7 +230,7 @@ def test_weights_are_drawn_from_the_global_generator():
         if (field.name, value) not in (("num_slots", 0), ("encoder_layers", 0))
     ],
 )
-def test_sizes_that_are_none_are_refused_by_name(field, value):
+def test_sizes_that_are_too_small_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"{field} must be at least"):
         DecoderConfig(**{field: value})
 
