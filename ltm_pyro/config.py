@@ -250,7 +250,7 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     nested = {"model": DecoderConfig, "optimizer": OptimizerConfig, **_SCHEME_SETTINGS}
     defaults = to_dict(preset("tiny"))
     values = {"precision": "float32", "compile": False, "tensorboard": False, "num_checkpoints": 2} | values
-    newer = {name: defaults[name] for name in SCHEMES} | {"model": {"encoder_layers": 0}}
+    newer = {name: defaults[name] for name in SCHEMES} | {"model": {"encoder_layers": 0, "prior": "standard"}}
     for name, settings in newer.items():
         missing = {} if name not in (values.get("inference"), "model") else None  # those it cannot be without
         if isinstance(values.get(name, missing), dict):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ltm_pyro.inference import Noise
-from ltm_pyro.models import LatentThoughtModel, Sampling, TokenBatch, generate
+from ltm_pyro.models import LatentThoughtModel, Sampling, TokenBatch
 
 
 def token_accuracy(model: LatentThoughtModel, batch: TokenBatch, z_BLSD: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def token_accuracy(model: LatentThoughtModel, batch: TokenBatch, z_BLSD: Tensor)
     Nothing of the text is read. Positions of weight 0 do not count.
     """
     length = batch.tokens.shape[1]
-    written = generate(model.decoder, z_BLSD, model.end_of_text, length, sampling=Sampling(temperature=0))
+    written = model.generate(z_BLSD, length, sampling=Sampling(temperature=0))
     counts = (batch.weights != 0).double()
     return ((written == batch.tokens) * counts).sum(1) / counts.sum(1)
 

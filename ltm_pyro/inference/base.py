@@ -233,12 +233,12 @@ def frozen(model: Model) -> Iterator[None]:
 
 
 def prepared(model: Model, batch: Batch) -> Any:
-    """The batch with what does not depend on z computed once, if the program has a method `prepare(batch)` for that.
+    """The batch with what does not depend on z computed once, if the program has a method `precompute(batch)` for that.
 
     To be used while the weights are frozen, and then dropped.
     """
-    prepare = getattr(model, "prepare", None)
-    return batch if prepare is None else prepare(batch)
+    precompute = getattr(model, "precompute", None)
+    return batch if precompute is None else precompute(batch)
 
 
 def latent_prior(model: Model, batch: Batch) -> TorchDistribution:

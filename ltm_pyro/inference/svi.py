@@ -36,7 +36,7 @@ class OptimizerConfig:
     beta_2: float = 0.95
     """Decay of AdamW's second moment."""
     weight_decay: float = 0.1
-    """Decay of the weights (not of norms)."""
+    """Decay of the weights (not of norms or of a learned prior)."""
     max_gradient_norm: float = 1.0
     """The gradient of all weights together is scaled down to this norm."""
 
@@ -94,9 +94,9 @@ class WeightOptimizer:
         """Of the gradients of the last update, before they were clipped."""
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         groups = [
-            # Norms are the weights with one dimension.
-            {"params": [w for w in self.weights if w.dim() > 1], "weight_decay": config.weight_decay},
-            {"params": [w for w in self.weights if w.dim() <= 1], "weight_decay": 0.0},
+            # Matrices decay; norms and the parameters of a learned prior do not.
+            {"params": [w for w in self.weights if w.dim() == 2], "weight_decay": config.weight_decay},
+            {"params": [w for w in self.weights if w.dim() != 2], "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta_1, config.beta_2))
 

@@ -25,7 +25,7 @@ def rotary(x_BHTK: Tensor) -> Tensor:
 
 
 def rotary_angles(positions: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """Angles by which a head's pairs are rotated at these positions, [*positions.shape, K/2]."""
+    """The angles by which a head's pairs are rotated at these positions, [*positions.shape, K/2]."""
     # At least in float32: bfloat16 cannot tell position 256 from 257.
     dtype = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=dtype) / head_dim
@@ -33,7 +33,7 @@ def rotary_angles(positions: Tensor, head_dim: int, dtype: torch.dtype) -> Tenso
 
 
 def rotated(x_BHTK: Tensor, angles: Tensor) -> Tensor:
-    """The pairs rotated by angles that broadcast to [B, H, T, K/2]."""
+    """The pairs of each head rotated by angles that broadcast to [B, H, T, K/2]."""
     cos, sin = angles.cos().to(x_BHTK.dtype), angles.sin().to(x_BHTK.dtype)
     real, imaginary = x_BHTK.chunk(2, dim=-1)
     return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
@@ -42,7 +42,7 @@ def rotated(x_BHTK: Tensor, angles: Tensor) -> Tensor:
 def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
     """Causal attention in which position n sees positions n − W + 1 … n, that is W of them, itself included.
 
-    Computed on the blocks of the band alone: a block of W queries sees its own block of keys and the one before it, so
+    Only the blocks of the band are computed: a block of W queries sees its own block of keys and the one before it, so
     time and memory grow with T·W and not with T².
     """
     batch_size, num_heads, length, head_dim = q_BHTK.shape
@@ -50,22 +50,23 @@ def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: i
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
     num_blocks = -(-length // window)
     padding = num_blocks * window - length
-    q, k, v = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (num_blocks, window)) for x in (q_BHTK, k_BHTK, v_BHTK))
+    padded = (F.pad(x, (0, 0, 0, padding)) for x in (q_BHTK, k_BHTK, v_BHTK))
+    q, k, v = (torch.unflatten(x, 2, (num_blocks, window)) for x in padded)
     first = F.scaled_dot_product_attention(q[:, :, 0], k[:, :, 0], v[:, :, 0], is_causal=True)
-    # The others have a block before them, and so one mask in common: kernels take it as it is, in two dimensions.
+    # All other blocks have a block before them, so they share one mask, which kernels take in two dimensions.
     k, v = (torch.cat([x[:, :, :-1], x[:, :, 1:]], dim=3).flatten(1, 2) for x in (k, v))
     query = torch.arange(window, device=q.device)[:, None]
     key = torch.arange(2 * window, device=q.device)[None, :]
     in_band = (key > query) & (key <= query + window)
     others = F.scaled_dot_product_attention(q[:, :, 1:].flatten(1, 2), k, v, attn_mask=in_band)
-    # Not `view`: CUDA kernels return their own layout.
+    # Not `view`: CUDA kernels return a layout of their own.
     others = others.reshape(batch_size, num_heads, -1, head_dim)
     return torch.cat([first, others], dim=2)[:, :, :length]
 
 
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
     """[B, T, D] to [B, H, T, K]."""
-    return x_BTD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return torch.unflatten(x_BTD, -1, (num_heads, -1)).transpose(1, 2)
 
 
 def join_heads(x_BHTK: Tensor) -> Tensor:
@@ -75,23 +76,24 @@ def join_heads(x_BHTK: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Ring:
-    """Keys and values of the last tokens of each text, as many as the window has or the texts will.
+    """Keys and values of the last R tokens of each text: R is the window, or less where the texts stay shorter.
 
-    Attention does not ask in which order they stand: the next token takes the place of the oldest.
+    The order of keys does not matter to attention, so the next token takes the place of the oldest.
     """
 
     k_BHRK: Tensor
-    """Rotated to the positions of their tokens."""
+    """The keys, rotated to the positions of their tokens."""
     v_BHRK: Tensor
+    """The values."""
 
     @classmethod
     def of_last(cls, k_BHTK: Tensor, v_BHTK: Tensor, index_BR: Tensor) -> Ring:
-        """The tokens with these indices."""
+        """A ring that holds the tokens with these indices."""
         index = index_BR[:, None, :, None].expand(-1, k_BHTK.shape[1], -1, k_BHTK.shape[3])
         return cls(k_BHTK.gather(2, index), v_BHTK.gather(2, index))
 
     def put(self, place: int, k_BH1K: Tensor, v_BH1K: Tensor) -> None:
-        """Write one token over the one in its place."""
+        """Replace the token in this place by another."""
         self.k_BHRK[:, :, place] = k_BH1K[:, :, 0]
         self.v_BHRK[:, :, place] = v_BH1K[:, :, 0]
 
@@ -108,10 +110,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         q, k, v = self._heads(x_BTD)
-        return self.output(join_heads(windowed_attention(rotary(q), rotary(k), v, self.window)))
+        attended: Tensor = self.output(join_heads(windowed_attention(rotary(q), rotary(k), v, self.window)))
+        return attended
 
     def read(self, x_BTD: Tensor, index_BR: Tensor) -> tuple[Tensor, Ring]:
-        """As `forward`, and keys and values of the tokens with these indices, from which `step` goes on."""
+        """What `forward` returns, and a ring of the tokens with these indices, from which `step` goes on."""
         q, k, v = self._heads(x_BTD)
         k = rotary(k)
         attended = self.output(join_heads(windowed_attention(rotary(q), k, v, self.window)))
@@ -121,14 +124,15 @@ class SelfAttention(nn.Module):
         """Attention of one token of each text, which takes its place in the ring.
 
         Args:
-            angles: of the tokens' positions, [B, 1, 1, K/2].
-            is_seen_BR: which places hold a token of the text, the new one included.
+            angles: the angles of the tokens' positions, [B, 1, 1, K/2].
+            is_seen_BR: whether each place of the ring holds a token of the text, the new one included.
         """
         q, k, v = self._heads(x_B1D)
         ring.put(place, rotated(k, angles), v)
         mask = is_seen_BR[:, None, None]
-        attended = F.scaled_dot_product_attention(rotated(q, angles), ring.k_BHRK, ring.v_BHRK, attn_mask=mask)
-        return self.output(join_heads(attended))
+        seen = F.scaled_dot_product_attention(rotated(q, angles), ring.k_BHRK, ring.v_BHRK, attn_mask=mask)
+        attended: Tensor = self.output(join_heads(seen))
+        return attended
 
     def _heads(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (split_heads(x, self.num_heads) for x in self.query_key_value(x_BTD).chunk(3, dim=-1))
@@ -138,11 +142,11 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of every token to the S thought vectors of a layer.
 
-    The position of z's keys is a choice: key s is rotated to position s, and queries are not rotated at all. So every
-    token, wherever it stands, sees slot s at the same angle. Without any position the slots of a layer would be
-    exchangeable, and the posterior would have S! equal modes in each layer, which no mean-field q can
-    describe. With positions along the text, as in the reference implementation, a late token would see z
-    at a distance of a thousand and a slot's meaning would change with the place it is read from.
+    The position of the thought vectors' keys is a choice: key s is rotated to position s, and queries are not rotated
+    at all. So every token, wherever it stands, sees slot s at the same angle. Without any position the slots of a layer
+    would be exchangeable, and the posterior would have S! equal modes in each layer, which no mean-field q can
+    describe. With positions along the text, as in the reference implementation, a late token would see the thought
+    vectors at a distance of a thousand, and what a slot means would depend on where in the text it is read.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -152,16 +156,17 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, query_BTD: Tensor, z_BSD: Tensor) -> Tensor:
-        """Attention of the queries, `self.query` of the tokens' states, which does not depend on z."""
-        return self.attend(query_BTD, *self.keys_values(z_BSD))
+    def forward(self, query_BTD: Tensor, u_BSD: Tensor) -> Tensor:
+        """Attention of the queries, which are `self.query` of the tokens' states and do not depend on u."""
+        return self.attend(query_BTD, *self.keys_values(u_BSD))
 
-    def keys_values(self, z_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the thought vectors, [B, H, S, K] each: all that tokens see of them."""
-        k, v = (split_heads(x, self.num_heads) for x in self.key_value(z_BSD).chunk(2, dim=-1))
+    def keys_values(self, u_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the thought vectors, [B, H, S, K] each: all that tokens see of them."""
+        k, v = (split_heads(x, self.num_heads) for x in self.key_value(u_BSD).chunk(2, dim=-1))
         return rotary(k), v
 
     def attend(self, query_BTD: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
         """Attention of the queries to keys and values that have been computed already."""
         q = split_heads(query_BTD, self.num_heads)
-        return self.output(join_heads(F.scaled_dot_product_attention(q, k_BHSK, v_BHSK)))
+        attended: Tensor = self.output(join_heads(F.scaled_dot_product_attention(q, k_BHSK, v_BHSK)))
+        return attended

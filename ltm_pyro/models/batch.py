@@ -20,20 +20,20 @@ class TokenBatch:
     """
 
     tokens: Tensor
-    """[B, T] int64; what follows a sequence's end is padding, of any valid id."""
+    """[B, T] int64. What follows a sequence's end is padding, which may hold any valid id."""
 
     weights: Tensor
-    """[B, T] float: what each position counts in the log-likelihood. 0 for padding and for positions that z is not
-    inferred from, 1 elsewhere (1/rate where positions are subsampled in a fast step)."""
+    """[B, T] float: how much each position counts in the log-likelihood. 0 for padding and for positions that z is not
+    inferred from, 1 elsewhere (where a fast step subsamples positions: 1 / their share)."""
 
     sequence_ids: Tensor
-    """[B] int64, on the CPU: names the noise of each sequence, so that a result does not depend on its batch-mates."""
+    """[B] int64, on the CPU: the key of each sequence's noise, so that results do not depend on batch-mates."""
 
     num_bytes: Tensor
-    """[B] int64, on the CPU: bytes of the text that each sequence encodes (special tokens have none)."""
+    """[B] int64, on the CPU: the number of bytes of the text that each sequence encodes (special tokens have none)."""
 
     below_z: BelowZ | None = None
-    """What `LatentThoughtModel.prepare` has computed of these tokens, since it does not depend on z."""
+    """What `LatentThoughtModel.precompute` has computed from these tokens: the part that does not depend on z."""
 
     def __post_init__(self) -> None:
         if self.tokens.dim() != 2 or self.weights.shape != self.tokens.shape:
@@ -51,7 +51,7 @@ class TokenBatch:
         return TokenBatch(self.tokens[index], self.weights[index], self.sequence_ids[index], self.num_bytes[index])
 
     def with_weights(self, weights: Tensor) -> TokenBatch:
-        """The same texts, their positions weighted otherwise."""
+        """The same texts with other weights of their positions."""
         return dataclasses.replace(self, weights=weights)
 
     def prefix(self, num_tokens: Tensor) -> TokenBatch:
@@ -60,20 +60,20 @@ class TokenBatch:
         return self.with_weights(self.weights * (positions < num_tokens.to(self.weights.device)[:, None]))
 
     def every(self, stride: int, first: Tensor) -> TokenBatch:
-        """The same texts, weighted on every `stride`-th position only, by `stride` times as much.
+        """The same texts, weighted on every `stride`-th position only, each by `stride` times as much.
 
-        Where `first` ([B]) is uniform from 0 to stride - 1, the log-likelihood is that of all positions on average.
+        Where `first` ([B]) is uniform from 0 to stride - 1, the log-likelihood has that of all positions as its mean.
         """
         positions = torch.arange(self.tokens.shape[1], device=self.weights.device)
         is_chosen = (positions - first.to(self.weights.device)[:, None]) % stride == 0
         return self.with_weights(self.weights * stride * is_chosen)
 
     def cut(self, num_positions: int) -> TokenBatch:
-        """The first positions of the texts alone; `num_bytes` stays that of the whole texts."""
+        """The texts cut to their first positions; `num_bytes` stays that of the whole texts."""
         tokens, weights = self.tokens[:, :num_positions], self.weights[:, :num_positions]
         return dataclasses.replace(self, tokens=tokens, weights=weights, below_z=None)
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        """The batch with what the decoder reads on `device`."""
+        """The batch with its tokens and weights, which the decoder reads, on `device`."""
         tokens, weights = self.tokens.to(device), self.weights.to(device)
         return dataclasses.replace(self, tokens=tokens, weights=weights, below_z=None)

@@ -1,8 +1,10 @@
 """The transformer that writes a text given its thought vectors: plain PyTorch, no Pyro.
 
 Kong et al. 2025 (arXiv 2502.01567, section 2): a causal decoder with a short window, whose layer l cross-attends to
-z_l. Block: windowed self-attention with rotary positions, cross-attention, SwiGLU; RMSNorm before each of
-the three and once at the end, none on z; no biases; the output layer shares the weights of the embedding.
+the thought vectors u_l. Block: windowed self-attention with rotary positions, cross-attention, SwiGLU; RMSNorm before
+each of the three and once at the end, none on u; no biases; the output layer shares the weights of the embedding.
+
+The thought vectors are u = U(z), a map that belongs to the prior (`priors/`). In the paper u is z itself.
 
 Shapes: B sequences, T tokens, L layers, S slots, D width, V vocabulary, R tokens in a ring.
 """
@@ -11,25 +13,41 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 
 from ltm_pyro.models.attention import CrossAttention, Ring, SelfAttention, rotary_angles
+from ltm_pyro.models.priors import PRIORS
 from ltm_pyro.models.vocabulary import target_log_probs
+
+if TYPE_CHECKING:
+    PriorName = str
+else:
+    PriorName = Literal[tuple(PRIORS)]
+
+PRIOR_HELP = "\n".join(
+    [
+        "The prior p(z), and the map from z to the thought vectors that the layers attend to.",
+        *(f"{name}: {PRIORS[name].summary}" for name in PRIORS),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of the decoder, of its latent variable, and of the encoder where there is one."""
+    """The shape of the decoder and of z, the prior of z, and the shape of the encoder where there is one."""
 
     num_layers: int = 3
     """Number of decoder layers; each has thought vectors of its own."""
     width: int = 128
-    """Numbers in a token's hidden state and in a thought vector; a multiple of 2 x num-heads."""
+    """Width of a token's hidden state and of a thought vector; a multiple of 2 x num-heads."""
     num_heads: int = 4
     """Attention heads of a layer."""
     hidden: int = 344
@@ -42,13 +60,16 @@ class DecoderConfig:
     length: int = 256
     """Predicted tokens of a sequence [tokens]."""
     encoder_layers: int = 0
-    """Layers of the encoder that proposes z from a text (inference amortized). 0: none."""
+    """Layers of the encoder that proposes z from a text, for --inference amortized. 0: no encoder."""
+    prior: Annotated[PriorName, tyro.conf.arg(help=PRIOR_HELP)] = "standard"
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 0 if name in ("num_slots", "encoder_layers") else 1
-            if value < least:
+            if name != "prior" and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+        if self.prior not in PRIORS:
+            raise ValueError(f"unknown prior {self.prior!r}: choose from {', '.join(PRIORS)}")
         if self.width % (2 * self.num_heads):
             raise ValueError(f"width {self.width} must be a multiple of 2 x num_heads = {2 * self.num_heads}")
 
@@ -61,8 +82,9 @@ class DecoderConfig:
 def draw_weights(network: nn.Module) -> None:
     """Draw all weights of a network anew, from torch's global generator.
 
-    Normal of scale 0.02, as GPT-2; the projections that end in the residual stream are divided by the square root
-    of their number, so that the stream does not grow with depth (Radford et al. 2019, section 2.3).
+    Weights are normal with scale 0.02, as in GPT-2. Those of the projections that end in the residual stream are
+    divided by the square root of the number of such projections, so that the stream does not grow with depth
+    (Radford et al. 2019, section 2.3).
     """
     residual_scale = 0.02 / math.sqrt(sum(name.endswith(".output") for name, _ in network.named_modules()))
     for name, module in network.named_modules():
@@ -84,22 +106,25 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.output(F.silu(gate) * up)
+        output: Tensor = self.output(F.silu(gate) * up)
+        return output
 
 
 @dataclass(frozen=True, eq=False)
 class BelowZ:
-    """What a layer computes before it reads its thought vectors."""
+    """What a layer computes before it reads its thought vectors, so that it does not depend on z."""
 
     x_BTD: Tensor
     """The residual stream after self-attention."""
     query_BTD: Tensor | None
-    """The queries of cross-attention; None in a layer without slots."""
+    """The queries of cross-attention; None where there are no slots."""
 
     def expand(self, shape: torch.Size) -> BelowZ:
-        """[..., T, D] broadcast to the texts of a batch of this shape, in one dimension: [B, T, D]."""
-        parts = (None if x is None else x.expand(*shape, -1, -1).flatten(0, -3) for x in (self.x_BTD, self.query_BTD))
-        return BelowZ(*parts)
+        """Broadcast from [..., T, D] to one entry for each text of a batch of this shape, flattened: [B, T, D]."""
+        x_BTD, query_BTD = self.x_BTD, self.query_BTD
+        if query_BTD is not None:
+            query_BTD = query_BTD.expand(*shape, -1, -1).flatten(0, -3)
+        return BelowZ(x_BTD.expand(*shape, -1, -1).flatten(0, -3), query_BTD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,24 +133,24 @@ class BlockMemory:
 
     ring: Ring
     thought: tuple[Tensor, Tensor] | None
-    """Keys and values of cross-attention, computed once; None in a layer without slots."""
+    """Keys and values of cross-attention, computed once; None where there are no slots."""
 
 
 @dataclass(eq=False)
 class DecoderMemory:
-    """What the decoder keeps of B texts that it writes token by token. :meth:`Decoder.step` changes it."""
+    """What the decoder keeps of B texts that it writes token by token. :meth:`Decoder.step` changes it in place."""
 
     blocks: list[BlockMemory]
     num_read_B: Tensor
-    """Inputs that have been read: the position of the next one."""
+    """The number of inputs read so far, which is the position of the next one."""
     is_seen_BR: Tensor
-    """Which places of the rings hold a token of the text."""
+    """Whether each place of the rings holds a token of the text."""
     place: int
-    """Where in the rings the next token goes, the same for all texts."""
+    """The place in the rings that the next token takes, the same for all texts."""
 
 
 class Block(nn.Module):
-    """One layer: self-attention, cross-attention to z_l if it has slots, SwiGLU, each added to the residual stream."""
+    """One layer: self-attention, cross-attention to u_l if it has slots, SwiGLU, each added to the residual stream."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -139,15 +164,17 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(config.width, config.hidden)
 
     def below_z(self, x_BTD: Tensor) -> BelowZ:
+        """The layer up to where it reads its thought vectors."""
         return self._below_z(x_BTD, self.self_attention(self.self_attention_norm(x_BTD)))
 
-    def forward(self, below: BelowZ, z_BSD: Tensor) -> Tensor:
-        return self._above_z(below, self.cross_attention(below.query_BTD, z_BSD) if self.has_slots else None)
+    def forward(self, below: BelowZ, u_BSD: Tensor) -> Tensor:
+        """The rest of the layer: cross-attention and SwiGLU."""
+        return self._above_z(below, self.cross_attention(below.query_BTD, u_BSD) if self.has_slots else None)
 
-    def read(self, x_BTD: Tensor, z_BSD: Tensor, index_BR: Tensor) -> tuple[Tensor, BlockMemory]:
+    def read(self, x_BTD: Tensor, u_BSD: Tensor, index_BR: Tensor) -> tuple[Tensor, BlockMemory]:
         """The whole layer, and what `step` needs of these tokens."""
         attended_BTD, ring = self.self_attention.read(self.self_attention_norm(x_BTD), index_BR)
-        memory = BlockMemory(ring, self.cross_attention.keys_values(z_BSD) if self.has_slots else None)
+        memory = BlockMemory(ring, self.cross_attention.keys_values(u_BSD) if self.has_slots else None)
         return self._remembering(x_BTD, attended_BTD, memory), memory
 
     def step(self, x_B1D: Tensor, memory: BlockMemory, place: int, angles: Tensor, is_seen_BR: Tensor) -> Tensor:
@@ -157,10 +184,11 @@ class Block(nn.Module):
         return self._remembering(x_B1D, attended_B1D, memory)
 
     def _remembering(self, x_BTD: Tensor, attended_BTD: Tensor, memory: BlockMemory) -> Tensor:
-        """The layer from self-attention on, with keys and values of z from the memory."""
+        """The layer after self-attention, with keys and values of the thought vectors from the memory."""
         below = self._below_z(x_BTD, attended_BTD)
-        thought = memory.thought
-        return self._above_z(below, None if thought is None else self.cross_attention.attend(below.query_BTD, *thought))
+        if below.query_BTD is None or memory.thought is None:
+            return self._above_z(below, None)
+        return self._above_z(below, self.cross_attention.attend(below.query_BTD, *memory.thought))
 
     def _below_z(self, x_BTD: Tensor, attended_BTD: Tensor) -> BelowZ:
         x_BTD = x_BTD + attended_BTD
@@ -169,11 +197,12 @@ class Block(nn.Module):
 
     def _above_z(self, below: BelowZ, thought_BTD: Tensor | None) -> Tensor:
         x_BTD = below.x_BTD if thought_BTD is None else below.x_BTD + thought_BTD
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        fed_BTD: Tensor = self.feed_forward(self.feed_forward_norm(x_BTD))
+        return x_BTD + fed_BTD
 
 
 class Decoder(nn.Module):
-    """p(x_n | z, x_<n): logits of the next token at every position.
+    """p(x_n | u, x_<n): the distribution of the next token at every position, given thought vectors u.
 
     The vocabulary's last token is begin-of-text. It is only ever read, so it has an embedding and no logit, and no
     probability is spent on it.
@@ -184,11 +213,12 @@ class Decoder(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.embedding = nn.Embedding(vocab_size, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        # A list of modules does not say of which class they are.
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(Block(config) for _ in range(config.num_layers)))
         self.final_norm = nn.RMSNorm(config.width, eps=1e-5)
         self.compute_dtype: torch.dtype | None = None
-        """What matrix products are computed in (bfloat16), as the weights are if None. Sums, norms, the residual
-        stream, weights and their gradients stay as the weights are."""
+        """The dtype of matrix products (bfloat16); None for that of the weights. Sums, norms, the residual stream,
+        weights and their gradients keep the dtype of the weights."""
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -201,41 +231,44 @@ class Decoder(nn.Module):
         return self.vocab_size - 1
 
     def inputs(self, tokens_BT: Tensor) -> Tensor:
-        """What is read to predict each of the tokens: the one before it, begin-of-text before the first."""
+        """The input that predicts each of the tokens: the token before it, and begin-of-text for the first."""
         return F.pad(tokens_BT[:, :-1], (1, 0), value=self.begin_of_text)
 
     def below_z(self, inputs_BT: Tensor) -> BelowZ:
-        """What depends on the tokens and not on z: the first layer up to where it reads z."""
+        """What depends on the tokens alone: the first layer up to where it reads its thought vectors."""
         with self._autocast():
             return self.blocks[0].below_z(self.embedding(inputs_BT))
 
-    def forward(self, inputs_BT: Tensor, z_BLSD: Tensor, below: BelowZ | None = None) -> Tensor:
+    def forward(self, inputs_BT: Tensor, u_BLSD: Tensor, below: BelowZ | None = None) -> Tensor:
         """Hidden states [B, T, D] that predict the token after each input.
 
         Args:
+            u_BLSD: thought vectors of each sequence.
             below: `below_z` of these inputs, where it has been computed already.
         """
         below = self.below_z(inputs_BT) if below is None else below
-        first, *others = z_BLSD.to(below.x_BTD.dtype).unbind(1)
+        first, *others = u_BLSD.to(below.x_BTD.dtype).unbind(1)
         with self._autocast():
-            x_BTD = self.blocks[0](below, first)
-            for block, z_BSD in zip(self.blocks[1:], others, strict=True):
-                x_BTD = block(block.below_z(x_BTD), z_BSD)
-            return self.final_norm(x_BTD)
+            x_BTD: Tensor = self.blocks[0](below, first)
+            for block, u_BSD in zip(self.blocks[1:], others, strict=True):
+                x_BTD = block(block.below_z(x_BTD), u_BSD)
+            hidden_BTD: Tensor = self.final_norm(x_BTD)
+            return hidden_BTD
 
     @property
     def reach(self) -> int:
-        """Inputs that a hidden state depends on, itself included: what stands further back is seen by no layer."""
+        """The number of inputs that a hidden state depends on, its own included. No layer sees further back."""
         return self.config.num_layers * (self.config.window - 1) + 1
 
     def read(
-        self, inputs_BT: Tensor, num_inputs_B: Tensor, z_BLSD: Tensor, num_steps: int
+        self, inputs_BT: Tensor, num_inputs_B: Tensor, u_BLSD: Tensor, num_steps: int
     ) -> tuple[Tensor, DecoderMemory]:
         """Read the beginnings of texts, all positions at once.
 
         Args:
-            num_inputs_B: inputs of each text, at least one; what follows them is padding.
-            num_steps: steps that will be taken at most, for which the memory is made.
+            num_inputs_B: number of inputs of each text, at least one; what follows them is padding.
+            u_BLSD: thought vectors of each text.
+            num_steps: the most steps that will be taken; the memory has room for them.
 
         Returns:
             the hidden state [B, D] that predicts the token after each text, and what `step` goes on from.
@@ -245,22 +278,23 @@ class Decoder(nn.Module):
         index_BR = num_inputs_B[:, None] - size + torch.arange(size, device=inputs_BT.device)
         memory = DecoderMemory([], num_inputs_B.clone(), index_BR >= 0, 0)
         index_BR = index_BR.clamp(min=0)
-        x_BTD = self.embedding(inputs_BT)
+        x_BTD: Tensor = self.embedding(inputs_BT)
         with self._autocast():
-            for block, z_BSD in zip(self.blocks, z_BLSD.to(x_BTD.dtype).unbind(1), strict=True):
-                x_BTD, block_memory = block.read(x_BTD, z_BSD, index_BR)
+            for block, u_BSD in zip(self.blocks, u_BLSD.to(x_BTD.dtype).unbind(1), strict=True):
+                x_BTD, block_memory = block.read(x_BTD, u_BSD, index_BR)
                 memory.blocks.append(block_memory)
             last_BD = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), num_inputs_B - 1]
             return self.final_norm(last_BD), memory
 
     def step(self, tokens_B: Tensor, memory: DecoderMemory) -> Tensor:
-        """Read one more token of each text: the hidden state [B, D] that predicts the one after it.
+        """Read one more token of each text. The cost is the same at every position.
 
-        It costs the same at every position.
+        Returns:
+            the hidden state [B, D] that predicts the token after it.
         """
         place, is_seen_BR = memory.place, memory.is_seen_BR
         is_seen_BR[:, place] = True
-        x_B1D = self.embedding(tokens_B[:, None])
+        x_B1D: Tensor = self.embedding(tokens_B[:, None])
         head_dim = self.config.width // self.config.num_heads
         angles = rotary_angles(memory.num_read_B[:, None, None], head_dim, x_B1D.dtype)
         with self._autocast():
@@ -268,14 +302,15 @@ class Decoder(nn.Module):
                 x_B1D = block.step(x_B1D, block_memory, place, angles, is_seen_BR)
             memory.num_read_B += 1
             memory.place = (place + 1) % is_seen_BR.shape[1]
-            return self.final_norm(x_B1D[:, 0])
+            hidden_BD: Tensor = self.final_norm(x_B1D[:, 0])
+            return hidden_BD
 
     def log_probs(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
-        """Log-probabilities of the tokens that follow, [N], at least in float32."""
+        """Log-probabilities [N] of the tokens that follow the hidden states, at least in float32."""
         return target_log_probs(hidden_ND, self.embedding.weight, tokens_N, num_unused=1, dtype=self.compute_dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] to [..., V − 1]: every token but begin-of-text."""
+        """Logits [..., V − 1] of every token but begin-of-text, for hidden states [..., D]."""
         weight, dtype = self.embedding.weight[:-1], self.compute_dtype
         return F.linear(hidden.to(dtype or hidden.dtype), weight.to(dtype or weight.dtype))
 

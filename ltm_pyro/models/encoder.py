@@ -1,8 +1,8 @@
 """The network that proposes z from a text (inference `amortized`): plain PyTorch, no Pyro.
 
-L·S learned queries, one for each thought vector, stand in front of the embedded tokens. Blocks without a causal mask
-run over the whole (bidirectional self-attention with rotary positions, SwiGLU; RMSNorm before each of the two and once
-at the end, no biases), and what becomes of the queries is the mean and the log scale of q(z|x).
+L·S learned queries, one for each slot of z, stand in front of the embedded tokens. Blocks without a causal mask
+run over all of them (bidirectional self-attention with rotary positions, SwiGLU; RMSNorm before each of the two and
+once at the end, no biases). The outputs at the queries are the mean and the log scale of q(z|x).
 
 Shapes: B sequences, T tokens, L layers, S slots, D width, N = L·S + T positions.
 """
@@ -29,7 +29,9 @@ class BidirectionalAttention(nn.Module):
     def forward(self, x_BND: Tensor, log_weights_BN: Tensor) -> Tensor:
         q, k, v = (split_heads(x, self.num_heads) for x in self.query_key_value(x_BND).chunk(3, dim=-1))
         bias = log_weights_BN[:, None, None]  # of the keys, the same for every head and query
-        return self.output(join_heads(F.scaled_dot_product_attention(rotary(q), rotary(k), v, attn_mask=bias)))
+        seen = F.scaled_dot_product_attention(rotary(q), rotary(k), v, attn_mask=bias)
+        attended: Tensor = self.output(join_heads(seen))
+        return attended
 
 
 class EncoderBlock(nn.Module):
@@ -44,13 +46,14 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x_BND: Tensor, log_weights_BN: Tensor) -> Tensor:
         x_BND = x_BND + self.self_attention(self.self_attention_norm(x_BND), log_weights_BN)
-        return x_BND + self.feed_forward(self.feed_forward_norm(x_BND))
+        fed_BND: Tensor = self.feed_forward(self.feed_forward_norm(x_BND))
+        return x_BND + fed_BND
 
 
 class Encoder(nn.Module):
-    """Mean and log scale of q(z|x), relative to those of the prior, from the embedded tokens of a text.
+    """Mean and log scale of q(z|x) from the embedded tokens of a text, in units of the prior's mean and scale.
 
-    Untrained it gives zeros: q is the prior.
+    Without training it returns zeros, which stand for the prior's own mean and scale.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -64,7 +67,7 @@ class Encoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew as those of the decoder, from torch's global generator; the head is 0."""
+        """Draw the weights anew as the decoder's are drawn, from torch's global generator, and set the head to 0."""
         draw_weights(self)
         nn.init.zeros_(self.head.weight)
 
@@ -73,8 +76,8 @@ class Encoder(nn.Module):
 
         Args:
             x_BTD: the embedded tokens.
-            weights_BT: how often each token counts as a key of attention. What weighs 0 has no influence at all; a
-                text of which nothing counts leaves the queries each other.
+            weights_BT: how often each token counts as a key of attention. A token of weight 0 has no influence at all;
+                where all tokens of a text have weight 0, the queries attend to each other alone.
         """
         queries_QD = self.queries.weight
         num_queries = len(queries_QD)

@@ -1,8 +1,11 @@
 """Writing texts token by token: the one loop of generation, and how a token is chosen.
 
-A text may go on beyond the length that the model was trained on: positions count in self-attention by their differences
-within the window alone, so none of them is new to it, and a token costs the same wherever it stands. But z was trained
-to describe no more than `config.length` tokens.
+A text may go on beyond the length that the model was trained on. Self-attention depends on differences of positions
+within the window only, so no later position is new to it, and every token costs the same. But z was trained to describe
+no more than `config.length` tokens.
+
+The functions here take the thought vectors u. From z, `LatentThoughtModel.generate` and `LatentThoughtModel.stream`
+write the same texts by the prior's map u = U(z).
 
 Shapes: B texts, L layers, S slots, D width, V vocabulary.
 """
@@ -22,8 +25,11 @@ from ltm_pyro.models.vector_products import logits_of_many_tokens
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Meaning and order are those of Hugging Face's transformers: repetition penalty,
-    temperature, top-k, top-p. By default a token is a draw from the model's own distribution."""
+    """How the next token is chosen. By default it is a draw from the model's own distribution.
+
+    The settings mean what they mean in Hugging Face's transformers, and are applied in the same order: repetition
+    penalty, temperature, top-k, top-p.
+    """
 
     temperature: float = 1.0
     """Divides the logits. 0: always the most likely token."""
@@ -51,15 +57,15 @@ class Sampling:
         """The next token of each text, [B].
 
         Args:
-            logits_BV: of the model.
-            is_used_BV: which tokens prompt or text have already; read where there is a penalty.
-            generator: on the device of the logits; None for torch's global one.
+            logits_BV: the model's logits.
+            is_used_BV: whether prompt or text have each token already; only read where there is a penalty.
+            generator: a generator on the device of the logits; None for torch's global one.
         """
         logits_BV = self._penalised(logits_BV.float(), is_used_BV)
         if self.temperature == 0:
             return logits_BV.argmax(-1)
-        # By the inverse of the distribution function, with one random number: `torch.multinomial` takes one for every
-        # token of the vocabulary. In float64, in which a uniform number times the total stays below the total.
+        # By the inverse of the distribution function, with one random number a text, where `torch.multinomial` takes
+        # one for every token of the vocabulary. In float64, a uniform number times the total stays below the total.
         total_BV = self._warped(logits_BV).softmax(-1).cumsum(-1)
         uniform_B1 = torch.rand(len(total_BV), 1, dtype=torch.float64, device=total_BV.device, generator=generator)
         return torch.searchsorted(total_BV, uniform_B1 * total_BV[:, -1:], right=True).squeeze(-1)
@@ -71,8 +77,8 @@ class Sampling:
         return torch.where(is_used_BV, torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty), logits_BV)
 
     def _warped(self, logits_BV: Tensor) -> Tensor:
-        """Logits of the tokens to draw from, float64, minus infinity elsewhere."""
-        # Relative to the largest, which so stays 0 at temperatures however low.
+        """Logits of the tokens to draw from, in float64; minus infinity for all others."""
+        # Relative to the largest, which then is 0 at any temperature, however low.
         logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double() / self.temperature
         if 0 < self.top_k < logits_BV.shape[-1]:
             least = logits_BV.topk(self.top_k).values[:, -1:]
@@ -80,50 +86,57 @@ class Sampling:
         if self.top_p < 1:
             sorted_BV, order_BV = logits_BV.sort(descending=True, stable=True)
             probs_BV = sorted_BV.softmax(-1)
-            # A token is left out if those before it are enough. Before the first there are none.
+            # A token is left out if those before it are enough; the first one never is.
             is_left_out_BV = (probs_BV.cumsum(-1) - probs_BV >= self.top_p).gather(-1, order_BV.argsort(-1))
             logits_BV = logits_BV.masked_fill(is_left_out_BV, -torch.inf)
         return logits_BV
 
 
+AS_THE_MODEL_SAYS = Sampling()
+"""Every token is a draw from the model's own distribution."""
+
+
 @torch.no_grad()
 def stream(
     decoder: Decoder,
-    z_BLSD: Tensor,
+    u_BLSD: Tensor,
     end_of_text: int,
     max_new_tokens: int,
     prompts: Sequence[Sequence[int]] | None = None,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = AS_THE_MODEL_SAYS,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """Write B texts, one token of each at a time: [B] int64, end-of-text from where a text has ended on.
+    """Write B texts, one token of each at a time: [B] int64, which is end-of-text for texts that have ended.
 
-    It is over when all texts have ended, or after `max_new_tokens`.
+    The stream ends when all texts have ended, or after `max_new_tokens`.
 
     Args:
-        z_BLSD: thought vectors of each text.
-        prompts: what each text begins with, begin-of-text left out; None for nothing.
-        generator: on the decoder's device; None for torch's global one, which `pyro.set_rng_seed` sets.
+        u_BLSD: thought vectors of each text.
+        end_of_text: id of the token that ends a text.
+        max_new_tokens: the most tokens that are written of each text.
+        prompts: what each text begins with, without begin-of-text; None for nothing.
+        sampling: how each token is chosen.
+        generator: a generator on the decoder's device; None for torch's global one, which `pyro.set_rng_seed` seeds.
 
     Raises:
-        ValueError: if there is not one prompt for each z.
+        ValueError: if there are not as many prompts as texts.
     """
-    prompts = [()] * len(z_BLSD) if prompts is None else prompts
-    if len(prompts) != len(z_BLSD):
-        raise ValueError(f"{len(prompts)} prompts need as many z, not {len(z_BLSD)}")
+    prompts = [()] * len(u_BLSD) if prompts is None else prompts
+    if len(prompts) != len(u_BLSD):
+        raise ValueError(f"{len(prompts)} prompts need as many z, not {len(u_BLSD)}")
     if not max_new_tokens or not len(prompts):
         return
-    device = z_BLSD.device
+    device = u_BLSD.device
     is_used_BV = torch.zeros(len(prompts), decoder.vocab_size - 1, dtype=torch.bool, device=device)
     for is_used_V, prompt in zip(is_used_BV, prompts, strict=True):
         if prompt:
             is_used_V[list(prompt)] = True
-    # What no layer can see from the end of the prompt need not be read.
+    # What stands further back than any layer can see from the end of the prompt need not be read.
     inputs = [[decoder.begin_of_text, *prompt][-decoder.reach :] for prompt in prompts]
     longest = max(map(len, inputs))
     inputs_BT = torch.tensor([row + [end_of_text] * (longest - len(row)) for row in inputs], device=device)
     num_inputs_B = torch.tensor([len(row) for row in inputs], device=device)
-    hidden_BD, memory = decoder.read(inputs_BT, num_inputs_B, z_BLSD, max_new_tokens - 1)
+    hidden_BD, memory = decoder.read(inputs_BT, num_inputs_B, u_BLSD, max_new_tokens - 1)
     logits = logits_of_many_tokens(decoder, max_new_tokens)
     has_ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for num_left in reversed(range(max_new_tokens)):
@@ -139,19 +152,19 @@ def stream(
 
 def generate(
     decoder: Decoder,
-    z_BLSD: Tensor,
+    u_BLSD: Tensor,
     end_of_text: int,
     max_new_tokens: int,
     prompts: Sequence[Sequence[int]] | None = None,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = AS_THE_MODEL_SAYS,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Texts, or what follows their prompts: [B, max_new_tokens] int64, filled with end-of-text behind their end.
+    """Write B texts at once: [B, max_new_tokens] int64, without their prompts, filled with end-of-text after their end.
 
     The arguments and errors are those of :func:`stream`.
     """
-    tokens_BN = torch.full((len(z_BLSD), max_new_tokens), end_of_text, device=z_BLSD.device)
-    texts = stream(decoder, z_BLSD, end_of_text, max_new_tokens, prompts, sampling, generator)
+    tokens_BN = torch.full((len(u_BLSD), max_new_tokens), end_of_text, device=u_BLSD.device)
+    texts = stream(decoder, u_BLSD, end_of_text, max_new_tokens, prompts, sampling, generator)
     for number, tokens_B in enumerate(texts):
         tokens_BN[:, number] = tokens_B
     return tokens_BN

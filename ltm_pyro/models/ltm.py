@@ -1,18 +1,20 @@
 """The Latent Thought Model as a Pyro program (Kong et al. 2025, arXiv 2502.01567, eq. 1-4).
 
-    z_b ~ N(0, I)                    site "z",      [B] × [L, S, D]
-    x_b ~ p_β(x | z_b)               site "tokens", [B] × [T]
+    z_b ~ p(z)                       site "z",      [B] × [L, S, D]
+    x_b ~ p_β(x | u_b = U(z_b))      site "tokens", [B] × [T]
 
-both under the plate "sequences".
+Both sites stand under the plate "sequences". p(z) and the map U are those of the prior (`priors/`): N(0, I) and the
+identity in the paper.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
@@ -20,18 +22,20 @@ from torch import Tensor
 from ltm_pyro.models.batch import TokenBatch
 from ltm_pyro.models.decoder import Decoder, DecoderConfig
 from ltm_pyro.models.encoder import Encoder
-from ltm_pyro.models.tokens import TokenSequence
+from ltm_pyro.models.generation import AS_THE_MODEL_SAYS, Sampling, generate, stream
+from ltm_pyro.models.priors import PRIORS
+from ltm_pyro.models.tokens import TokenSequence, until_end_of_text
 
 
 class LatentThoughtModel(PyroModule):
     """p(z) p_β(x | z).
 
-    The weights β are Pyro parameters: `pyro.infer.SVI` finds them. Two models in one process share the names of
-    their parameters; a program that trains both with `pyro.infer.SVI` sets
+    The weights β, those of a learned prior included, are Pyro parameters: `pyro.infer.SVI` finds them. Two models in
+    one process share the names of their parameters; a program that trains both with `pyro.infer.SVI` sets
     `pyro.settings.set(module_local_params=True)`, or clears the parameter store in between.
 
     Args:
-        config: shape of the decoder, of z, and of the encoder if there is to be one.
+        config: the shape of the decoder and of z, the prior, and the shape of the encoder if there is to be one.
         vocab_size: V, of which the last id is begin-of-text.
         end_of_text: id of the token that ends a text.
 
@@ -46,72 +50,111 @@ class LatentThoughtModel(PyroModule):
         self.config = config
         self.end_of_text = end_of_text
         self.decoder = Decoder(config, vocab_size)
-        # After the decoder, whose weights so are the same with it and without.
+        # In this order, so that the same seed draws the same decoder with an encoder and without, under any prior.
         if config.encoder_layers:
             self.encoder = Encoder(config)
+        self.prior = PRIORS[config.prior](config.latent_shape)
 
     def forward(self, batch: TokenBatch | None = None, num_sequences: int = 1) -> Tensor:
-        """Run the program: on the texts of a batch, or without one to generate texts.
+        """Run the program on the texts of a batch, or generate texts.
 
         Args:
-            batch: texts to observe, their positions weighted by `batch.weights`. With None, `num_sequences` texts of
-                at most `config.length` tokens are drawn.
+            batch: texts to observe, their positions weighted by `batch.weights`; None to draw texts of at most
+                `config.length` tokens.
+            num_sequences: the number of texts to draw where there is no batch.
 
         Returns:
             tokens, [B, T] int64 (more dimensions on the left under outer plates).
         """
-        decoder = self.decoder
+        decoder, prior = self.decoder, self.prior
         weight = decoder.embedding.weight
         # z stays at least in float32 whatever the decoder computes in.
         zero = torch.zeros((), dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
         with pyro.plate("sequences", num_sequences if batch is None else len(batch), dim=-1):
-            z = pyro.sample("z", dist.Normal(zero, zero + 1).expand(self.config.latent_shape).to_event(3))
+            u = prior.thoughts(pyro.sample("z", prior.distribution(like=zero)))
             if batch is None:
-                likelihood = TokenSequence(decoder, z, self.end_of_text, self.config.length)
+                likelihood = TokenSequence(decoder, u, self.end_of_text, self.config.length)
                 return pyro.sample("tokens", likelihood)
             length = batch.tokens.shape[-1]
-            likelihood = TokenSequence(decoder, z, self.end_of_text, length, batch.weights, batch.below_z)
+            likelihood = TokenSequence(decoder, u, self.end_of_text, length, batch.weights, batch.below_z)
             return pyro.sample("tokens", likelihood, obs=batch.tokens)
 
+    def stream(
+        self,
+        z_BLSD: Tensor,
+        max_new_tokens: int,
+        prompts: Sequence[Sequence[int]] | None = None,
+        sampling: Sampling = AS_THE_MODEL_SAYS,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Write one text for each z, one token of each at a time, as :func:`~ltm_pyro.models.generation.stream` does.
+
+        Args:
+            z_BLSD: a z for each text, which the prior maps to the thought vectors.
+        """
+        u_BLSD = self._thoughts(z_BLSD)
+        return stream(self.decoder, u_BLSD, self.end_of_text, max_new_tokens, prompts, sampling, generator)
+
+    def generate(
+        self,
+        z_BLSD: Tensor,
+        max_new_tokens: int,
+        prompts: Sequence[Sequence[int]] | None = None,
+        sampling: Sampling = AS_THE_MODEL_SAYS,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Write one text for each z: [B, max_new_tokens], as :func:`~ltm_pyro.models.generation.generate` does.
+
+        Args:
+            z_BLSD: a z for each text, which the prior maps to the thought vectors.
+        """
+        u_BLSD = self._thoughts(z_BLSD)
+        return generate(self.decoder, u_BLSD, self.end_of_text, max_new_tokens, prompts, sampling, generator)
+
     @torch.no_grad()
-    def prepare(self, batch: TokenBatch) -> TokenBatch:
-        """The batch with what does not depend on z computed once: good for as long as the weights stay as they are."""
+    def _thoughts(self, z_BLSD: Tensor) -> Tensor:
+        return self.prior.thoughts(z_BLSD)
+
+    @torch.no_grad()
+    def precompute(self, batch: TokenBatch) -> TokenBatch:
+        """The batch with all that does not depend on z computed once. It holds as long as the weights do not change."""
         return dataclasses.replace(batch, below_z=self.decoder.below_z(self.decoder.inputs(batch.tokens)))
 
     @pyro_method
     def encode(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Mean and log scale of the q(z|x) that the encoder proposes, [B, L, S, D] each.
 
-        It sees the texts as `batch.weights` says, and nothing of what weighs 0.
+        `batch.weights` says how much each position counts; the encoder sees nothing of positions of weight 0.
 
         Raises:
             ValueError: if the model has no encoder.
         """
         if not self.config.encoder_layers:
             raise ValueError("the model has no encoder: its encoder_layers are 0")
-        # The prior is N(0, I): what is relative to it is absolute.
         mean, log_scale = self.encoder(self.decoder.embedding(batch.tokens), batch.weights)
         dtype = torch.promote_types(mean.dtype, torch.float32)
-        return mean.to(dtype), log_scale.to(dtype)
+        mean, log_scale = mean.to(dtype), log_scale.to(dtype)
+        # What the encoder proposes is relative to the prior.
+        prior = self.prior.distribution(like=mean)
+        return prior.mean + prior.stddev * mean, prior.stddev.log() + log_scale
 
 
 @torch.no_grad()
 def simulate(model: LatentThoughtModel, num_texts: int, first_id: int, seed: int) -> tuple[Tensor, TokenBatch]:
-    """Texts from the model, each up to its end-of-text, and the z that made them, [B, L, S, D].
+    """Texts drawn from the model, each up to its end-of-text, and the z that made them, [B, L, S, D].
 
-    torch's global generator is as it was afterwards.
+    The state of torch's global generator is the same afterwards as before.
 
     Args:
-        num_texts: B.
-        first_id: the sequence ids count from here; other ids are other texts.
+        num_texts: B, the number of texts.
+        first_id: the sequence id of the first text; the others count on from it, and other ids are other texts.
         seed: the same seed and ids give the same texts.
     """
     device = model.decoder.embedding.weight.device
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         torch.manual_seed(int(np.random.SeedSequence([seed, first_id]).generate_state(1)[0]))
         trace = pyro.poutine.trace(model).get_trace(num_sequences=num_texts)
-    z, tokens = trace.nodes["z"]["value"], trace.nodes["tokens"]["value"]
-    is_end = (tokens == model.end_of_text).long()
-    weights = (is_end.cumsum(-1) - is_end == 0).to(z)
+    z, tokens = (cast(Tensor, trace.nodes[name]["value"]) for name in ("z", "tokens"))
+    weights = until_end_of_text(tokens, model.end_of_text).to(z)
     ids = torch.arange(first_id, first_id + num_texts)
     return z, TokenBatch(tokens, weights, ids, torch.zeros_like(ids)).to(device)

@@ -1,7 +1,7 @@
 """The vocabulary term: log-probabilities of given tokens, without ever holding the logits of all positions.
 
-With V in the tens of thousands the logits of a batch are its largest tensor by far, and a fast step needs nothing of
-them but one log-probability a position and its slope:
+With V in the tens of thousands the logits are by far the largest tensor of a batch, and all that a fast step needs of
+them is one log-probability a position and its slope:
 
     log p_n = w_{x_n} · h_n - log Σ_v exp(w_v · h_n),      ∂ log p_n / ∂ h_n = w_{x_n} - Σ_v p_v w_v
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 CPU_BLOCK = (512, 2048)
-"""Positions and tokens whose logits are held at a time: 4 MiB in float32."""
+"""The numbers of positions and of tokens whose logits are held at a time: 4 MiB in float32."""
 DEVICE_BLOCK = (8192, 8192)
 """The same where a product has to be large to be fast: 256 MiB in float32."""
 
@@ -37,14 +37,16 @@ def target_log_probs(
         hidden: [N, D].
         weight: [V + num_unused, D].
         targets: [N] int64, below V.
-        num_unused: the last rows of the weights that are no target. Left out here and not by the caller, the weights
-            have one gradient and not a copy of it.
-        dtype: what the products are computed in, as they are if None. Sums are kept at least in float32.
+        num_unused: number of rows at the end of the weights that are never a target. They are passed and left out
+            here, since a caller's slice of the weights would copy their gradient.
+        dtype: dtype of the products; None for that of the arguments. Sums are kept at least in float32.
 
     Raises:
         IndexError: if a target is no id below V.
     """
-    return _TargetLogProbs.apply(hidden, weight, targets, num_unused, dtype)
+    # `Function.apply` has no types.
+    log_probs: Tensor = _TargetLogProbs.apply(hidden, weight, targets, num_unused, dtype)  # type: ignore[no-untyped-call]
+    return log_probs
 
 
 class _TargetLogProbs(torch.autograd.Function):
@@ -59,12 +61,12 @@ class _TargetLogProbs(torch.autograd.Function):
         log_total = torch.empty_like(log_probs)
         slope = torch.empty_like(hidden) if needs_slope else None
         used = weight[: ctx.vocab_size]
-        used[:, 0].index_select(0, targets)  # fails on ids that are none, here or on the device
+        used[:, 0].index_select(0, targets)  # fails where a target is no id, here or later on the device
         hidden, weight, used = (x.to(dtype or x.dtype) for x in (hidden, weight, used))
         for rows in _blocks(len(hidden), hidden.device, 0):
             chosen, log_total[rows], mean_weight = _softmax(hidden[rows], used, targets[rows], needs_slope)
             log_probs[rows] = chosen - log_total[rows]
-            if needs_slope:
+            if slope is not None and mean_weight is not None:
                 slope[rows] = (used[targets[rows]] - mean_weight).to(slope.dtype)
         if needs_weight_gradient:
             ctx.save_for_backward(slope, hidden, weight, targets, log_total)
@@ -80,7 +82,7 @@ class _TargetLogProbs(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return hidden_gradient, None, None, None, None
         hidden, weight, targets, log_total = inputs
-        # Of the logits: gradient · (one-hot - probabilities).
+        # The gradient of the logits is gradient · (one-hot - probabilities).
         weight_gradient = torch.zeros(weight.shape, dtype=ctx.weight_dtype, device=weight.device)
         weight_gradient.index_add_(0, targets, (gradient[:, None] * hidden).to(ctx.weight_dtype))
         for tokens in _blocks(ctx.vocab_size, hidden.device, 1):
@@ -92,7 +94,7 @@ class _TargetLogProbs(torch.autograd.Function):
 
 
 def _softmax(hidden: Tensor, weight: Tensor, targets: Tensor, needs_mean: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of some positions: the targets' logits, [n]; log Σ_v exp(logit_v), [n]; Σ_v p_v w_v, [n, D], if it is needed."""
+    """The targets' logits, [n]; log Σ_v exp(logit_v), [n]; and Σ_v p_v w_v, [n, D], where it is needed."""
     dtype = _sum_dtype(hidden)
     highest = torch.full((len(hidden), 1), -torch.inf, dtype=dtype, device=hidden.device)
     total, chosen = torch.zeros_like(highest), torch.zeros_like(highest)
@@ -101,16 +103,16 @@ def _softmax(hidden: Tensor, weight: Tensor, targets: Tensor, needs_mean: bool) 
         block = weight[tokens]
         logits = torch.mm(hidden, block.T).to(dtype)
         # The very logits that the total is over, rounded as they are: the probabilities sum to one.
-        place = (targets - tokens.start)[:, None]
-        is_here = (place >= 0) & (place < len(block))
-        chosen = torch.where(is_here, logits.gather(1, place.clamp(0, len(block) - 1)), chosen)
+        index = (targets - tokens.start)[:, None]
+        is_here = (index >= 0) & (index < len(block))
+        chosen = torch.where(is_here, logits.gather(1, index.clamp(0, len(block) - 1)), chosen)
         lower, highest = highest, torch.maximum(highest, logits.amax(1, keepdim=True))
         shrinkage = (lower - highest).exp_()
         exponentials = logits.sub_(highest).exp_()
         total = total.mul_(shrinkage).add_(exponentials.sum(1, keepdim=True))
-        if needs_mean:
+        if weighted is not None:
             weighted = weighted.mul_(shrinkage).add_(torch.mm(exponentials.to(block.dtype), block))
-    mean = weighted / total if needs_mean else None
+    mean = None if weighted is None else weighted / total
     return chosen.squeeze(1), (highest + total.log()).squeeze(1), mean
 
 

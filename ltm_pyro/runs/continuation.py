@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ltm_pyro.inference import PRIOR, PosteriorScheme, SequenceNoise, infer
 from ltm_pyro.models import Sampling, TokenBatch
-from ltm_pyro.models.generation import stream
 from ltm_pyro.runs.trained import TrainedModel
 
 Tokens = list[int]
@@ -111,10 +110,8 @@ class Continuation:
 
     def _write(self, rows: list[int], num_tokens: int) -> Iterator[tuple[int, int]]:
         """Write at most so many tokens with z as it is."""
-        model, so_far = self.ltm.model, self._with_prompts(rows)
-        for tokens_B in stream(
-            model.decoder, self.z_BLSD[rows], model.end_of_text, num_tokens, so_far, self.sampling, self.generator
-        ):
+        so_far = self._with_prompts(rows)
+        for tokens_B in self.ltm.model.stream(self.z_BLSD[rows], num_tokens, so_far, self.sampling, self.generator):
             for row, token in zip(rows, tokens_B.tolist(), strict=True):
                 if not self._has_ended(row):
                     self.texts[row].append(token)

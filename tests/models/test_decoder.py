@@ -224,14 +224,20 @@ def test_weights_are_drawn_from_the_global_generator():
     [
         (field.name, value)
         for field in dataclasses.fields(DecoderConfig)
+        if field.name != "prior"
         for value in (0, -2)
         # The model without z, and without an encoder.
         if (field.name, value) not in (("num_slots", 0), ("encoder_layers", 0))
     ],
 )
-def test_sizes_that_are_none_are_refused_by_name(field, value):
+def test_sizes_that_are_too_small_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"{field} must be at least"):
         DecoderConfig(**{field: value})
+
+
+def test_a_prior_that_is_not_registered_is_refused_by_name():
+    with pytest.raises(ValueError, match="unknown prior 'normal': choose from standard, affine"):
+        DecoderConfig(prior="normal")
 
 
 def test_without_slots_it_is_the_decoder_whose_cross_attention_adds_nothing():

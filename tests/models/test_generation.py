@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from ltm_pyro.evaluation import operations
-from ltm_pyro.models import Decoder, DecoderConfig, Sampling, TokenSequence, generate
+from ltm_pyro.models import Decoder, DecoderConfig, Sampling, TokenSequence, generate, vector_products
 from ltm_pyro.models.generation import stream
-from ltm_pyro.models.vector_products import WORTH_A_COPY
 
 TOY = DecoderConfig(num_layers=3, width=12, num_heads=3, hidden=10, num_slots=2, window=4, length=11)
 VOCAB_SIZE, END, BEGIN = 7, 5, 6
@@ -48,16 +47,17 @@ def naive_greedy(decoder, z_LSD, prompt, num_tokens, end):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_texts_are_those_that_reading_all_of_them_for_every_token_gives(config):
-    num_tokens, num_ended = WORTH_A_COPY, 0  # so that the output layer is the one for many tokens
-    for _ in range(5):
+def test_texts_are_those_that_reading_all_of_them_for_every_token_gives(config, monkeypatch):
+    num_tokens, num_ended = 24, 0
+    monkeypatch.setattr(vector_products, "WORTH_A_COPY", num_tokens)  # the output layer is the one for many tokens
+    for _ in range(3):
         decoder = sharp_decoder(config)
         z = random_z(decoder, len(PROMPTS))
         written = generate(decoder, z, END, num_tokens, PROMPTS, GREEDY)
         expected = [naive_greedy(decoder, *pair, num_tokens, END) for pair in zip(z, PROMPTS, strict=True)]
         assert written.tolist() == expected
         num_ended += sum(END in row for row in expected)
-    assert 0 < num_ended < 5 * len(PROMPTS)  # both were tried: texts that end, and that go on beyond the window
+    assert 0 < num_ended < 3 * len(PROMPTS)  # both were tried: texts that end, and that go on beyond the window
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -113,15 +113,15 @@ def test_a_token_costs_the_same_wherever_it_stands():
     calls = []
     for block in decoder.blocks:
         block.cross_attention.key_value.register_forward_hook(lambda *args: calls.append(args))
-    _, memory = decoder.read(torch.full((2, 1), BEGIN), torch.ones(2, dtype=torch.int64), z, num_steps=1000)
+    _, memory = decoder.read(torch.full((2, 1), BEGIN), torch.ones(2, dtype=torch.int64), z, num_steps=200)
     token = torch.tensor([1, 2])
     costs, sizes = set(), set()
     for _ in range(10):
-        for _ in range(99):
+        for _ in range(19):
             decoder.step(token, memory)
         costs.add(operations.count(lambda: decoder.step(token, memory)))
         sizes |= {x.shape[2] for block in memory.blocks for x in (block.ring.k_BHRK, block.ring.v_BHRK)}
-    assert memory.num_read_B.tolist() == [1001, 1001]
+    assert memory.num_read_B.tolist() == [201, 201]
     assert len(costs) == 1
     assert min(costs) > 0
     assert sizes == {TOY.window}
@@ -166,15 +166,16 @@ def naive_text_probs(decoder, z_LSD, prompt, length, sampling):
     """The probability of every text that can be drawn, from the decoder's logits on all that stands before a token."""
     probs = {(): 1.0}
     for _ in range(length):
-        longer = {}
-        for text, prob in probs.items():
-            if END in text:
-                longer[*text, END] = prob
-                continue
-            inputs = torch.tensor([[BEGIN, *prompt, *text]])
-            logits = decoder.logits(decoder(inputs, z_LSD[None]))[0, -1].numpy()
+        longer = {(*text, END): prob for text, prob in probs.items() if END in text}
+        unfinished = [text for text in probs if END not in text]
+        if not unfinished:
+            probs = longer
+            continue
+        inputs = torch.tensor([[BEGIN, *prompt, *text] for text in unfinished])
+        logits_NV = decoder.logits(decoder(inputs, z_LSD.expand(len(inputs), -1, -1, -1)))[:, -1].numpy()
+        for text, logits in zip(unfinished, logits_NV, strict=True):
             for token, factor in naive_probs(logits, {*prompt, *text}, sampling).items():
-                longer[*text, token] = prob * factor
+                longer[*text, token] = probs[text] * factor
         probs = longer
     return probs
 
@@ -195,7 +196,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
 def test_frequencies_of_texts_are_their_probabilities(sampling):
-    num_draws, length, prompts = 8000, 3, [[], [2, 0, 2, 1, 4, 2]]
+    num_draws, length, prompts = 2000, 3, [[], [2, 0, 2, 1, 4, 2]]
     decoder = sharp_decoder()
     z = random_z(decoder, 2)
     generator = torch.Generator().manual_seed(1)
