@@ -33,7 +33,7 @@ class TokenBatch:
     """[B] int64, on the CPU: bytes of the text that each sequence encodes (special tokens have none)."""
 
     below_z: BelowZ | None = None
-    """What `LatentThoughtModel.prepare` has computed of these tokens, since it does not depend on z."""
+    """What `LatentThoughtModel.precompute` has computed of these tokens, since it does not depend on z."""
 
     def __post_init__(self) -> None:
         if self.tokens.dim() != 2 or self.weights.shape != self.tokens.shape:

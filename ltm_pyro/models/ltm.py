@@ -74,7 +74,7 @@ class LatentThoughtModel(PyroModule):
             return pyro.sample("tokens", likelihood, obs=batch.tokens)
 
     @torch.no_grad()
-    def prepare(self, batch: TokenBatch) -> TokenBatch:
+    def precompute(self, batch: TokenBatch) -> TokenBatch:
         """The batch with what does not depend on z computed once: good for as long as the weights stay as they are."""
         return dataclasses.replace(batch, below_z=self.decoder.below_z(self.decoder.inputs(batch.tokens)))
 

@@ -292,7 +292,7 @@ def log_likelihood_and_gradient(model, batch, z):
 def test_a_prepared_batch_says_the_same_bit_for_bit():
     model, batch, z = sharp_model(), random_batch(), random_z(3)
     for ours, expected in zip(
-        log_likelihood_and_gradient(model, model.prepare(batch), z),
+        log_likelihood_and_gradient(model, model.precompute(batch), z),
         log_likelihood_and_gradient(model, batch, z),
         strict=True,
     ):
@@ -302,7 +302,7 @@ def test_a_prepared_batch_says_the_same_bit_for_bit():
 def test_a_prepared_batch_says_the_same_of_several_draws_at_once():
     model, batch, z = sharp_model(), random_batch(), random_z(4, 3)
     with pyro.plate("draws", 4, dim=-2):
-        together = log_likelihood_and_gradient(model, model.prepare(batch), z)
+        together = log_likelihood_and_gradient(model, model.precompute(batch), z)
     apart = [log_likelihood_and_gradient(model, batch, draw) for draw in z]
     for ours, expected in zip(together, map(torch.stack, zip(*apart, strict=True)), strict=True):
         assert torch.allclose(ours, expected, rtol=1e-10, atol=1e-12)
@@ -311,7 +311,7 @@ def test_a_prepared_batch_says_the_same_of_several_draws_at_once():
 def test_of_a_prepared_batch_the_first_layer_reads_no_tokens_again():
     """What has been computed is used: self-attention of the first layer is not run a second time."""
     model, batch = sharp_model(), random_batch()
-    prepared = model.prepare(batch)
+    prepared = model.precompute(batch)
     assert not prepared.below_z.x_BTD.requires_grad
     calls = []
     model.decoder.blocks[0].self_attention.register_forward_hook(lambda *_: calls.append(1))
@@ -323,7 +323,7 @@ def test_of_a_prepared_batch_the_first_layer_reads_no_tokens_again():
 
 def test_what_changes_the_tokens_of_a_batch_drops_what_was_prepared_of_them():
     model, batch = sharp_model(), random_batch()
-    prepared = model.prepare(batch)
+    prepared = model.precompute(batch)
     assert prepared.with_weights(batch.weights).below_z is prepared.below_z
     for changed in (prepared[:2], prepared.cut(2), prepared.to("cpu")):
         assert changed.below_z is None
@@ -333,7 +333,7 @@ def test_a_model_without_z_can_be_prepared_too():
     config = dataclasses.replace(CONFIG, num_slots=0)
     model, batch = LatentThoughtModel(config, VOCAB_SIZE, END).double(), random_batch()
     expected = model.decoder(model.decoder.inputs(batch.tokens), torch.zeros(3, *config.latent_shape))
-    below = model.prepare(batch).below_z
+    below = model.precompute(batch).below_z
     assert torch.equal(
         model.decoder(model.decoder.inputs(batch.tokens), torch.zeros(3, *config.latent_shape), below), expected
     )
