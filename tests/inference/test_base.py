@@ -216,9 +216,23 @@ def test_an_error_inside_inference_leaves_the_weights_as_they_were(ltm, texts):
     assert len(pyro.get_param_store()) == 0
 
 
-def test_a_plain_function_has_no_weights_to_freeze(world):
-    with frozen(world):
-        pass
+def test_a_plain_function_is_run_as_it_is(world):
+    """It has no weights to freeze and nothing to precompute, and reads its parameters from Pyro's global store."""
+    pyro.param("of the function", torch.ones(()))
+    batch = world.sample(2)
+    with frozen(world, batch) as same:
+        assert same is batch
+        assert list(pyro.get_param_store()) == ["of the function"]
+
+
+def test_the_batch_of_a_frozen_model_is_what_the_model_precomputes(ltm, texts):
+    with frozen(ltm, texts) as batch:
+        assert batch.below_z is not None
+        assert batch.tokens is texts.tokens
+        assert not any(weight.requires_grad for weight in ltm.parameters())
+    assert texts.below_z is None
+    with frozen(ltm) as nothing:
+        assert nothing is None
 
 
 def test_inference_reads_the_weights_of_the_model_it_is_given(linear_gaussian, learnable):

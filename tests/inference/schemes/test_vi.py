@@ -143,10 +143,10 @@ def test_the_precision_stays_positive_and_at_least_the_priors(world):
     assert (state.log_scale == 0).any()
 
 
-def test_the_rate_falls_along_a_cosine_to_nothing():
-    rates = VI(num_steps=4, learning_rate=0.4)._rates(torch.tensor([0, 1, 2, 3, 4, 9]))
+def test_the_step_size_falls_along_a_cosine_to_nothing():
+    step_sizes = VI(num_steps=4, learning_rate=0.4)._step_sizes(torch.tensor([0, 1, 2, 3, 4, 9]))
     expected = [0.4, 0.2 * (1 + math.sqrt(0.5)), 0.2, 0.2 * (1 - math.sqrt(0.5)), 0.0, 0.0]
-    assert rates.tolist() == pytest.approx(expected, abs=1e-7)
+    assert step_sizes.tolist() == pytest.approx(expected, abs=1e-7)
 
 
 def test_the_objective_of_a_step_is_an_unbiased_estimate_of_the_negative_elbo(world):
