@@ -33,9 +33,10 @@ from ltm_pyro.evaluation import comparison, figures
 from ltm_pyro.evaluation.comparison import Comparison
 from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred, inference_of
 from ltm_pyro.evaluation.figures import Figure
-from ltm_pyro.inference import SCHEMES, PosteriorScheme, SequenceNoise, StepInfo, infer
+from ltm_pyro.inference import SCHEMES, Posterior, PosteriorScheme, SequenceNoise, StepInfo, infer, log_joint
+from ltm_pyro.inference.base import frozen
 from ltm_pyro.inference.diagnostics import mixing
-from ltm_pyro.inference.export import DrawTerms, evaluate_draws, to_arviz
+from ltm_pyro.inference.export import evaluate_draws, to_arviz
 from ltm_pyro.inference.schemes.chains import Chains
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs.run import check_is_free, create_folder
@@ -139,9 +140,18 @@ def noise_of(name: str, seed: int) -> SequenceNoise:
     return SequenceNoise(int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0]))
 
 
+@torch.no_grad()
+def log_joint_of(posterior: Posterior, model: LatentThoughtModel, batch: TokenBatch) -> Tensor:
+    """log p(x, z) of every draw, [chain, draw, B], nats, on the CPU."""
+    with frozen(model, batch) as batch:
+        # The same draw of all chains at once: memory does not grow with the draws.
+        joints = [log_joint(model, batch, z, num_sample_dims=1) for z in posterior.samples.transpose(0, 1)]
+    return torch.stack([joint.log_likelihood + joint.log_prior for joint in joints], dim=1).cpu()
+
+
 def compared(
     inference: Inference, model: LatentThoughtModel, batch: TokenBatch, document_ids: Tensor, config: CompareConfig
-) -> tuple[Comparison, DrawTerms]:
+) -> Comparison:
     """Infer z of the texts by one scheme, and look at the posteriors.
 
     For the curve it is run anew at every smaller budget: a state on the way of a long run is not what a short one
@@ -177,8 +187,7 @@ def compared(
     for smaller in at_smaller_budgets(inference, config):
         there = figure("elbo", Inferred(model, batch, smaller, rng), SAMPLES_OF_CURVE)
         curve.append((smaller.scheme.num_gradients + gaussian_gradients, there.nats / there.num_tokens))
-    terms = evaluate_draws(posterior, model, batch)
-    result = Comparison(
+    return Comparison(
         name=inference.name,
         num_gradients=scheme.num_gradients,
         gaussian_gradients=gaussian_gradients,
@@ -188,14 +197,13 @@ def compared(
         posterior=posterior,
         q=q if scheme.has_density else None,
         mixing=mixing(posterior) if isinstance(scheme, Chains) else None,
-        log_joint=terms.log_joint if isinstance(scheme, Chains) else None,
+        log_joint=log_joint_of(posterior, model, batch) if isinstance(scheme, Chains) else None,
         acceptance=torch.stack(acceptances[len(acceptances) // 2 :]).mean().item() if acceptances else None,
         objective="-ELBO" if scheme.has_density else "-log p(x, z)",
         objectives=(torch.stack(objectives) / batch.weights.sum(1)).cpu(),
         curve=[*curve, (scheme.num_gradients + gaussian_gradients, bound.nats / bound.num_tokens)],
         kl_per_slot=kl.mean(0).cpu(),
     )
-    return result, terms
 
 
 def main(args: Sequence[str]) -> int:
@@ -217,7 +225,8 @@ def main(args: Sequence[str]) -> int:
         warnings.filterwarnings("ignore", message="Encountered NaN")  # such steps are left out
         try:
             for inference in tqdm(inferences, unit="scheme", disable=not sys.stderr.isatty(), leave=False):
-                result, terms = compared(inference, trained.model, batch, document_ids, config)
+                result = compared(inference, trained.model, batch, document_ids, config)
+                terms = evaluate_draws(result.posterior, trained.model, batch)
                 draws = to_arviz(result.posterior, terms, written, observed, result.q)
                 (out / inference.name).mkdir()
                 draws.to_netcdf(str(out / inference.name / "posterior.nc"))
