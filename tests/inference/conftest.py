@@ -149,12 +149,15 @@ class OtherPrior:
     width = 0.125
     """The distance of the grid's points. For integrands no narrower than 0.2 the error of the sum is below 1e-15."""
 
-    def __call__(self, batch):
+    def prior(self):
+        """p(z) for Pyro."""
         components = dist.Normal(self.means, self.scales).to_event(1)
         mixture = dist.MixtureSameFamily(dist.Categorical(self.probs), components)
-        prior = mixture if len(self.probs) > 1 else dist.Normal(self.means[0], self.scales[0]).to_event(1)
+        return mixture if len(self.probs) > 1 else dist.Normal(self.means[0], self.scales[0]).to_event(1)
+
+    def __call__(self, batch):
         with pyro.plate("sequences", len(batch), dim=-1):
-            z = pyro.sample("z", prior)
+            z = pyro.sample("z", self.prior())
             pyro.sample("x", dist.Normal(z @ self.loadings.T, self.noise_scale).to_event(1), obs=batch.x)
 
     def encode(self, batch):
