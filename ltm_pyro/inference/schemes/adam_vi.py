@@ -57,9 +57,9 @@ class AdamVIState(State):
 class AdamVI:
     """A Gaussian with independent dimensions, fitted by Adam.
 
-    It starts at the prior's scale (`initial_scale` 1), where a Gaussian prior has no KL. The reference implementation
-    starts at a scale of exp(-2.5), where each latent dimension costs 2 nats before it carries any information, and
-    T = 16 steps are too few to make up for that.
+    It starts at the prior's scale (`initial_scale` 1), where the KL from a Gaussian prior is 0. The reference
+    implementation starts at a scale of exp(-2.5), where each latent dimension costs 2 nats before it carries any
+    information, and T = 16 steps are too few to make up for that.
     """
 
     num_steps: int = 16
