@@ -24,7 +24,7 @@ from torch import Tensor
 from ltm_pyro.config import preset
 from ltm_pyro.data import token_batch
 from ltm_pyro.inference import BatchNoise
-from ltm_pyro.inference.base import frozen, prepared
+from ltm_pyro.inference.base import frozen
 from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import LatentThoughtModel, attention
 from ltm_pyro.models.attention import CrossAttention, join_heads, rotary, split_heads
@@ -114,7 +114,7 @@ def main() -> None:
         state = scheme.init(its_model, batch, rng)
         return lambda: scheme.step(its_model, state, its_batch, rng)
 
-    below, every = prepared(model, batch), frozenset(EXACT)
+    below, every = model.precompute(batch), frozenset(EXACT)
     ways: dict[str, tuple[Callable[[], None], Callable[[], Any]]] = {}
     sets = {"plain": frozenset(), **{f"plain and: {EXACT[name]}": frozenset([name]) for name in EXACT}}
     sets |= {f"all but: {EXACT[name]}": every - {name} for name in EXACT} | {"all of these": every}

@@ -25,7 +25,7 @@ from ltm_pyro.config import TrainConfig, preset, scheme_of
 from ltm_pyro.data import token_batch
 from ltm_pyro.evaluation.operations import count
 from ltm_pyro.inference import SCHEMES, BatchNoise, infer
-from ltm_pyro.inference.base import frozen, prepared
+from ltm_pyro.inference.base import frozen
 from ltm_pyro.inference.svi import WeightOptimizer, elbo_backward
 from ltm_pyro.models import LatentThoughtModel
 
@@ -46,13 +46,12 @@ class Step:
         self.scheme = scheme_of(config)
         self.rng = BatchNoise(torch.Generator(device).manual_seed(0))
         self.optimizer = WeightOptimizer(self.model, config.optimizer, 1000)
-        with frozen(self.model):
-            self.prepared = prepared(self.model, self.batch)
-            self.state = self.scheme.init(self.model, self.prepared, self.rng)
+        with frozen(self.model, self.batch) as self.precomputed:
+            self.state = self.scheme.init(self.model, self.precomputed, self.rng)
 
     def fast(self) -> None:
         with frozen(self.model):
-            self.scheme.step(self.model, self.state, self.prepared, self.rng)
+            self.scheme.step(self.model, self.state, self.precomputed, self.rng)
 
     def slow(self) -> None:
         guide = self.scheme.guide(self.model, self.state, self.batch, self.rng)

@@ -72,11 +72,11 @@ class Variant(VI):
     def _shrunk(self, excess: Tensor, step: Tensor) -> Tensor:
         return super()._shrunk(excess, step) if self.shared_curvature else excess
 
-    def _rates(self, step: Tensor) -> Tensor:
+    def _step_sizes(self, step: Tensor) -> Tensor:
         return (
             torch.full_like(step, self.learning_rate, dtype=torch.float32)
             if self.constant_rate
-            else super()._rates(step)
+            else super()._step_sizes(step)
         )
 
     def step(self, model: Any, state: VIState, batch: Any, rng: Any) -> tuple[VIState, StepInfo]:
@@ -97,11 +97,11 @@ class Variant(VI):
         direction = gradient - own
         if outer:
             direction, excess = direction.mean(0), excess.mean(0)
-        rate = self._rates(state.step).to(direction).view(-1, *[1] * (state.mean.dim() - 1))
-        log_scale = state.log_scale - 0.5 * (rate * self._shrunk(excess, state.step) * scale.square()).clamp(-1, 1)
+        step_size = self._step_sizes(state.step).to(direction).view(-1, *[1] * (state.mean.dim() - 1))
+        log_scale = state.log_scale - 0.5 * (step_size * self._shrunk(excess, state.step) * scale.square()).clamp(-1, 1)
         log_scale = log_scale.clamp(max=0.0)  # the prior here is N(0, I)
-        mean = state.mean - (rate * direction * (2 * log_scale).exp()).clamp(-scale, scale)
-        log_q = normal(state.mean, scale, draw=None).log_prob(z.detach())
+        mean = state.mean - (step_size * direction * (2 * log_scale).exp()).clamp(-scale, scale)
+        log_q = normal(state.mean, scale).log_prob(z.detach())
         kept = noise[0] if outer else noise
         new = VIState(state.sequence_ids, state.step + 1, state.num_skipped, mean, log_scale, kept)
         return new, StepInfo((log_q - log_density).detach())

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ltm_pyro.config import preset
 from ltm_pyro.evaluation.operations import count as operations_of
 from ltm_pyro.inference import SCHEMES, BatchNoise, bounds, infer
-from ltm_pyro.inference.base import frozen, log_joint, prepared
+from ltm_pyro.inference.base import frozen, log_joint
 from ltm_pyro.inference.svi import WeightOptimizer, elbo_backward
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.models.attention import CrossAttention, join_heads, rotary, split_heads
@@ -79,8 +79,8 @@ class Ours:
             self.state = self.scheme.init(self.model, self.batch, self.rng)
 
     def fast_step(self) -> None:
-        with frozen(self.model):
-            self.scheme.step(self.model, self.state, prepared(self.model, self.batch), self.rng)
+        with frozen(self.model, self.batch) as batch:
+            self.scheme.step(self.model, self.state, batch, self.rng)
 
     def training_step(self) -> None:
         state = infer(self.scheme, self.model, self.batch, self.rng)

@@ -34,9 +34,9 @@ from ltm_pyro.evaluation.comparison import Comparison
 from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred, inference_of
 from ltm_pyro.evaluation.figures import Figure
 from ltm_pyro.inference import SCHEMES, Posterior, PosteriorScheme, SequenceNoise, StepInfo, infer, log_joint
-from ltm_pyro.inference.base import frozen, prepared
+from ltm_pyro.inference.base import frozen
 from ltm_pyro.inference.diagnostics import mixing
-from ltm_pyro.inference.export import to_arviz
+from ltm_pyro.inference.export import evaluate_draws, to_arviz
 from ltm_pyro.inference.schemes.chains import Chains
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs.run import check_is_free, create_folder
@@ -143,8 +143,7 @@ def noise_of(name: str, seed: int) -> SequenceNoise:
 @torch.no_grad()
 def log_joint_of(posterior: Posterior, model: LatentThoughtModel, batch: TokenBatch) -> Tensor:
     """log p(x, z) of every draw, [chain, draw, B], nats, on the CPU."""
-    with frozen(model):
-        batch = prepared(model, batch)
+    with frozen(model, batch) as batch:
         # The same draw of all chains at once: memory does not grow with the draws.
         joints = [log_joint(model, batch, z, num_sample_dims=1) for z in posterior.samples.transpose(0, 1)]
     return torch.stack([joint.log_likelihood + joint.log_prior for joint in joints], dim=1).cpu()
@@ -227,7 +226,8 @@ def main(args: Sequence[str]) -> int:
         try:
             for inference in tqdm(inferences, unit="scheme", disable=not sys.stderr.isatty(), leave=False):
                 result = compared(inference, trained.model, batch, document_ids, config)
-                draws = to_arviz(result.posterior, trained.model, batch, written, observed, result.q)
+                terms = evaluate_draws(result.posterior, trained.model, batch)
+                draws = to_arviz(result.posterior, terms, written, observed, result.q)
                 (out / inference.name).mkdir()
                 draws.to_netcdf(str(out / inference.name / "posterior.nc"))
                 results.append(result)

@@ -1,10 +1,22 @@
 """Posteriors over z given x, for any Pyro program with a latent site "z" under the plate "sequences".
 
-To add a scheme: write it in a file of its own after the protocol in `base.py`, and add it to SCHEMES. The commands
-then have it as `--inference NAME`, with its settings as `--NAME.setting`.
+To add a scheme, write it in a file of its own in `schemes/` that follows the protocol in `base.py`, and add it to
+SCHEMES. The commands then offer it as `--inference NAME`, with its settings as `--NAME.setting`.
 """
 
-from ltm_pyro.inference.base import PosteriorScheme, State, StepInfo, infer, log_joint
+from ltm_pyro.inference.base import (
+    ChainScheme,
+    DensityScheme,
+    PosteriorScheme,
+    State,
+    StepInfo,
+    frozen,
+    has_chains,
+    has_density,
+    infer,
+    kl,
+    log_joint,
+)
 from ltm_pyro.inference.noise import BatchNoise, Noise, SequenceNoise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes import PRIOR, SCHEMES
@@ -13,12 +25,18 @@ __all__ = [
     "PRIOR",
     "SCHEMES",
     "BatchNoise",
+    "ChainScheme",
+    "DensityScheme",
     "Noise",
     "Posterior",
     "PosteriorScheme",
     "SequenceNoise",
     "State",
     "StepInfo",
+    "frozen",
+    "has_chains",
+    "has_density",
     "infer",
+    "kl",
     "log_joint",
 ]

@@ -22,15 +22,16 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Model, frozen, log_joint, prepared
+from ltm_pyro.inference.base import Batch, Model, frozen, log_joint, moments
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.leapfrog import like_events, transition
 from ltm_pyro.inference.weights import ImportanceWeights
 
 TARGET_ACCEPTANCE = 0.8
-"""Of a step of several leapfrogs (Beskos et al. 2013 find 0.65 best in the limit of many dimensions)."""
+"""The acceptance that the step sizes are fitted to (Beskos et al. 2013 find 0.65 best in the limit of many
+dimensions)."""
 ADAPTATION_RATE = 0.5
-"""Change of the log step size for each unit of missed acceptance."""
+"""The change of the log step size for each unit of missed acceptance."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class AnnealingPlan:
     betas: Tensor
     """[M + 1, B]: from 0 to 1."""
     step_sizes: Tensor
-    """[M + 1, B]: of a leapfrog, in scales of q."""
+    """[M + 1, B]: the length of a leapfrog, in standard deviations of q."""
     num_leapfrogs: int
-    """Leapfrogs of a transition."""
+    """The number of leapfrogs in a transition."""
     num_chains: int
-    """Chains of each sequence, run side by side."""
+    """C, the number of chains of each sequence, which are run side by side."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,25 @@ class AnnealedWeights(ImportanceWeights):
     """The weights of C chains that were run forwards."""
 
     acceptance: Tensor
-    """[B]: mean acceptance of the transitions; nan where M = 1, which has none."""
+    """[B]: mean acceptance of the transitions; nan if M = 1, where there are none."""
 
 
 @dataclass(frozen=True)
-class _Point:
-    """Where the chains stand, [C, B, *event_shape], at which temperature, and what is known there, [C, B]."""
+class _AnnealedDensity:
+    """log f_β and its gradient at z."""
 
     z: Tensor
+    """[C, B, *event_shape]."""
     beta: Tensor
+    """[C, B]."""
     log_joint: Tensor
+    """[C, B]: log p(x, z)."""
     log_q: Tensor
+    """[C, B]: log q(z)."""
     gradient_joint: Tensor
+    """[C, B, *event_shape]: ∇_z log p(x, z)."""
     gradient_q: Tensor
+    """[C, B, *event_shape]: ∇_z log q(z)."""
 
     @property
     def log_ratio(self) -> Tensor:
@@ -99,46 +106,50 @@ def pilot(
 
     Args:
         q: where the chains start, batch_shape [B]. Its standard deviations are also the scales of the steps. Every
-            draw from it must use new noise, as of a scheme's `distribution`.
-        rng: of the transitions.
+            draw from it must use new noise, as those of a scheme's `distribution` do.
+        rng: the noise of the transitions.
         num_temperatures: M.
-        num_chains: C, of the run that is scored too.
+        num_chains: C, also for the run that is scored.
+
+    Raises:
+        ValueError: if q has no standard deviation.
     """
-    batch = prepared(model, batch)
-    ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=q.mean.dtype, device=q.mean.device).sigmoid()
+    mean, _ = moments(q)
+    ramp = torch.linspace(-4, 4, num_temperatures + 1, dtype=mean.dtype, device=mean.device).sigmoid()
     betas = ((ramp - ramp[0]) / (ramp[-1] - ramp[0]))[:, None].expand(-1, len(batch))
     start = 0.5 * q.event_shape.numel() ** -0.25
     step_sizes = torch.full_like(betas, start)
-    for number in range(2):
-        plan = AnnealingPlan(betas, step_sizes, num_leapfrogs, num_chains)
-        point = _start(model, batch, q, plan)
-        step_size, fitted, spreads = step_sizes[1], [step_sizes[1]], []
-        for m in range(1, num_temperatures + 1):
-            spreads.append(point.log_ratio.std(0))
-            point, acceptance = _transition(model, batch, q, plan, point, m, rng, f"ais-pilot-{number}", step_size)
-            step_size = step_size * ((acceptance.mean(0) - TARGET_ACCEPTANCE) * ADAPTATION_RATE).exp()
-            fitted.append(step_size)
-        step_sizes = torch.stack(fitted)
-        if number == 0:
-            spreads.append(spreads[-1])
-            new_betas = _equal_shares(betas, torch.stack(spreads))
-            step_sizes = _interpolate(betas, step_sizes, new_betas)
-            betas = new_betas
+    with frozen(model, batch) as batch:
+        for number in range(2):
+            plan = AnnealingPlan(betas, step_sizes, num_leapfrogs, num_chains)
+            at = _start(model, batch, q, plan)
+            step_size, fitted, spreads = step_sizes[1], [step_sizes[1]], []
+            for m in range(1, num_temperatures + 1):
+                spreads.append(at.log_ratio.std(0))
+                at, acceptance = _transition(model, batch, q, plan, at, m, rng, f"ais-pilot-{number}", step_size)
+                step_size = step_size * ((acceptance.mean(0) - TARGET_ACCEPTANCE) * ADAPTATION_RATE).exp()
+                fitted.append(step_size)
+            step_sizes = torch.stack(fitted)
+            if number == 0:
+                spreads.append(spreads[-1])
+                new_betas = _equal_shares(betas, torch.stack(spreads))
+                step_sizes = _interpolate(betas, step_sizes, new_betas)
+                betas = new_betas
     return AnnealingPlan(betas, step_sizes, num_leapfrogs, num_chains)
 
 
 def forward_ais(model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan, rng: Noise) -> AnnealedWeights:
-    """Chains from q to the posterior: E[w] = p(x)."""
-    batch = prepared(model, batch)
-    point = _start(model, batch, q, plan)
-    log_weights = torch.zeros_like(point.log_joint, dtype=torch.float64)
-    acceptance_sum = torch.zeros_like(log_weights[0])
+    """Run chains from q to the posterior: E[w] = p(x)."""
     last = len(plan.betas) - 1
-    for m in range(1, last + 1):
-        log_weights += (plan.betas[m] - plan.betas[m - 1]) * point.log_ratio
-        if m < last:
-            point, acceptance = _transition(model, batch, q, plan, point, m, rng, "ais-forward", plan.step_sizes[m])
-            acceptance_sum += acceptance.mean(0)
+    with frozen(model, batch) as batch:
+        at = _start(model, batch, q, plan)
+        log_weights = torch.zeros_like(at.log_joint, dtype=torch.float64)
+        acceptance_sum = torch.zeros_like(log_weights[0])
+        for m in range(1, last + 1):
+            log_weights += (plan.betas[m] - plan.betas[m - 1]) * at.log_ratio
+            if m < last:
+                at, acceptance = _transition(model, batch, q, plan, at, m, rng, "ais-forward", plan.step_sizes[m])
+                acceptance_sum += acceptance.mean(0)
     return AnnealedWeights(log_weights.cpu(), (acceptance_sum / (last - 1)).cpu())
 
 
@@ -149,7 +160,7 @@ class ReverseWeights:
     log_weights: Tensor
     """[C, B] float64: log w, with E[1/w] = 1/p(x)."""
     acceptance: Tensor
-    """[B]: as of :class:`AnnealedWeights`."""
+    """[B]: mean acceptance of the transitions; nan if M = 1, where there are none."""
 
     @property
     def nats(self) -> Tensor:
@@ -160,37 +171,38 @@ class ReverseWeights:
 def reverse_ais(
     model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan, z: Tensor, rng: Noise
 ) -> ReverseWeights:
-    """Chains from exact draws of the posterior back to q: E[1/w] = 1/p(x).
+    """Run chains from exact draws of the posterior back to q: E[1/w] = 1/p(x).
 
     Args:
         z: one draw of p(z | x) for each sequence, [B, *event_shape], of which q and the plan know nothing.
     """
-    batch = prepared(model, batch)
-    point = _evaluate(model, batch, q, z.expand(plan.num_chains, *z.shape), plan.betas[-1])
-    log_weights = torch.zeros_like(point.log_joint, dtype=torch.float64)
-    acceptance_sum = torch.zeros_like(log_weights[0])
     last = len(plan.betas) - 1
-    for m in range(last, 0, -1):
-        if m < last:
-            point, acceptance = _transition(model, batch, q, plan, point, m, rng, "ais-reverse", plan.step_sizes[m])
-            acceptance_sum += acceptance.mean(0)
-        log_weights += (plan.betas[m] - plan.betas[m - 1]) * point.log_ratio
+    with frozen(model, batch) as batch:
+        at = _evaluate(model, batch, q, z.expand(plan.num_chains, *z.shape), plan.betas[-1])
+        log_weights = torch.zeros_like(at.log_joint, dtype=torch.float64)
+        acceptance_sum = torch.zeros_like(log_weights[0])
+        for m in range(last, 0, -1):
+            if m < last:
+                at, acceptance = _transition(model, batch, q, plan, at, m, rng, "ais-reverse", plan.step_sizes[m])
+                acceptance_sum += acceptance.mean(0)
+            log_weights += (plan.betas[m] - plan.betas[m - 1]) * at.log_ratio
     return ReverseWeights(log_weights.cpu(), (acceptance_sum / (last - 1)).cpu())
 
 
-def _start(model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan) -> _Point:
+def _start(model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan) -> _AnnealedDensity:
     """Draws from q, [C, B, *event_shape], which are new in every call."""
     return _evaluate(model, batch, q, q.sample((plan.num_chains,)), plan.betas[0])
 
 
-def _evaluate(model: Model, batch: Batch, q: TorchDistribution, z: Tensor, beta: Tensor) -> _Point:
-    with frozen(model), torch.enable_grad():
+def _evaluate(model: Model, batch: Batch, q: TorchDistribution, z: Tensor, beta: Tensor) -> _AnnealedDensity:
+    with torch.enable_grad():
         z = z.detach().requires_grad_()
         joint = log_joint(model, batch, z, num_sample_dims=1)
         log_p, log_q = joint.log_likelihood + joint.log_prior, q.log_prob(z)
         (gradient_joint,) = torch.autograd.grad(log_p.sum(), z)
         (gradient_q,) = torch.autograd.grad(log_q.sum(), z)
-    return _Point(z.detach(), beta.expand_as(log_p), log_p.detach(), log_q.detach(), gradient_joint, gradient_q)
+    log_p, log_q = log_p.detach(), log_q.detach()
+    return _AnnealedDensity(z.detach(), beta.expand_as(log_p), log_p, log_q, gradient_joint, gradient_q)
 
 
 def _transition(
@@ -198,21 +210,21 @@ def _transition(
     batch: Batch,
     q: TorchDistribution,
     plan: AnnealingPlan,
-    point: _Point,
+    start: _AnnealedDensity,
     m: int,
     rng: Noise,
     purpose: str,
     step_size: Tensor,
-) -> tuple[_Point, Tensor]:
+) -> tuple[_AnnealedDensity, Tensor]:
     """A Hamiltonian Monte Carlo step at temperature m, and its acceptance, [C, B]."""
     steps = torch.full_like(batch.sequence_ids, m)
-    beta = plan.betas[m].expand_as(point.beta)
-    momentum = rng.normal(purpose, batch.sequence_ids, steps, q.event_shape, (plan.num_chains,), like=point.z)
+    beta = plan.betas[m].expand_as(start.beta)
+    momentum = rng.normal(purpose, batch.sequence_ids, steps, q.event_shape, (plan.num_chains,), like=start.z)
     uniform = rng.uniform(f"{purpose}-accept", batch.sequence_ids, steps, (plan.num_chains,))
     return transition(
-        dataclasses.replace(point, beta=beta),
+        dataclasses.replace(start, beta=beta),
         lambda z: _evaluate(model, batch, q, z, beta),
-        like_events(step_size, point.z) * q.stddev,
+        like_events(step_size, start.z) * q.stddev,
         plan.num_leapfrogs,
         momentum,
         uniform,
@@ -220,7 +232,7 @@ def _transition(
 
 
 def _equal_shares(betas: Tensor, spreads: Tensor) -> Tensor:
-    """Temperatures between which the integral of the spread over β is the same, [M + 1, B]."""
+    """Temperatures, [M + 1, B], between which the integral of the spread over β is the same."""
     # A tenth of the mean everywhere, so that no stretch is left without temperatures.
     spreads = spreads + 0.1 * spreads.mean(0)
     areas = (betas[1:] - betas[:-1]) * (spreads[1:] + spreads[:-1]) / 2

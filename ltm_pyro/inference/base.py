@@ -1,12 +1,13 @@
 """The protocol of a posterior scheme, and `infer`, which runs one.
 
 The model is any Pyro program `model(batch)` with a latent site "z" under one plate named "sequences", at dim -1, and
-observed sites. The batch is any object with `len` and `sequence_ids` ([B] int64). Nothing else is known of
-either, so the schemes are tested on models whose posterior has a closed form.
+observed sites. The prior at site "z" is any distribution that can be drawn from and that has a density. The batch is
+any object with `len` and `sequence_ids` ([B] int64). Nothing else is assumed of either, so the schemes are tested on
+models whose posterior is known exactly.
 
 A scheme is a frozen dataclass of its settings. Its state is a value: a frozen dataclass of detached tensors whose
-leading dimension is the sequence. It can be indexed, stored, permuted and joined; nothing about a local posterior
-lives in Pyro's parameter store, and no randomness is hidden (see `noise.py`).
+leading dimension is the sequence. It can be indexed, stored, permuted and joined. Nothing about a local posterior is
+kept in Pyro's parameter store, and no randomness is hidden (see `noise.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeGuard, TypeVar, cast, overload
 
 import pyro
 import torch
@@ -24,6 +26,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
@@ -38,21 +41,33 @@ Guide = Callable[..., None]
 class Batch(Protocol):
     """What inference asks of a batch."""
 
-    sequence_ids: Tensor
+    @property
+    def sequence_ids(self) -> Tensor:
+        """[B] int64, on the CPU: names the noise of each sequence."""
+        ...
 
     def __len__(self) -> int: ...
 
 
+class IndexedBatch(Batch, Protocol):
+    """A batch from which sequences can be selected."""
+
+    def __getitem__(self, index: slice | Tensor, /) -> Any: ...
+
+
+B = TypeVar("B", bound=Batch)
+
+
 @dataclass(frozen=True)
 class State:
-    """What every scheme's state holds. The leading dimension of every field is the sequence."""
+    """What the state of every scheme holds. The leading dimension of every field is the sequence."""
 
     sequence_ids: Tensor
     """[B] int64: names the noise of each sequence."""
     step: Tensor
-    """[B] int64: steps taken, skipped ones included."""
+    """[B] int64: the number of steps taken, skipped ones included."""
     num_skipped: Tensor
-    """[B] int64: steps whose outcome was not finite, and which left the sequence as it was."""
+    """[B] int64: the number of steps whose outcome was not finite, and which left the sequence as it was."""
 
     def __len__(self) -> int:
         return len(self.sequence_ids)
@@ -60,6 +75,11 @@ class State:
     def __getitem__(self, index: slice | Tensor) -> Self:
         """The state of the sequences that the index selects."""
         return dataclasses.replace(self, **{name: value[index] for name, value in vars(self).items()})
+
+    @classmethod
+    def join(cls, states: Sequence[Self]) -> Self:
+        """One state of the sequences of several, in their order. They may stand at different steps."""
+        return cls(**{name: torch.cat([getattr(state, name) for state in states]) for name in vars(states[0])})
 
 
 def first_fields(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,39 +89,52 @@ def first_fields(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What a step saw, per sequence; never a mean over the batch."""
+    """What a step computed of each sequence. Nothing here is a mean over the batch."""
 
     objective: Tensor
-    """[B], nats: the estimate of what the scheme lowers, at the state the step started from."""
+    """[B], nats: the estimate of what the scheme lowers, at the state that the step started from."""
     acceptance: Tensor | None = None
-    """[B]: the probability with which the proposals were accepted, mean over chains; None where nothing is refused."""
+    """[B]: the probability with which the proposals were accepted, averaged over chains; None if the scheme accepts
+    every move."""
 
 
 class PosteriorScheme(Protocol):
-    """Posterior inference of z, one file a scheme; `SCHEMES` lists them.
+    """A scheme of posterior inference of z. Each has a file of its own; `SCHEMES` lists them.
 
-    Every method works on all B sequences at once, and no sequence influences another.
+    Every method works on all B sequences at once, and no sequence influences another. The first sentence of a scheme's
+    docstring is its help text. What other code must know of a scheme is stated by the attributes here, so that
+    nothing has to ask for its class.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
     has_density: ClassVar[bool]
-    """Whether q is a distribution with a density over z, as an ELBO needs; false for points and draws."""
+    """Whether q is a distribution with a density over z, which an ELBO needs. If so, the scheme is a
+    :class:`DensityScheme`; if not, it infers points or draws."""
     has_chains: ClassVar[bool]
-    """Whether draws are those of Markov chains, with settings `num_chains` and `num_kept`."""
+    """Whether its draws are those of Markov chains. If so, the scheme is a :class:`ChainScheme`."""
     needs_encoder: ClassVar[bool]
-    """Whether it takes a program with a method `encode`, which proposes a posterior without any step."""
-    loss_is_bound: bool
-    """Whether the negative ELBO at a draw of `guide` is, in expectation, an upper bound on -log p(x)."""
-    num_steps: int
-    """T, the steps that `infer` takes."""
+    """Whether it needs a program with a method `encode`, which proposes a posterior without any step."""
+
+    @property
+    def loss_is_bound(self) -> bool:
+        """Whether the negative ELBO at a draw of `guide` is, in expectation, an upper bound on -log p(x)."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of steps that `infer` takes."""
+        ...
 
     @property
     def num_draws(self) -> int | None:
-        """Different draws that `posterior` has after `infer`; None where it has as many as are asked for."""
+        """The number of different draws that `posterior` has after `infer`; None if it has as many as are asked for."""
         ...
 
     @property
     def num_gradients(self) -> int:
-        """Gradients of the log joint that `infer` takes for each sequence, those of all its chains and of a warm-up."""
+        """The number of gradients of the log joint that `infer` takes for each sequence, over all its chains and
+        including a warm-up."""
         ...
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
@@ -109,11 +142,11 @@ class PosteriorScheme(Protocol):
         ...
 
     def step(self, model: Model, state: Any, batch: Batch, rng: Noise) -> tuple[Any, StepInfo]:
-        """One step for every sequence. Reads the model's weights, and leaves their `.grad` alone."""
+        """Take one step for every sequence. It reads the model's weights and leaves their `.grad` alone."""
         ...
 
     def guide(self, model: Model, state: Any, batch: Batch, rng: Noise) -> Guide:
-        """The posterior as a Pyro guide with the one site "z", for a slow step; each call draws anew.
+        """The posterior as a Pyro guide with the one site "z", for a slow step. Each call draws anew.
 
         Args:
             batch: what z was inferred from, which may be less than what the slow step is taken on.
@@ -128,13 +161,41 @@ class PosteriorScheme(Protocol):
         """Mean of the posterior, [B, *event_shape]."""
         ...
 
+
+class DensityScheme(PosteriorScheme, Protocol):
+    """A scheme whose q has a density."""
+
     def distribution(self, state: Any, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
-        """q(z), batch_shape [B], whose draws use noise no step has seen. Only a scheme that has a density has it.
+        """q(z), batch_shape [B], whose draws use noise that no step has seen.
 
         Args:
-            purpose: whose noise: draws for one purpose have nothing to do with those for another.
+            purpose: names the noise. Draws for one purpose are independent of those for another.
         """
         ...
+
+
+class ChainScheme(PosteriorScheme, Protocol):
+    """A scheme of Markov chains. Both numbers are settings, which `dataclasses.replace` changes."""
+
+    @property
+    def num_chains(self) -> int:
+        """The number of chains of each sequence."""
+        ...
+
+    @property
+    def num_kept(self) -> int:
+        """The number of draws that each chain keeps."""
+        ...
+
+
+def has_density(scheme: PosteriorScheme) -> TypeGuard[DensityScheme]:
+    """Whether the scheme states that it has a density, in a form that type checkers understand."""
+    return scheme.has_density
+
+
+def has_chains(scheme: PosteriorScheme) -> TypeGuard[ChainScheme]:
+    """Whether the scheme states that it has chains, in a form that type checkers understand."""
+    return scheme.has_chains
 
 
 def require_positive(settings: Any, *names: str) -> None:
@@ -150,7 +211,7 @@ def require_positive(settings: Any, *names: str) -> None:
 
 
 def require_full_weights(batch: Batch) -> None:
-    """Check that every position counts fully or not at all: otherwise a figure would be one of something else.
+    """Check that every position counts fully or not at all: otherwise a figure would be that of something else.
 
     Raises:
         ValueError: if a position weighs anything but 0 or 1.
@@ -168,21 +229,24 @@ def infer(
     warm: Tensor | None = None,
     watch: Callable[[Any, StepInfo | None], None] | None = None,
 ) -> Any:
-    """Infer z of every sequence: `scheme.init`, then `scheme.num_steps` steps with the weights frozen.
+    """Infer z of every sequence: `scheme.init`, then `scheme.num_steps` steps, with the weights frozen.
 
-    A sequence whose step has an outcome that is not finite keeps its state, and counts it in `num_skipped`.
+    If the outcome of a step is not finite for a sequence, that sequence keeps its state and counts the step in
+    `num_skipped`.
 
     Args:
         rng: `BatchNoise`, or `SequenceNoise` for a result that does not depend on batch-mates.
         warm: where to start instead of the prior, [B, *event_shape].
-        watch: called with the state and what the step saw: at the start (None) and after every step.
+        watch: called with the state and the step's info, at the start (with None) and after every step.
 
     Returns:
         the scheme's state.
     """
-    with frozen(model):
+    with contextlib.ExitStack() as stack:
         if scheme.num_steps:
-            batch = prepared(model, batch)
+            batch = stack.enter_context(frozen(model, batch))
+        else:  # there is nothing to precompute for
+            stack.enter_context(frozen(model))
         state = scheme.init(model, batch, rng, warm)
         if watch is not None:
             watch(state, None)
@@ -195,7 +259,7 @@ def infer(
 
 
 def keep_finite(state: State, proposed: State) -> Any:
-    """The proposed state; for the sequences in which it is not finite, the old one with the skip counted."""
+    """The proposed state; for sequences in which it is not finite, the old one with the skipped step counted."""
     floats = {name: value for name, value in vars(proposed).items() if value.is_floating_point()}
     finite = torch.stack([value.isfinite().unsqueeze(-1).flatten(1).all(1) for value in floats.values()]).all(0)
     if finite.all():
@@ -207,12 +271,42 @@ def keep_finite(state: State, proposed: State) -> Any:
     return dataclasses.replace(proposed, **kept, num_skipped=state.num_skipped + (~finite).to(state.num_skipped))
 
 
-@contextlib.contextmanager
-def frozen(model: Model) -> Iterator[None]:
-    """Within the block a module's weights get no gradient, and Pyro's global parameter store sees none of them.
+@overload
+def frozen(model: Model) -> AbstractContextManager[None]: ...
 
-    A model that is a plain function reads its parameters from that store, as always.
+
+@overload
+def frozen(model: Model, batch: B) -> AbstractContextManager[B]: ...
+
+
+def frozen(model: Model, batch: Batch | None = None) -> AbstractContextManager[Any]:
+    """Freeze the model's weights, and precompute what does not depend on z.
+
+        with frozen(model, batch) as batch:
+            log_joint(model, batch, z)
+
+    Within the block a module's weights get no gradient, and Pyro's global parameter store sees none of them. A model
+    that is a plain function reads its parameters from that store, as always.
+
+    Args:
+        batch: what the program is to be run on. Without it, nothing is precomputed.
+
+    Yields:
+        the batch to use in the block, and only there: what `model.precompute(batch)` returns if the program has such a
+        method, and otherwise the batch as it is.
     """
+    return _frozen(model, batch)
+
+
+@contextlib.contextmanager
+def _frozen(model: Model, batch: Batch | None) -> Iterator[Batch | None]:
+    with _frozen_weights(model):
+        precompute = getattr(model, "precompute", None)
+        yield batch if batch is None or precompute is None else precompute(batch)
+
+
+@contextlib.contextmanager
+def _frozen_weights(model: Model) -> Iterator[None]:
     if not isinstance(model, torch.nn.Module):
         yield
         return
@@ -232,17 +326,8 @@ def frozen(model: Model) -> Iterator[None]:
             module.training = True
 
 
-def prepared(model: Model, batch: Batch) -> Any:
-    """The batch with what does not depend on z computed once, if the program has a method `precompute(batch)` for that.
-
-    To be used while the weights are frozen, and then dropped.
-    """
-    precompute = getattr(model, "precompute", None)
-    return batch if precompute is None else precompute(batch)
-
-
 def latent_prior(model: Model, batch: Batch) -> TorchDistribution:
-    """p(z) for every sequence, batch_shape [B]: what the program says at site "z", without running the rest of it.
+    """p(z) of every sequence, batch_shape [B]: the distribution at site "z", without running the rest of the program.
 
     Raises:
         ValueError: if the program has no such site under exactly the plate "sequences", or another latent before it.
@@ -260,11 +345,55 @@ def latent_prior(model: Model, batch: Batch) -> TorchDistribution:
         raise ValueError(f'site "{LATENT}" must stand under one plate, "{PLATE}" at dim -1, not under {plates}')
     if site["cond_indep_stack"][0].full_size != len(batch):
         raise ValueError(f'the plate "{PLATE}" must not subsample: it would scale the density of a local variable')
-    return site["fn"]
+    return cast(TorchDistribution, site["fn"])
 
 
 def _is_latent(site: Any) -> bool:
     return not site["is_observed"] and not site_is_subsample(site)
+
+
+def is_independent_normal(distribution: Distribution) -> bool:
+    """Whether it is a Gaussian whose dimensions are independent."""
+    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    return isinstance(base, Normal)
+
+
+def moments(prior: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of p(z) in each dimension, [B, *event_shape], without gradient.
+
+    Raises:
+        ValueError: if the distribution has none, as a Cauchy distribution, or cannot state them.
+    """
+    try:
+        mean, stddev = prior.mean.detach(), prior.stddev.detach()
+    except NotImplementedError:
+        has_moments = False
+    else:
+        # A Gaussian has them, and the check would wait for the device.
+        has_moments = is_independent_normal(prior) or bool((mean.isfinite() & stddev.isfinite()).all())
+    if not has_moments:
+        raise ValueError(f"{prior} has no mean and standard deviation to start from and to scale steps by")
+    return mean, stddev
+
+
+def exact_kl(q: TorchDistribution, prior: TorchDistribution) -> Tensor | None:
+    """KL(q ‖ p) in closed form, in nats, of batch_shape; None if torch and Pyro know none for these distributions."""
+    try:
+        return kl_divergence(q, prior)
+    except NotImplementedError:
+        return None
+
+
+def kl(q: TorchDistribution, prior: TorchDistribution, z: Tensor) -> Tensor:
+    """KL(q ‖ p) in nats, of batch_shape.
+
+    In closed form if there is one; otherwise its unbiased estimate log q(z) - log p(z) at one draw.
+
+    Args:
+        z: a draw of q, [*batch_shape, *event_shape], by the reparametrisation of q if a gradient is to be taken.
+    """
+    exact = exact_kl(q, prior)
+    return q.log_prob(z) - prior.log_prob(z) if exact is None else exact
 
 
 @dataclass(frozen=True)
@@ -304,4 +433,4 @@ def log_joint(model: Model, batch: Batch, z: Tensor, num_sample_dims: int = 0) -
             shapes = f"{list(site['log_prob'].shape)}, not {list(log_likelihood.shape)}"
             raise ValueError(f'observed site "{name}" must have one density a sequence, but has {shapes}')
         log_likelihood = log_likelihood + site["log_prob"]
-    return LogJoint(log_likelihood, latent["log_prob"], latent["fn"])
+    return LogJoint(log_likelihood, latent["log_prob"], cast(TorchDistribution, latent["fn"]))

@@ -1,9 +1,9 @@
-"""Simulation-based calibration: is what a scheme calls the posterior the posterior?
+"""Simulation-based calibration: does a scheme infer the true posterior?
 
-Of texts that were drawn from the model together with their z, that z is one more draw of p(z | x). So among L
-independent draws of the scheme's posterior its rank is uniform on 0 … L, for every number that can be computed from z
-(Talts et al. 2018, arXiv 1804.06788, theorem 1). A posterior that is too narrow puts the true z at the ends, one that
-is too wide in the middle, one that is shifted on one side.
+If a text was drawn from the model together with its z, that z is one more draw of p(z | x). So its rank among L
+independent draws of the scheme's posterior is uniform on 0 … L, for every number that can be computed from z (Talts et
+al. 2018, arXiv 1804.06788, theorem 1). If the posterior is too narrow, the true z lies at the ends; if it is too wide,
+in the middle; if it is shifted, on one side.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ltm_pyro.inference.noise import Noise
 
 LOG_LIKELIHOOD = "log p(x | z)"
 NUM_SIMULATED = 20_000
-"""Histograms of exactly uniform ranks, from which bands and p-values are read."""
+"""The number of simulated histograms of uniform ranks, from which bands and p-values are read."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Calibration:
     ranks: np.ndarray
     """[N, Q] int64, from 0 to L."""
     names: tuple[str, ...]
-    """[Q]: z's dimensions and the log-likelihood."""
+    """[Q]: the names of the numbers, which are z's dimensions and the log-likelihood."""
     num_draws: int
-    """L."""
+    """L, the number of draws among which each rank was taken."""
 
     def histogram(self, num_bins: int) -> np.ndarray:
         """Counts of ranks in bins of equal width, [Q, num_bins].
@@ -44,7 +44,7 @@ class Calibration:
         if (self.num_draws + 1) % num_bins:
             raise ValueError(f"{self.num_draws + 1} ranks do not fill {num_bins} bins evenly")
         bins = self.ranks // ((self.num_draws + 1) // num_bins)
-        return (bins[:, :, None] == np.arange(num_bins)).sum(0)
+        return np.asarray((bins[:, :, None] == np.arange(num_bins)).sum(0))
 
     def band(self, num_bins: int, probability: float = 0.95) -> tuple[int, int]:
         """The counts between which all bins of a histogram of uniform ranks lie, with this probability.
@@ -58,38 +58,39 @@ class Calibration:
         return int(inside.min()), int(inside.max())
 
     def p_values(self, num_bins: int) -> np.ndarray:
-        """[Q]: how often uniform ranks have a bin at least as surprising as the worst one here."""
+        """[Q]: the share of histograms of uniform ranks with a bin at least as surprising as the worst one here."""
         surprises = _surprises_of_uniform(len(self.ranks), num_bins)
         worst = _surprise(self.histogram(num_bins), len(self.ranks), num_bins).min(1)
-        return (1 + (surprises[None] <= worst[:, None] * (1 + 1e-9)).sum(1)) / (1 + len(surprises))
+        counts = (surprises[None] <= worst[:, None] * (1 + 1e-9)).sum(1)
+        return np.asarray((1 + counts) / (1 + len(surprises)))
 
     def p_value(self, num_bins: int) -> float:
-        """Of all Q numbers together, by Bonferroni's correction: small where the posterior is not the posterior."""
+        """The p-value of all Q numbers together, by Bonferroni's correction: small if the posterior is wrong."""
         return float(min(1.0, self.p_values(num_bins).min() * len(self.names)))
 
     @property
     def spread(self) -> np.ndarray:
         """[Q]: mean squared distance of the ranks from their middle, over that of uniform ranks.
 
-        1 where calibrated, up to 3 where the posterior is too narrow, down to 0 where it is too wide.
+        It is 1 for a calibrated posterior, up to 3 for one that is too narrow, and down to 0 for one that is too wide.
         """
         middle = self.num_draws / 2
         uniform = ((np.arange(self.num_draws + 1) - middle) ** 2).mean()
-        return ((self.ranks - middle) ** 2).mean(0) / uniform
+        return np.asarray(((self.ranks - middle) ** 2).mean(0) / uniform)
 
 
 def calibrate(
     model: Model, batch: Batch, z: Tensor, scheme: PosteriorScheme, num_draws: int, rng: Noise
 ) -> Calibration:
-    """Ranks of the z that made the texts among draws of a scheme's posterior.
+    """Rank the z that made the texts among draws of a scheme's posterior.
 
-    The draws must be independent: of a scheme of chains, take `num_chains` of at least `num_draws` and let each keep
-    one draw, as a chain's draws are not independent of each other.
+    The draws must be independent. The draws of one chain are not: give a scheme of chains a `num_chains` of at least
+    `num_draws`, and let each chain keep one draw.
 
     Args:
         batch: N observations, each drawn from the model together with a z.
-        z: those, [N, *event_shape]; inference knows nothing of them.
-        num_draws: L.
+        z: those z, [N, *event_shape]; inference does not see them.
+        num_draws: L, the number of draws.
 
     Raises:
         ValueError: if the scheme has fewer draws.
@@ -98,7 +99,7 @@ def calibrate(
         raise ValueError(f"{num_draws} draws are asked for, and the scheme has {scheme.num_draws}")
     state = infer(scheme, model, batch, rng)
     draws = scheme.posterior(state, num_draws, rng).samples.flatten(0, 1)
-    with frozen(model), torch.no_grad():
+    with frozen(model, batch) as batch, torch.no_grad():
         truth = _numbers(model, batch, z)
         smaller = torch.zeros(truth.shape, dtype=torch.int64)
         equal = torch.zeros_like(smaller)
@@ -107,21 +108,21 @@ def calibrate(
             smaller += values < truth
             equal += values == truth
     # Ties are broken at random, which keeps the rank uniform.
-    places = torch.stack(
+    uniform = torch.stack(
         [
             rng.uniform(f"tie-{number}", batch.sequence_ids, torch.zeros_like(batch.sequence_ids))
             for number in range(truth.shape[1])
         ],
         dim=1,
     )
-    ranks = smaller + (places * (equal + 1)).floor().long()
+    ranks = smaller + (uniform * (equal + 1)).floor().long()
     indices = np.ndindex(*z.shape[1:])
     names = tuple(f"z[{', '.join(map(str, index))}]" for index in indices)
     return Calibration(ranks.numpy(), (*names, LOG_LIKELIHOOD), num_draws)
 
 
 def _numbers(model: Model, batch: Batch, z: Tensor) -> Tensor:
-    """[N, Q] of z: its dimensions, and its log-likelihood, which is the most telling (Modrák et al. 2023)."""
+    """[N, Q]: the dimensions of z, and its log-likelihood, which is the most sensitive (Modrák et al. 2023)."""
     log_likelihood = log_joint(model, batch, z).log_likelihood
     return torch.cat([z.flatten(1), log_likelihood[:, None]], dim=1).double().cpu()
 
@@ -129,7 +130,7 @@ def _numbers(model: Model, batch: Batch, z: Tensor) -> Tensor:
 def _surprise(counts: np.ndarray, num_ranks: int, num_bins: int) -> np.ndarray:
     """The smaller tail probability of the count of one bin."""
     binomial = stats.binom(num_ranks, 1 / num_bins)
-    return np.minimum(binomial.cdf(counts), binomial.sf(counts - 1))
+    return np.asarray(np.minimum(binomial.cdf(counts), binomial.sf(counts - 1)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -137,4 +138,4 @@ def _surprises_of_uniform(num_ranks: int, num_bins: int) -> np.ndarray:
     """The most surprising bin of each of many histograms of uniform ranks."""
     generator = np.random.default_rng(0)
     histograms = generator.multinomial(num_ranks, np.full(num_bins, 1 / num_bins), size=NUM_SIMULATED)
-    return _surprise(histograms, num_ranks, num_bins).min(1)
+    return np.asarray(_surprise(histograms, num_ranks, num_bins).min(1))

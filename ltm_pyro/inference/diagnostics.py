@@ -1,4 +1,4 @@
-"""How well chains have mixed, by ArviZ: of the log joint and of the dimensions of z."""
+"""How well chains have mixed, as ArviZ's diagnostics of the dimensions of z say."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from ltm_pyro.inference.posterior import Posterior, import_arviz
 
 MOST_DIMENSIONS = 256
-"""Of z of a sequence; of more, as many are taken at even distances."""
+"""At most about this many dimensions of z are diagnosed; a larger z is subsampled evenly."""
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """Of B sequences."""
+    """The diagnostics of B sequences."""
 
     effective_sample_size: Tensor
     """[B]: bulk effective sample size, the median over the dimensions of z (Vehtari et al. 2021, arXiv 1903.08008)."""
@@ -25,7 +25,7 @@ class Mixing:
 
 
 def mixing(posterior: Posterior) -> Mixing | None:
-    """Diagnostics of the chains of each sequence; None for fewer than 4 draws a chain, or draws that are all equal."""
+    """Diagnose the chains of each sequence; None for fewer than 4 draws a chain, or if all draws are equal."""
     arviz, is_new = import_arviz()
     samples = posterior.samples.detach().cpu().double().flatten(3)
     if samples.shape[1] < 4 or samples.std((0, 1)).max() == 0:

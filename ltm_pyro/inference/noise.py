@@ -1,9 +1,9 @@
-"""Where inference takes its randomness from: one small object in two forms, passed in explicitly.
+"""The source of inference's randomness: one small object in two forms, passed in explicitly.
 
-`BatchNoise` draws from a `torch.Generator` for the whole batch at once: for training loops of one's own.
-`SequenceNoise` draws from a stream of each sequence's own, so that what is inferred for a sequence depends neither on
-its batch-mates, nor on their number or order, nor on the number of processes: for evaluation, for `ltm_pyro.train` and
-for tests.
+`BatchNoise` draws from a `torch.Generator` for the whole batch at once. It is for training loops of your own.
+`SequenceNoise` draws from a separate stream for each sequence, so that what is inferred for a sequence depends neither
+on its batch-mates, nor on their number or order, nor on the number of processes. It is for evaluation, for
+`ltm_pyro.train` and for tests.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from torch import Tensor
 class Noise(Protocol):
     """Source of random numbers for a batch of sequences.
 
-    Both methods return [*sample_shape, B, *event_shape]. `sequence_ids` and `steps` are [B] int64: who asks, and which
-    step of its inference it is at; `purpose` names what the numbers are for. A purpose never sees another's numbers.
+    Both methods return [*sample_shape, B, *event_shape]. `sequence_ids` and `steps` are [B] int64: the sequences, and
+    the step of inference that each is at. `purpose` names what the numbers are for: numbers for one purpose are
+    independent of those for another.
     """
 
     def normal(
@@ -46,7 +47,7 @@ class Noise(Protocol):
 
 
 class BatchNoise:
-    """Noise from one generator for the whole batch; every call draws anew, whatever its arguments."""
+    """Noise from one generator for the whole batch. Every call draws anew, whatever its arguments are."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
@@ -74,12 +75,12 @@ class SequenceNoise:
     """Noise that is a pure function of (seed, sequence id, purpose, step).
 
     Each such key has a stream of NumPy's counter-based Philox generator (Salmon et al. 2011). The numbers are drawn in
-    float32 on the CPU and then converted, so that a run in float64 or on another device sees the same ones.
+    float32 on the CPU and then converted, so that a run in float64 or on another device sees the same numbers.
 
     Args:
         seed: from 0 to 2**64 - 1.
-        device: where normal numbers are drawn. Another one than the CPU draws them by its own generator: no time goes
-            into copying them there, but they are not those of the CPU.
+        device: where normal numbers are drawn. A device other than the CPU draws them by its own generator: this saves
+            the time to copy them there, but they are not those of the CPU.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
@@ -110,7 +111,7 @@ class SequenceNoise:
         return torch.from_numpy(np.stack(draws, axis=-1))
 
     def _keys(self, purpose: str, sequence_ids: Tensor, steps: Tensor) -> Iterator[tuple[int, int, int]]:
-        """Sequence id, step, and a number for the purpose."""
+        """The sequence id, the step, and a number for the purpose, of each sequence."""
         purpose_id = zlib.crc32(purpose.encode())
         for sequence_id, step in zip(sequence_ids.tolist(), steps.tolist(), strict=True):
             yield sequence_id, step, purpose_id
@@ -131,7 +132,7 @@ class SequenceNoise:
     def _normal_on_device(
         self, purpose: str, sequence_ids: Tensor, steps: Tensor, shape: tuple[int, ...], dim: int
     ) -> Tensor:
-        """Numbers of the device's own generator, float32; `dim` is where the sequences go."""
+        """Numbers of the device's own generator, float32; `dim` is the dimension of the sequences."""
         # A device's generator takes no key but its seed of 64 bits.
         generator = torch.Generator(self.device)
         draws = []

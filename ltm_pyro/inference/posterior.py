@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def import_arviz() -> tuple[Any, bool]:
-    """ArviZ, and whether it is 1.0 or later. Imported when it is needed, since it takes seconds."""
+    """ArviZ, and whether it is 1.0 or later. It is imported when it is needed, since that takes seconds."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
         import arviz
@@ -43,8 +43,8 @@ class Posterior:
         sequence ids.
 
         Args:
-            groups: variables of further groups, by group and name; their dimensions begin like those of z, but in
-                `observed_data` with the sequence.
+            groups: variables of further groups, by group and name. Their first dimensions are those of z (chain, draw,
+                sequence); in `observed_data` the first dimension is the sequence.
             texts: the text of each sequence, which becomes the coordinate `text`.
         """
         arviz, is_new = import_arviz()
@@ -60,7 +60,7 @@ class Posterior:
             }
         labels: dict[str, Any] = {"dims": dims, "coords": {"sequence": self.sequence_ids.cpu().numpy()}}
         with warnings.catch_warnings():
-            # Whoever takes fewer draws than chains knows it.
+            # ArviZ warns of fewer draws than chains, which a caller chooses knowingly.
             warnings.filterwarnings("ignore", message="More chains", category=UserWarning)
             data = arviz.from_dict(contents, **labels) if is_new else arviz.from_dict(**contents, **labels)
         if texts is not None:

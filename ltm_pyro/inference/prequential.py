@@ -1,4 +1,4 @@
-"""The prequential code: every block of a text is predicted with thoughts inferred from what stands before it.
+"""The prequential code: every block of a text is predicted with z inferred from the tokens before it.
 
     Σ_blocks -log (1/K) Σ_k p(x_block | z_k, x_<block),     z_k ~ q(z; x_<block)
 
@@ -22,22 +22,23 @@ from ltm_pyro.inference.base import (
     PosteriorScheme,
     frozen,
     infer,
-    latent_prior,
     log_joint,
-    prepared,
     require_full_weights,
 )
 from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.schemes.prior import PRIOR
 
 
 class SequentialBatch(Batch, Protocol):
     """A batch whose observations stand in an order, each with a weight in the log-likelihood."""
 
-    weights: Tensor
-    """[B, T]: 1 for what is observed, 0 for padding."""
+    @property
+    def weights(self) -> Tensor:
+        """[B, T]: 1 for what is observed, 0 for padding."""
+        ...
 
     def with_weights(self, weights: Tensor) -> Any:
-        """The same observations, weighted otherwise."""
+        """The same observations with other weights."""
         ...
 
     def cut(self, num_positions: int) -> Any:
@@ -52,7 +53,7 @@ class Prequential:
     block_nats: Tensor
     """[number of blocks, B] float64; 0 for a block that is all padding."""
     num_samples: int
-    """K."""
+    """K, the number of draws of z for each block."""
 
     @property
     def nats(self) -> Tensor:
@@ -64,14 +65,14 @@ class Prequential:
 def prequential(
     model: Model, batch: SequentialBatch, scheme: PosteriorScheme, block_size: int, num_samples: int, rng: Noise
 ) -> Prequential:
-    """Code length of each text, its blocks scored one after another.
+    """The code length of each text, whose blocks are scored one after another.
 
     The first block is scored with draws from the prior, every other with draws of the scheme's posterior given the
     positions before it. Nothing else of the text reaches the draws.
 
     Args:
-        block_size: positions of a block.
-        num_samples: K, draws of z for each block, whose *whole-block* probabilities are averaged.
+        block_size: the number of positions in a block.
+        num_samples: K, the number of draws of z for each block. Their *whole-block* probabilities are averaged.
 
     Raises:
         ValueError: if a position weighs anything but 0 or 1, or a block has no position.
@@ -87,19 +88,10 @@ def prequential(
             state = infer(scheme, model, batch.cut(start), rng)
             draws = scheme.posterior(state, num_samples, rng).samples.flatten(0, 1)
         else:
-            draws = _prior_draws(model, batch, num_samples, rng)
-        with frozen(model):
-            block = prepared(model, block)
+            prior = PRIOR.distribution(infer(PRIOR, model, batch, rng), rng, "prior")
+            draws = prior.sample((num_samples,))
+        with frozen(model, block) as block:
             # One draw at a time: memory does not grow with their number.
             log_probs = torch.stack([log_joint(model, block, z).log_likelihood.double().cpu() for z in draws])
         block_nats.append(math.log(len(draws)) - log_probs.logsumexp(0))
     return Prequential(torch.stack(block_nats), num_samples)
-
-
-def _prior_draws(model: Model, batch: Batch, num_samples: int, rng: Noise) -> Tensor:
-    """[K, B, *event_shape] draws from the prior, a Gaussian."""
-    with frozen(model):
-        prior = latent_prior(model, batch)
-    steps = torch.zeros_like(batch.sequence_ids)
-    noise = rng.normal("prior", batch.sequence_ids, steps, prior.event_shape, (num_samples,), like=prior.mean)
-    return prior.mean + prior.stddev * noise

@@ -131,6 +131,92 @@ class LinearGaussian:
 
 
 @dataclass(frozen=True)
+class OtherPrior:
+    """z of two dimensions under a mixture of Gaussians, x | z ~ N(W z, s² I): everything else is quadrature on a grid.
+
+    None of the sums uses Pyro or the package under test. A mixture of one component is a Gaussian.
+    """
+
+    probs: Tensor
+    """[K] float64: the components' probabilities."""
+    means: Tensor
+    """[K, 2]: the components' means."""
+    scales: Tensor
+    """[K, 2]: the components' standard deviations, in independent dimensions."""
+
+    loadings = torch.tensor([[1.0, 0.4], [-0.3, 0.8], [0.5, 0.5]], dtype=torch.float64)
+    noise_scale = 0.8
+    width = 0.125
+    """The distance of the grid's points. For integrands no narrower than 0.2 the error of the sum is below 1e-15."""
+
+    def prior(self):
+        """p(z) for Pyro."""
+        components = dist.Normal(self.means, self.scales).to_event(1)
+        mixture = dist.MixtureSameFamily(dist.Categorical(self.probs), components)
+        return mixture if len(self.probs) > 1 else dist.Normal(self.means[0], self.scales[0]).to_event(1)
+
+    def __call__(self, batch):
+        with pyro.plate("sequences", len(batch), dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", dist.Normal(z @ self.loadings.T, self.noise_scale).to_event(1), obs=batch.x)
+
+    def encode(self, batch):
+        """Mean and log scale of an amortised q, which are not the prior's."""
+        mean = batch.x @ self.loadings
+        return mean, torch.full_like(mean, -0.7)
+
+    def sample(self, num_sequences, seed=1):
+        """A batch drawn from the model, its ids 0, 1, …"""
+        generator = torch.Generator().manual_seed(seed)
+        component = torch.multinomial(self.probs, num_sequences, replacement=True, generator=generator)
+        z = torch.randn(num_sequences, 2, generator=generator, dtype=torch.float64)
+        z = self.means[component] + self.scales[component] * z
+        noise = torch.randn(num_sequences, 3, generator=generator, dtype=torch.float64)
+        return Observations(z @ self.loadings.T + self.noise_scale * noise, torch.arange(num_sequences))
+
+    @property
+    def grid(self):
+        """[G, 1, 2]: points that cover all of the prior."""
+        axis = torch.arange(-8, 8 + self.width, self.width, dtype=torch.float64)
+        return torch.cartesian_prod(axis, axis)[:, None]
+
+    def integral(self, values):
+        """[B]: over z, of values of [G, B]."""
+        return values.sum(0) * self.width**2
+
+    def log_prior(self, z):
+        """log p(z) for z of [..., 2]."""
+        standard = (z[..., None, :] - self.means) / self.scales
+        log_densities = -0.5 * standard.square().sum(-1) - self.scales.log().sum(-1) - math.log(2 * math.pi)
+        return (log_densities + self.probs.log()).logsumexp(-1)
+
+    def log_likelihood(self, z, x):
+        """log p(x | z) for z of [..., 2] and x of [..., 3]."""
+        residual = (x - z @ self.loadings.T) / self.noise_scale
+        return -0.5 * residual.square().sum(-1) - 1.5 * math.log(2 * math.pi * self.noise_scale**2)
+
+    def neg_log_evidence(self, x):
+        """[B]: -log p(x)."""
+        return -self.integral((self.log_prior(self.grid) + self.log_likelihood(self.grid, x)).exp()).log()
+
+    def expected_nll(self, x):
+        """-log p(x | z), averaged over the prior and over the exact posterior: two of [B]."""
+        log_likelihood, prior = self.log_likelihood(self.grid, x), self.log_prior(self.grid).exp()
+        posterior = prior * (log_likelihood + self.neg_log_evidence(x)).exp()
+        return self.integral(-prior * log_likelihood), self.integral(-posterior * log_likelihood)
+
+
+def other_prior_of(probs, means, scales):
+    return OtherPrior(*(torch.tensor(values, dtype=torch.float64) for values in (probs, means, scales)))
+
+
+OTHER_PRIORS = {
+    "gaussian": other_prior_of([1.0], [[1.5, -0.7]], [[0.5, 1.2]]),
+    "mixture": other_prior_of([0.3, 0.7], [[-1.5, 0.5], [1.0, -0.5]], [[0.4, 0.5], [0.6, 0.4]]),
+}
+
+
+@dataclass(frozen=True)
 class Scales:
     """A batch whose sequences differ in the scales of their posterior: N(mean, scales²) in independent dimensions."""
 
@@ -245,6 +331,18 @@ class RecordingNoise:
 def linear_gaussian():
     """The class, to build one of any size."""
     return LinearGaussian
+
+
+@pytest.fixture(params=OTHER_PRIORS)
+def other_prior(request):
+    """A model whose prior is not N(0, I), but another Gaussian or a mixture; its posterior is known by quadrature."""
+    return OTHER_PRIORS[request.param]
+
+
+@pytest.fixture
+def mixture_prior():
+    """The one whose prior is a mixture."""
+    return OTHER_PRIORS["mixture"]
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ltm_pyro.inference import SequenceNoise, infer, log_joint
-from ltm_pyro.inference.base import frozen, keep_finite, latent_prior
+from ltm_pyro.inference.base import exact_kl, frozen, is_independent_normal, keep_finite, kl, latent_prior, moments
+from ltm_pyro.inference.guides import normal
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.inference.schemes.langevin import Langevin
 from ltm_pyro.inference.schemes.map import MAP, MAPState
@@ -165,6 +166,41 @@ def test_a_program_of_another_form_is_refused(model, message):
         latent_prior(model, torch.zeros(5))
 
 
+# --- divergences and moments
+
+
+def test_the_kl_of_gaussians_is_exact_at_any_draw(world):
+    mean, scale = torch.randn(4, 3, dtype=torch.float64), torch.rand(4, 3, dtype=torch.float64) + 0.1
+    q, prior = normal(mean, scale), latent_prior(world, world.sample(4))
+    for z in torch.randn(2, 4, 3, dtype=torch.float64):
+        assert torch.allclose(kl(q, prior, z), world.kl(mean, scale))
+
+
+def test_the_kl_to_another_prior_is_estimated_at_the_draw(mixture_prior):
+    """Its mean over draws is the integral, and its gradient that of the reparametrised estimate."""
+    batch = mixture_prior.sample(1)
+    prior, q = latent_prior(mixture_prior, batch), dist.Normal(torch.tensor([[0.5, -0.2]]).double(), 0.4).to_event(1)
+    assert exact_kl(q, prior) is None
+    log_q = q.log_prob(mixture_prior.grid)
+    expected = mixture_prior.integral(log_q.exp() * (log_q - mixture_prior.log_prior(mixture_prior.grid)))
+    values = torch.stack([kl(q, prior, q.rsample()) for _ in range(1000)])
+    assert abs(values.mean() - expected) < 5 * values.std() / math.sqrt(1000)
+    assert values.std() < 3
+
+
+def test_a_gaussian_in_disguise_is_not_taken_for_one(world):
+    assert is_independent_normal(latent_prior(world, world.sample(2)))
+    assert not is_independent_normal(dist.Laplace(torch.zeros(2, 3), 1.0).to_event(1))
+    assert not is_independent_normal(dist.MultivariateNormal(torch.zeros(3), torch.eye(3)))
+
+
+def test_moments_that_do_not_exist_are_refused():
+    of_no_variance = dist.StudentT(torch.full((2, 3), 1.5)).to_event(1)
+    for prior in (dist.Cauchy(torch.zeros(2, 3), 1.0).to_event(1), of_no_variance):
+        with pytest.raises(ValueError, match="no mean and standard deviation"):
+            moments(prior)
+
+
 # --- the weights, while z is inferred
 
 
@@ -216,9 +252,23 @@ def test_an_error_inside_inference_leaves_the_weights_as_they_were(ltm, texts):
     assert len(pyro.get_param_store()) == 0
 
 
-def test_a_plain_function_has_no_weights_to_freeze(world):
-    with frozen(world):
-        pass
+def test_a_plain_function_is_run_as_it_is(world):
+    """It has no weights to freeze and nothing to precompute, and reads its parameters from Pyro's global store."""
+    pyro.param("of the function", torch.ones(()))
+    batch = world.sample(2)
+    with frozen(world, batch) as same:
+        assert same is batch
+        assert list(pyro.get_param_store()) == ["of the function"]
+
+
+def test_the_batch_of_a_frozen_model_is_what_the_model_precomputes(ltm, texts):
+    with frozen(ltm, texts) as batch:
+        assert batch.below_z is not None
+        assert batch.tokens is texts.tokens
+        assert not any(weight.requires_grad for weight in ltm.parameters())
+    assert texts.below_z is None
+    with frozen(ltm) as nothing:
+        assert nothing is None
 
 
 def test_inference_reads_the_weights_of_the_model_it_is_given(linear_gaussian, learnable):

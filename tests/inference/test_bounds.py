@@ -348,7 +348,7 @@ def held_out():
 
 @pytest.mark.parametrize(
     ("scheme", "num_slow_steps", "weight_scale", "worst"),
-    [(AdamVI(num_steps=4), 200, 1, 0.05), (STRONG_FIT, 15, 8, 0.3)],
+    [(AdamVI(num_steps=4), 80, 1, 0.05), (STRONG_FIT, 15, 8, 0.3)],
     ids=["long training", "strong fit"],
 )
 def test_the_bound_on_incompressible_tokens_never_falls_below_log_v(

@@ -61,7 +61,7 @@ def test_draws_have_the_pathwise_gradient():
 
 
 def test_density_and_divergence_are_those_of_the_formula():
-    q = normal(MEAN, SCALE, draw=None)
+    q = normal(MEAN, SCALE)
     assert (q.batch_shape, q.event_shape) == ((2,), (2, 3))
     z = torch.randn_like(MEAN)
     log_density = -0.5 * ((z - MEAN) / SCALE).square() - SCALE.log() - 0.5 * math.log(2 * math.pi)

@@ -1,9 +1,11 @@
-"""Schemes of posterior inference, one in each file, and SCHEMES, which lists them.
+"""Schemes of posterior inference, each in a file of its own, and SCHEMES, which lists them.
 
-To add a scheme: write it in a file of its own here, after the protocol in `ltm_pyro/inference/base.py`, and give it a
-line in SCHEMES. The commands then have it as `--inference NAME`, with its settings as `--NAME.setting`.
+To add a scheme, write it in a file of its own here that follows the protocol in `ltm_pyro/inference/base.py`, and give
+it a line in SCHEMES. The commands then offer it as `--inference NAME`, with its settings as `--NAME.setting`, and the
+first sentence of its docstring as its help text. PRIOR is what the commands call "none".
 """
 
+from ltm_pyro.inference.base import PosteriorScheme
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.inference.schemes.amortized import Amortized
 from ltm_pyro.inference.schemes.hmc import HMC
@@ -11,10 +13,11 @@ from ltm_pyro.inference.schemes.langevin import Langevin
 from ltm_pyro.inference.schemes.lowrank import LowRank
 from ltm_pyro.inference.schemes.mala import MALA
 from ltm_pyro.inference.schemes.map import MAP
+from ltm_pyro.inference.schemes.prior import PRIOR
 from ltm_pyro.inference.schemes.underdamped import Underdamped
 from ltm_pyro.inference.schemes.vi import VI
 
-SCHEMES = {
+SCHEMES: dict[str, type[PosteriorScheme]] = {
     "map": MAP,
     "vi": VI,
     "lowrank": LowRank,
@@ -25,8 +28,5 @@ SCHEMES = {
     "hmc": HMC,
     "underdamped": Underdamped,
 }
-
-PRIOR = VI(num_steps=0)
-"""No inference: q is the prior, where VI starts."""
 
 __all__ = ["PRIOR", "SCHEMES"]

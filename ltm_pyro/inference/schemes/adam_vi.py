@@ -1,10 +1,10 @@
-"""Mean-field variational inference by Adam: a diagonal Gaussian q(z) per sequence, as the reference fits it.
+"""Mean-field variational inference by Adam: a diagonal Gaussian q(z) per sequence, fitted as in the reference.
 
     minimise over (μ, log σ):   KL(N(μ, σ²) ‖ p) - E_{ε ~ N(0, I)} log p(x | μ + σ ε)
 
-by Adam on the reparameterised gradient (Kingma & Welling 2014, eq. 10), the KL in closed form. Each step draws ε
-afresh, as algorithm 1 of Kong et al. 2025 says. `vi` fits the same Gaussian in far fewer steps; this is for comparison
-with the reference, and has its option of one noise for all steps.
+by Adam on the reparameterised gradient (Kingma & Welling 2014, eq. 10), with the KL in closed form if there is one.
+Each step draws ε afresh, as in algorithm 1 of Kong et al. 2025. `vi` fits the same Gaussian in far fewer steps; this
+scheme is for comparison with the reference, and has its option of one noise for all steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import ClassVar, Literal
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from ltm_pyro.inference.base import (
     Batch,
@@ -24,8 +23,10 @@ from ltm_pyro.inference.base import (
     State,
     StepInfo,
     first_fields,
+    kl,
     latent_prior,
     log_joint,
+    moments,
     require_positive,
 )
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
@@ -39,36 +40,41 @@ class AdamVIState(State):
     mean: Tensor
     """[B, *event_shape]: μ."""
     mean_first_moment: Tensor
+    """[B, *event_shape]: Adam's running mean of the gradient for μ."""
     mean_second_moment: Tensor
+    """[B, *event_shape]: Adam's running mean of its square."""
     log_scale: Tensor
     """[B, *event_shape]: log σ."""
     log_scale_first_moment: Tensor
+    """[B, *event_shape]: Adam's running mean of the gradient for log σ."""
     log_scale_second_moment: Tensor
+    """[B, *event_shape]: Adam's running mean of its square."""
     noise: Tensor
     """[B, *event_shape]: the one ε of `noise="reused"`; [B, 0] otherwise."""
 
 
 @dataclass(frozen=True)
 class AdamVI:
-    """Mean-field Gaussian posterior of z, by Adam.
+    """A Gaussian with independent dimensions, fitted by Adam.
 
-    Started at the prior (`initial_scale` 1), where the KL is zero. The reference implementation starts at
-    exp(-2.5), where each latent dimension costs 2 nats before it carries anything, and T = 16 steps do not get back.
+    It starts at the prior's scale (`initial_scale` 1), where the KL from a Gaussian prior is 0. The reference
+    implementation starts at a scale of exp(-2.5), where each latent dimension costs 2 nats before it carries any
+    information, and T = 16 steps are too few to make up for that.
     """
 
     num_steps: int = 16
-    """Steps of inference for each sequence (T)."""
+    """The number of steps of inference for each sequence (T)."""
     learning_rate: float = 0.1
-    """Step size of Adam on the mean [units of z, whose prior has scale 1] and on the log scale."""
+    """The step size of Adam for the mean [units of z, whose prior has scale 1] and for the log scale."""
     epsilon: float = 0.2
-    """Adam's epsilon [nats per unit of z]. What the text says little of is moved in proportion to its gradient;
-    with Adam's usual 1e-8 it would move by the learning rate too, at random, and cost KL."""
+    """Adam's epsilon [nats per unit of z]. Dimensions with small gradients move in proportion to them.
+    With Adam's usual 1e-8 they would move by the learning rate too, at random, and cost KL."""
     initial_scale: float = 1.0
-    """Scale of q at the start [prior scales]."""
+    """The scale of q at the start [prior scales]."""
     noise: Literal["fresh", "reused"] = "fresh"
-    """fresh: drawn anew in every step.
+    """fresh: noise is drawn anew in every step.
     reused: q is fitted to one draw, and the weights are trained on it, as in the reference implementation.
-    That is for reproducing it only: the loss it reports is no bound."""
+    This is only for reproducing the reference: the loss is no bound."""
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False
@@ -77,23 +83,31 @@ class AdamVI:
 
     @property
     def num_gradients(self) -> int:
-        """One a step."""
+        """One gradient a step."""
         return self.num_steps
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "epsilon", "initial_scale")
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> AdamVIState:
-        prior = latent_prior(model, batch)
-        mean = (prior.mean if warm is None else warm).detach().clone()
-        log_scale = (self.initial_scale * prior.stddev.detach()).log().expand_as(mean).clone()
+        prior_mean, prior_scale = moments(latent_prior(model, batch))
+        mean = (prior_mean if warm is None else warm).detach().clone()
+        log_scale = (self.initial_scale * prior_scale).log().expand_as(mean).clone()
         noise = mean.new_zeros(len(mean), 0)
         if self.noise == "reused":
             noise = rng.normal(
                 "vi", batch.sequence_ids, torch.zeros_like(batch.sequence_ids), mean.shape[1:], like=mean
             )
-        moments = [torch.zeros_like(mean) for _ in range(4)]
-        return AdamVIState(*first_fields(batch), mean, *moments[:2], log_scale, *moments[2:], noise)
+        return AdamVIState(
+            *first_fields(batch),
+            mean=mean,
+            mean_first_moment=torch.zeros_like(mean),
+            mean_second_moment=torch.zeros_like(mean),
+            log_scale=log_scale,
+            log_scale_first_moment=torch.zeros_like(mean),
+            log_scale_second_moment=torch.zeros_like(mean),
+            noise=noise,
+        )
 
     def step(self, model: Model, state: AdamVIState, batch: Batch, rng: Noise) -> tuple[AdamVIState, StepInfo]:
         noise = state.noise
@@ -103,8 +117,9 @@ class AdamVI:
             mean = state.mean.detach().requires_grad_()
             log_scale = state.log_scale.detach().requires_grad_()
             scale = log_scale.exp()
-            joint = log_joint(model, batch, mean + scale * noise)
-            objective = kl_divergence(normal(mean, scale, draw=None), joint.prior) - joint.log_likelihood
+            z = mean + scale * noise
+            joint = log_joint(model, batch, z)
+            objective = kl(normal(mean, scale), joint.prior, z) - joint.log_likelihood
             mean_gradient, log_scale_gradient = torch.autograd.grad(objective.sum(), (mean, log_scale))
         new = AdamVIState(
             state.sequence_ids,
@@ -134,7 +149,7 @@ class AdamVI:
 
     @property
     def loss_is_bound(self) -> bool:
-        """Not where q was fitted to the noise that the loss is taken at."""
+        """False if q was fitted to the very noise at which the loss is evaluated."""
         return self.noise == "fresh"
 
     def mean(self, state: AdamVIState) -> Tensor:

@@ -1,12 +1,12 @@
-"""Amortised inference: a diagonal Gaussian q(z) per sequence that an encoder of the program proposes from the text.
+"""Amortised inference: a diagonal Gaussian q(z) per sequence, which the program's encoder proposes from the text.
 
     q(z|x) = N(μ_φ(x), σ_φ(x)²)
 
 (Kingma & Welling 2014, arXiv 1312.6114), which T steps of `adamvi` may then refine (Kim et al. 2018, arXiv 1802.02550).
 The encoder's weights φ are weights of the program, and the slow step trains them with the others on the same negative
-ELBO.
-Through the refinement its gradient passes as if that were a translation of μ and log σ, without second derivatives (as
-the first-order approximation of Finn, Abbeel & Levine 2017, arXiv 1703.03400, section 5.2); at T = 0 it is exact.
+ELBO. Its gradient passes through the refinement as if that were a translation of μ and log σ, without second
+derivatives (as in the first-order approximation of Finn, Abbeel & Levine 2017, arXiv 1703.03400, section 5.2); at T = 0
+it is exact.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from ltm_pyro.inference.schemes.adam_vi import AdamVI, AdamVIState
 
 @dataclass(frozen=True)
 class Amortized:
-    """Mean-field Gaussian posterior of z that an encoder proposes, refined by steps of `adamvi`.
+    """A Gaussian with independent dimensions, proposed by an encoder and refined by steps of adamvi.
 
     The program has a method `encode(batch)`, which returns mean and log scale of q, [B, *event_shape] each. For
-    `pyro.infer.SVI` to train its weights, it must tell Pyro of them, as the program does of its own (`pyro.module`, or
-    `pyro.nn.pyro_method` where the program is a `PyroModule`).
+    `pyro.infer.SVI` to train its weights, the method must register them with Pyro, as the program does with its own
+    (`pyro.module`, or `pyro.nn.pyro_method` if the program is a `PyroModule`).
     """
 
     num_steps: int = 0
-    """Steps of refinement for each sequence (T)."""
+    """The number of steps of refinement for each sequence (T)."""
     learning_rate: float = 0.1
-    """Step size of Adam on the mean [units of z, whose prior has scale 1] and on the log scale, as of adamvi."""
+    """The step size of Adam for the mean [units of z, whose prior has scale 1] and for the log scale, as in adamvi."""
     epsilon: float = 0.2
-    """Adam's epsilon [nats per unit of z], as of adamvi."""
+    """Adam's epsilon [nats per unit of z], as in adamvi."""
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False
@@ -52,7 +52,7 @@ class Amortized:
 
     @property
     def num_gradients(self) -> int:
-        """One a step of refinement; the encoder takes none."""
+        """One gradient a step of refinement; the encoder takes none."""
         return self.num_steps
 
     @property
@@ -60,7 +60,7 @@ class Amortized:
         return AdamVI(self.num_steps, self.learning_rate, self.epsilon)
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> AdamVIState:
-        """What the encoder proposes; with `warm` its scale alone.
+        """The Gaussian that the encoder proposes; with `warm`, only its scale.
 
         Raises:
             ValueError: if the program has no encoder.
@@ -81,7 +81,7 @@ class Amortized:
         return self._refinement.distribution(state, rng, purpose)
 
     def guide(self, model: Model, state: AdamVIState, batch: Batch, rng: Noise) -> Guide:
-        """q(z), drawn afresh; its mean and log scale have the gradient of what the encoder proposes."""
+        """q(z), drawn afresh; its mean and log scale have the gradient of the encoder's proposal."""
         draw = fresh_noise(state, state.mean, rng, "guide")
 
         # In the guide and not before it, so that Pyro is told of the encoder's weights where it looks for them.
@@ -102,7 +102,8 @@ def _encode(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     encode = getattr(model, "encode", None)
     if encode is None:
         raise ValueError("amortized needs a model with an encoder: a method `encode(batch)`, mean and log scale of z")
-    return encode(batch)
+    mean, log_scale = encode(batch)
+    return mean, log_scale
 
 
 def _with_gradient_of(proposed: Tensor, refined: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""What the schemes of Markov chains share: where chains start, what they keep, and the posterior of their draws.
+"""What all schemes of Markov chains share: where chains start, which draws they keep, and the posterior made of those.
 
-A scheme of chains is a subclass of `Chains` with a `step` and the name of its state. With `vi_steps` its chains start
-at draws of a mean-field q(z) = N(μ, σ²), and its moves are scaled by σ in each dimension: it then runs in z / σ, where
-a posterior whose dimensions differ in scale is nearly round.
+A scheme of chains is a subclass of `Chains` with a method `step`. With `vi_steps` its chains start at draws of a
+mean-field q(z) = N(μ, σ²), and its moves are scaled by σ in each dimension: it then runs in z / σ, where a posterior
+whose dimensions differ in scale is nearly round.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from ltm_pyro.inference.base import (
     State,
     first_fields,
     infer,
-    latent_prior,
     log_joint,
     require_positive,
 )
@@ -29,6 +28,7 @@ from ltm_pyro.inference.guides import guide_of, point
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes.leapfrog import like_events
+from ltm_pyro.inference.schemes.prior import PRIOR
 from ltm_pyro.inference.schemes.vi import VI
 
 
@@ -37,12 +37,12 @@ class ChainState(State):
     z: Tensor
     """[B, C, *event_shape]: where the C chains of each sequence stand."""
     scale: Tensor
-    """[B, *event_shape]: what moves are scaled by, σ of `vi_steps`; 1 without."""
+    """[B, *event_shape]: the scale of moves in each dimension: σ of `vi_steps`, or 1 without them."""
     draws: Tensor
-    """[B, C, K, *event_shape]: the last K draws of each chain, the newest last."""
+    """[B, C, K, *event_shape]: the last K draws of each chain, the newest at the end."""
 
     def moved(self, z: Tensor, **changes: Tensor) -> Self:
-        """The state one step later, with the chains at z, [C, B, *event_shape]: chains first, as programs have them."""
+        """The state one step later, with the chains at z, [C, B, *event_shape]: chains first, as in a program."""
         z = z.transpose(0, 1).contiguous()
         draws = torch.cat([self.draws[:, :, 1:], z.unsqueeze(2)], dim=2)
         return dataclasses.replace(self, step=self.step + 1, z=z, draws=draws, **changes)
@@ -53,14 +53,14 @@ class Chains:
     """Settings and methods of every scheme of chains."""
 
     num_steps: int = 16
-    """Steps of inference for each sequence (T)."""
+    """The number of steps of inference for each sequence (T)."""
     num_chains: int = 1
-    """Chains of each sequence, run side by side."""
+    """The number of chains of each sequence, which are run side by side."""
     num_kept: int = 1
-    """Draws that each chain keeps, the last ones; more than one serve a look at the posterior."""
+    """The number of draws that each chain keeps, which are its last ones. More than one show the posterior."""
     vi_steps: int = 0
-    """Steps of mean-field VI before the chains, which then start at its draws and move in its scales.
-    0: they start at draws of the prior, and move alike in every dimension."""
+    """The number of steps of mean-field VI before the chains, which then start at its draws and move in its scales.
+    0: they start at draws of the prior, and move equally far in every dimension."""
 
     has_density: ClassVar[bool] = False
     has_chains: ClassVar[bool] = True
@@ -74,43 +74,35 @@ class Chains:
 
     @property
     def num_warmup(self) -> int:
-        """Steps whose points are no draws, since the chain still changes its settings in them."""
+        """The number of first steps whose points are not kept, since the chain still adapts its settings in them."""
         return 0
 
     @property
     def num_draws(self) -> int:
-        """The draws that the chains keep."""
+        """The number of draws that the chains keep."""
         return self.num_chains * self._num_kept_after(self.num_steps)
 
     @property
     def num_gradients(self) -> int:
-        """Gradients of the log joint for each sequence: one a step and chain, and those of `vi_steps`."""
+        """The gradients of the log joint for each sequence: one for each step and chain, and those of `vi_steps`."""
         return self.vi_steps + self.num_chains * self.num_steps
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
-        """Draws of q, or from a Gaussian with the prior's mean and scale (the LTM's prior itself); or all at `warm`."""
-        start = latent_prior(model, batch)
-        scale = torch.ones_like(start.mean)
+        """The chains start at draws of the prior, or of q with `vi_steps`; or all of them at `warm`."""
         if self.vi_steps:
             vi = VI(num_steps=self.vi_steps)
-            start = vi.distribution(infer(vi, model, batch, rng, warm), rng)
-            scale = start.stddev
+            start = vi.distribution(infer(vi, model, batch, rng, warm), rng, "init")
+        else:
+            start = PRIOR.distribution(PRIOR.init(model, batch, rng), rng, "init")
         if warm is None:
-            noise = rng.normal(
-                "init",
-                batch.sequence_ids,
-                torch.zeros_like(batch.sequence_ids),
-                start.event_shape,
-                (self.num_chains,),
-                like=start.mean,
-            )
-            z = (start.mean + start.stddev * noise).transpose(0, 1).detach().contiguous()
+            z = start.sample((self.num_chains,)).transpose(0, 1).contiguous()
         else:
             z = warm.detach().unsqueeze(1).repeat_interleave(self.num_chains, 1)
+        scale = start.stddev if self.vi_steps else torch.ones_like(z[:, 0])
         return ChainState(*first_fields(batch), z, scale, z.unsqueeze(2).repeat_interleave(self.num_kept, 2))
 
     def guide(self, model: Model, state: ChainState, batch: Batch, rng: Noise) -> Guide:
-        """All mass where one chain stands, picked uniformly for each sequence."""
+        """All mass at the position of one chain, picked uniformly for each sequence."""
         sequence = torch.arange(len(state))
         chain = (rng.uniform("guide", state.sequence_ids, state.step) * self.num_chains).long()
         return guide_of(point(state.z[sequence, chain]))
@@ -119,7 +111,7 @@ class Chains:
         """The last draws of every chain, `num_samples` in all.
 
         Raises:
-            ValueError: if that is no multiple of the chains, or more draws than were taken and kept.
+            ValueError: if that is no multiple of the chains, or more draws than were taken and kept of any sequence.
         """
         num_draws, remainder = divmod(num_samples, self.num_chains)
         num_kept = self._num_kept_after(int(state.step.min()))
@@ -131,8 +123,13 @@ class Chains:
         return Posterior(state.draws[:, :, -num_draws:].movedim(0, 2), state.sequence_ids)
 
     def mean(self, state: ChainState) -> Tensor:
-        """Mean over the draws that the chains have kept, [B, *event_shape]."""
-        return state.draws[:, :, -self._num_kept_after(int(state.step.min())) :].mean((1, 2))
+        """Mean over the draws that the chains of each sequence have kept, [B, *event_shape]."""
+        counts = [self._num_kept_after(step) for step in state.step.tolist()]
+        means = torch.empty_like(state.draws[:, 0, 0])
+        for count in set(counts):
+            rows = torch.tensor([other == count for other in counts])
+            means[rows] = state.draws[rows][:, :, -count:].mean((1, 2))
+        return means
 
     def _num_kept_after(self, num_steps: int) -> int:
         # Where a chain stands is always one draw, also before the first step.
@@ -141,7 +138,7 @@ class Chains:
 
 @dataclass(frozen=True)
 class Point:
-    """Where C chains of B sequences stand, and what is known there."""
+    """Where C chains of B sequences stand, with the log joint there."""
 
     z: Tensor
     """[C, B, *event_shape]."""
@@ -154,7 +151,7 @@ class Point:
 def evaluate(model: Model, batch: Batch, z: Tensor) -> Point:
     """The log joint and its gradient at z, [C, B, *event_shape].
 
-    Where z, the density or the gradient is not finite, density and gradient are said to be 0, so that no chain goes
+    If z, the density or the gradient is not finite, density and gradient are taken to be 0, so that no chain moves
     there.
     """
     with torch.enable_grad():
@@ -172,7 +169,7 @@ def evaluate(model: Model, batch: Batch, z: Tensor) -> Point:
 
 @dataclass(frozen=True)
 class EvaluatedState(ChainState):
-    """Of chains that know the log joint where they stand, so that a step need not evaluate it anew."""
+    """The state of chains that keep the log joint where they stand, so that a step need not evaluate it anew."""
 
     log_density: Tensor
     """[B, C], nats: log p(x, z); minus infinity where it or its gradient is not finite."""
@@ -181,6 +178,7 @@ class EvaluatedState(ChainState):
 
     @property
     def point(self) -> Point:
+        """Where the chains stand."""
         return Point(*(value.transpose(0, 1) for value in (self.z, self.log_density, self.gradient)))
 
     def moved_to(self, point: Point, **changes: Tensor) -> Self:
@@ -194,7 +192,7 @@ class EvaluatedChains(Chains):
 
     @property
     def num_gradients(self) -> int:
-        """Gradients of the log joint for each sequence: as of `Chains`, and one where each chain starts."""
+        """The gradients of the log joint for each sequence: those of `Chains`, and one where each chain starts."""
         return super().num_gradients + self.num_chains
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
@@ -203,5 +201,5 @@ class EvaluatedChains(Chains):
 
 
 def _sequences_first(point: Point) -> dict[str, Tensor]:
-    """What is known at a point, [B, C, ...]."""
+    """The log joint and its gradient at a point, [B, C, ...]."""
     return {name: getattr(point, name).transpose(0, 1).contiguous() for name in ("log_density", "gradient")}

@@ -1,7 +1,8 @@
 """Hamiltonian Monte Carlo: a move is a path of several leapfrogs, whose end is accepted or refused (see `leapfrog.py`).
 
 The length of the leapfrogs is drawn anew for every move and chain, uniformly between half and one and a half times
-that of the sequence: on paths of one length a dimension whose period they hit would hardly move (Mackenzie 1989).
+that of the sequence: if all paths had one length, a dimension whose period equals it would hardly move (Mackenzie
+1989).
 The step size is fitted to an acceptance of 0.8: in the limit of many dimensions 0.65 is best (Beskos et al. 2013), but
 the cost is flat above it and steep below, where the narrowest dimensions of a posterior make whole paths fail.
 """
@@ -18,10 +19,10 @@ from ltm_pyro.inference.schemes.metropolis import Metropolis, MetropolisState
 
 @dataclass(frozen=True)
 class HMC(Metropolis):
-    """Draws of z by Hamiltonian Monte Carlo, whose step size fits itself."""
+    """Chains of Hamiltonian Monte Carlo, with a fitted step size."""
 
     num_leapfrogs: int = 5
-    """Leapfrogs of a step (L), each of which costs a gradient."""
+    """The number of leapfrogs in a step (L). Each costs a gradient."""
 
     target_acceptance: ClassVar[float] = 0.8
 
@@ -31,7 +32,8 @@ class HMC(Metropolis):
 
     @property
     def num_gradients(self) -> int:
-        """Gradients of the log joint for each sequence: one a leapfrog, where each chain starts, and of `vi_steps`."""
+        """The gradients of the log joint for each sequence: one a leapfrog, one where each chain starts, and those of
+        `vi_steps`."""
         return self.vi_steps + self.num_chains * (1 + self.num_steps * self.num_leapfrogs)
 
     def step(self, model: Model, state: MetropolisState, batch: Batch, rng: Noise) -> tuple[MetropolisState, StepInfo]:

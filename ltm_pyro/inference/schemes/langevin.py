@@ -1,4 +1,4 @@
-"""Unadjusted Langevin: draws of z by noisy gradient steps.
+"""Unadjusted Langevin dynamics: draws of z by noisy gradient steps.
 
     z ← z + s σ² ∇_z [log p(x | z) + log p(z)] + √(2 s) σ ε,    ε ~ N(0, I)
 
@@ -20,11 +20,11 @@ from ltm_pyro.inference.schemes.chains import Chains, ChainState
 
 @dataclass(frozen=True)
 class Langevin(Chains):
-    """Draws of z by unadjusted Langevin, from draws of the prior."""
+    """Chains of unadjusted Langevin dynamics."""
 
     step_size: float = 0.05
-    """s, half the variance of a step's noise [units of z squared, whose prior has variance 1].
-    Stable below twice the smallest posterior variance."""
+    """The step size s, half the variance of a step's noise [units of z squared, whose prior has variance 1].
+    A chain is stable if it is below twice the smallest posterior variance."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

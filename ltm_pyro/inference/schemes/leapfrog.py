@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 
-class Place(Protocol):
-    """Where C chains of B sequences stand. All fields have dimensions [C, B] and then, perhaps, others."""
+class EvaluatedDensity(Protocol):
+    """A density f, evaluated at z: a dataclass whose fields all begin with the dimensions [C, B]."""
 
-    z: Tensor
-    """[C, B, *event_shape]."""
+    @property
+    def z(self) -> Tensor:
+        """[C, B, *event_shape]."""
+        ...
 
     @property
     def log_density(self) -> Tensor:
@@ -32,42 +34,42 @@ class Place(Protocol):
 
     @property
     def gradient(self) -> Tensor:
-        """[C, B, *event_shape]: of log f at z."""
+        """[C, B, *event_shape]: the gradient of log f at z."""
         ...
 
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=EvaluatedDensity)
 
 
 def transition(
     start: P, evaluate: Callable[[Tensor], P], stride: Tensor, num_leapfrogs: int, momentum: Tensor, uniform: Tensor
 ) -> tuple[P, Tensor]:
-    """One step of every chain, accepted or refused by itself.
+    """Take one step of every chain. Each is accepted or refused by itself.
 
     A proposal whose density is not finite is refused.
 
     Args:
-        evaluate: what is known at a z.
+        start: the density where the chains stand.
+        evaluate: evaluates the density at a z.
         stride: ε σ, broadcast with z.
         num_leapfrogs: L.
         momentum: [C, B, *event_shape], standard normal.
         uniform: [C, B], from [0, 1).
 
     Returns:
-        where the chains stand now, and the probability with which each accepted, [C, B].
+        the density where the chains stand now, and the probability with which each accepted, [C, B].
     """
-    place = start
+    at = start
     before = start.log_density - _kinetic(momentum)
     for _ in range(num_leapfrogs):
-        momentum = momentum + 0.5 * stride * place.gradient
-        place = evaluate(place.z + stride * momentum)
-        momentum = momentum + 0.5 * stride * place.gradient
-    after = place.log_density - _kinetic(momentum)
+        momentum = momentum + 0.5 * stride * at.gradient
+        at = evaluate(at.z + stride * momentum)
+        momentum = momentum + 0.5 * stride * at.gradient
+    after = at.log_density - _kinetic(momentum)
     acceptance = torch.where(after.isfinite(), (after - before).clamp(max=0).exp(), 0.0).nan_to_num(0.0)
     accepted = uniform.to(acceptance) < acceptance
     kept = {
-        name: torch.where(like_events(accepted, value), value, getattr(start, name))
-        for name, value in vars(place).items()
+        name: torch.where(like_events(accepted, value), value, getattr(start, name)) for name, value in vars(at).items()
     }
     return type(start)(**kept), acceptance
 
@@ -77,5 +79,5 @@ def _kinetic(momentum: Tensor) -> Tensor:
 
 
 def like_events(values: Tensor, z: Tensor) -> Tensor:
-    """[B] or [C, B] to the number of dimensions of z, [C, B, *event_shape]."""
+    """Values of [B] or [C, B], with as many dimensions as z, [C, B, *event_shape]."""
     return values.view(*values.shape, *[1] * (z.dim() - 2))

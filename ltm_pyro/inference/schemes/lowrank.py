@@ -2,16 +2,16 @@
 
     q(z) = N(μ, σ (I + V (diag(a²) - I) Vᵀ) σ)
 
-Along r orthonormal directions V of z / σ the Gaussian of `vi` is stretched by a, or pressed together where a < 1: what
-the text says of one number of z given another, across slots and layers. The covariance of the best Gaussian is the
-inverse of the curvature that it sees, E_q[-∇² log p(x, z)] (Opper & Archambeau 2009); in units of σ that is a matrix M
-whose diagonal is 1 where `vi` has converged. So, of T steps,
+Along r orthonormal directions V of z / σ, the Gaussian of `vi` is stretched by a, or compressed if a < 1. This
+expresses how the dimensions of z depend on each other given the text, across slots and layers. The covariance of the
+best Gaussian is the inverse of the curvature averaged over it, E_q[-∇² log p(x, z)] (Opper & Archambeau 2009); in
+units of σ that is a matrix M, whose diagonal is 1 if `vi` has converged. Of T steps,
 
-- two thirds are those of `vi`, to μ and σ;
+- two thirds are those of `vi`, which fit μ and σ;
 - each of the others takes two gradients for one product M v. With the part of the noise along v replaced by ±√3, the
   nodes of Gauss-Hermite quadrature, their difference is the curvature along v averaged over q;
-- the next v is what is new in M v (Lanczos 1950): the space they span finds the ends of M's spectrum, which are
-  the directions where the diagonal Gaussian is most wrong;
+- the next v is the part of M v that is orthogonal to all v before (Lanczos 1950): the space that they span contains
+  nearly the ends of M's spectrum, the directions in which the diagonal Gaussian is most wrong;
 - within that space the eigenvalues λ of M give a = λ^-½ (Rayleigh-Ritz). No direction gets wider than the prior.
 """
 
@@ -21,29 +21,32 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, constraints, register_kl
+from torch.distributions import Distribution, Independent, constraints, register_kl
 
 from ltm_pyro.inference.base import (
     Batch,
     Guide,
+    IndexedBatch,
     Model,
     StepInfo,
+    is_independent_normal,
     latent_prior,
     log_joint,
+    moments,
     require_positive,
 )
-from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
+from ltm_pyro.inference.guides import Sizes, fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes.vi import VI, VIState
 
 NODE = math.sqrt(3)
-"""Of three-point Gauss-Hermite quadrature, whose middle node a difference does not need."""
+"""The outer node of three-point Gauss-Hermite quadrature, whose middle node cancels from a difference."""
 
 
 class LowRankNormal(TorchDistribution):
@@ -55,8 +58,8 @@ class LowRankNormal(TorchDistribution):
         directions: V, [*batch_shape, d, r], where d is the number of elements of the event; its columns are
             orthonormal, or their stretch is 1.
         stretch: a, [*batch_shape, r].
-        event_dim: dimensions of the event.
-        draw: standard normal numbers for outer dimensions of the given shape: [*outer, B, *event_shape].
+        event_dim: the number of dimensions of the event.
+        draw: makes standard normal numbers for outer dimensions of the given shape: [*outer, B, *event_shape].
     """
 
     arg_constraints = {}  # noqa: RUF012 - the name and form that torch's distributions have
@@ -87,7 +90,7 @@ class LowRankNormal(TorchDistribution):
         change = (self.directions.square() * (self.stretch.square() - 1).unsqueeze(-2)).sum(-1)
         return self.scale.square() * (1 + change.view_as(self.scale))
 
-    def expand(self, batch_shape: torch.Size, _instance: LowRankNormal | None = None) -> LowRankNormal:
+    def expand(self, batch_shape: Sizes, _instance: Distribution | None = None) -> LowRankNormal:
         mean, scale = (value.expand(*batch_shape, *self.event_shape) for value in (self.mean, self.scale))
         directions = self.directions.expand(*batch_shape, *self.directions.shape[-2:])
         stretch = self.stretch.expand(*batch_shape, self.stretch.shape[-1])
@@ -99,13 +102,13 @@ class LowRankNormal(TorchDistribution):
         square = standard.square().sum(-1) + (along.square() * (self.stretch.pow(-2) - 1)).sum(-1)
         return -0.5 * (square + standard.shape[-1] * math.log(2 * math.pi)) - self._log_volume
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Sizes = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
         noise = self._flat(self.draw(shape[:-1]))
         change = (self.directions @ ((self.stretch - 1) * self._along(noise)).unsqueeze(-1)).squeeze(-1)
         return self.mean + self.scale * (noise + change).view(shape + self.event_shape)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Sizes = ()) -> Tensor:
         with torch.no_grad():
             return self.rsample(sample_shape)
 
@@ -123,9 +126,11 @@ class LowRankNormal(TorchDistribution):
         return (self.directions.transpose(-1, -2) @ standard.unsqueeze(-1)).squeeze(-1)
 
 
-@register_kl(LowRankNormal, Independent)
-def _kl_to_diagonal(q: LowRankNormal, p: Independent) -> Tensor:
-    """To a Gaussian whose dimensions are independent: [*batch_shape]."""
+@register_kl(LowRankNormal, Independent)  # type: ignore[no-untyped-call,untyped-decorator]  # torch's
+def _kl_to_diagonal(q: LowRankNormal, p: Independent[Any]) -> Tensor:
+    """KL(q ‖ p) to a Gaussian whose dimensions are independent, [*batch_shape]."""
+    if not is_independent_normal(p):
+        raise NotImplementedError("there is no closed form for another prior than a Gaussian")
     distance = (q.variance + (q.mean - p.mean).square()) / p.variance
     prior_volume = q._flat(0.5 * p.variance.expand_as(q.mean).log()).sum(-1)
     return 0.5 * q._flat(distance - 1).sum(-1) + prior_volume - q._log_volume
@@ -134,24 +139,26 @@ def _kl_to_diagonal(q: LowRankNormal, p: Independent) -> Tensor:
 @dataclass(frozen=True)
 class LowRankState(VIState):
     directions: Tensor
-    """[B, d, r]: v of the products taken so far and of the next, orthonormal; 0 where there are none yet."""
+    """[B, d, r]: v of the products taken so far and of the next one, orthonormal; 0 in columns not yet reached."""
     products: Tensor
-    """[B, d, r]: M v, the mean of those taken; 0 where there are none yet."""
+    """[B, d, r]: M v, each the mean of the products taken with it; 0 in columns not yet reached."""
     prior_scale: Tensor
-    """[B, *event_shape]: of p(z), which no direction exceeds."""
+    """[B, *event_shape]: the scale of p(z), which no direction exceeds."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """Gaussian posterior of z with a covariance of diagonal plus low rank: `vi`, then its correlations."""
+    """A Gaussian with correlated dimensions (diagonal plus low rank), fitted by steps of vi and products of the
+    curvature."""
 
     num_steps: int = 16
-    """Steps of inference for each sequence (T). The last third finds correlations, at two gradients a step."""
+    """The number of steps of inference for each sequence (T). The last third finds correlations, at two gradients a
+    step."""
     rank: int = 32
-    """The most directions r in which dimensions of z vary together; each needs one of those steps, and further ones
-    go over them again."""
+    """The largest number r of directions in which dimensions of z vary together. Each takes one of the last third of
+    the steps; further steps refine them in turn."""
     learning_rate: float = 0.5
-    """As of vi, for the steps before."""
+    """The step size of the first step, as in vi."""
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False
@@ -165,37 +172,67 @@ class LowRank:
 
     @property
     def num_products(self) -> int:
-        """Steps that take a product of the curvature with a direction."""
+        """The number of steps that take a product of the curvature with a direction."""
         return self.num_steps // 3
 
     @property
     def diagonal(self) -> VI:
-        """The steps before."""
+        """The scheme of the steps before those."""
         return VI(self.num_steps - self.num_products, self.learning_rate)
 
     @property
     def num_gradients(self) -> int:
-        """One a step of `vi`, two a product."""
+        """One gradient a step of `vi`, and two a product."""
         return self.num_steps + self.num_products
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> LowRankState:
         start = self.diagonal.init(model, batch, rng, warm)
         num_dims = start.mean[0].numel()
         nothing = start.mean.new_zeros(len(batch), num_dims, min(self.rank, self.num_products, num_dims))
-        prior_scale = latent_prior(model, batch).stddev.detach().expand_as(start.mean).clone()
+        prior_scale = moments(latent_prior(model, batch))[1].expand_as(start.mean).clone()
         return LowRankState(**vars(start), directions=nothing, products=nothing.clone(), prior_scale=prior_scale)
 
     def step(self, model: Model, state: LowRankState, batch: Batch, rng: Noise) -> tuple[LowRankState, StepInfo]:
-        number = int(state.step[0])
-        if number < self.diagonal.num_steps or not state.directions.shape[-1]:
-            new, info = self.diagonal.step(model, state, batch, rng)
-            return dataclasses.replace(state, **vars(new)), info
-        return self._product(number - self.diagonal.num_steps, model, state, batch, rng)
+        """Take one step. Sequences that are due for another kind of step than others are taken apart.
+
+        Args:
+            batch: one from which sequences can be selected, if they stand at different steps.
+        """
+        if not state.directions.shape[-1]:
+            return self._diagonal_step(model, state, batch, rng)
+        # The number of the product that a sequence is due for; -1 for a step of `vi`.
+        numbers = (state.step - self.diagonal.num_steps).clamp(min=-1)
+        different = sorted(set(numbers.tolist()))
+        if len(different) == 1:
+            return self._step(different[0], model, state, batch, rng)
+        rows = [torch.nonzero(numbers == number)[:, 0] for number in different]
+        indexed = cast(IndexedBatch, batch)
+        taken = [
+            self._step(number, model, state[index], indexed[index], rng)
+            for number, index in zip(different, rows, strict=True)
+        ]
+        in_order = torch.cat(rows).argsort()
+        objective = torch.cat([info.objective for _, info in taken])[in_order]
+        return LowRankState.join([new for new, _ in taken])[in_order], StepInfo(objective)
+
+    def _step(
+        self, number: int, model: Model, state: LowRankState, batch: Batch, rng: Noise
+    ) -> tuple[LowRankState, StepInfo]:
+        """Take the product with this number, or for -1 a step of `vi`."""
+        if number < 0:
+            return self._diagonal_step(model, state, batch, rng)
+        return self._product(number, model, state, batch, rng)
+
+    def _diagonal_step(
+        self, model: Model, state: LowRankState, batch: Batch, rng: Noise
+    ) -> tuple[LowRankState, StepInfo]:
+        new, info = self.diagonal.step(model, state, batch, rng)
+        return dataclasses.replace(state, **vars(new)), info
 
     def _product(
         self, number: int, model: Model, state: LowRankState, batch: Batch, rng: Noise
     ) -> tuple[LowRankState, StepInfo]:
-        """M v for one direction, and the direction that follows from it."""
+        """Take the product M v for one direction, and find the next direction from it."""
         scale, rank = state.log_scale.exp(), state.directions.shape[-1]
         noise = rng.normal("lowrank", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
         directions, products, index = state.directions.clone(), state.products.clone(), number % rank
@@ -215,11 +252,11 @@ class LowRank:
         products[..., index] += (product - products[..., index]) / (number // rank + 1)
         if number + 1 < rank:
             new = product
-            for _ in range(2):  # once leaves rounding errors along the others
+            for _ in range(2):  # a single pass leaves rounding errors along the others
                 new = _unit(new - (directions @ (directions.mT @ new.unsqueeze(-1))).squeeze(-1))
             directions[..., number + 1] = new
         # The mean over both nodes counts the second moment along v as 3 instead of 1.
-        log_q = normal(state.mean, scale, draw=None).log_prob(z.detach())
+        log_q = normal(state.mean, scale).log_prob(z.detach())
         objective = (log_q - log_density).mean(0) - (v * (product - v)).sum(1) * (NODE**2 - 1) / 2
         new_state = dataclasses.replace(state, step=state.step + 1, directions=directions, products=products)
         return new_state, StepInfo(objective.detach())
@@ -252,6 +289,6 @@ class LowRank:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """[B, d] of length 1; 0 stays 0."""
-    length = vectors.norm(dim=1, keepdim=True)
+    """Vectors [B, d], scaled to length 1; 0 stays 0."""
+    length: Tensor = vectors.norm(dim=1, keepdim=True)
     return vectors / length.clamp(min=torch.finfo(vectors.dtype).tiny)

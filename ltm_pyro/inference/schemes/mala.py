@@ -1,4 +1,4 @@
-"""Metropolis-adjusted Langevin: a Langevin step is a proposal, which is accepted or refused.
+"""Metropolis-adjusted Langevin dynamics: a Langevin step is a proposal, which is accepted or refused.
 
     z' = z + s σ² ∇_z log p(x, z) + √(2 s) σ ξ,    ξ ~ N(0, I)
     accepted with probability min(1, p(x, z') N(z | z' + s σ² ∇' , 2 s σ²) / p(x, z) N(z' | z + s σ² ∇, 2 s σ²))
@@ -20,7 +20,7 @@ from ltm_pyro.inference.schemes.metropolis import Metropolis, MetropolisState
 
 @dataclass(frozen=True)
 class MALA(Metropolis):
-    """Draws of z by Metropolis-adjusted Langevin, whose step size fits itself."""
+    """Chains of Metropolis-adjusted Langevin dynamics, with a fitted step size."""
 
     target_acceptance: ClassVar[float] = 0.574
 

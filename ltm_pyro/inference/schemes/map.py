@@ -2,7 +2,7 @@
 
     z* = argmax_z log p(x | z) + log p(z), by Adam on the summed log joint.
 
-A point has no density, so MAP has no ELBO; `bounds.gaussian_around` makes a distribution of it that has one.
+A point has no density, so MAP has no ELBO; `bounds.gaussian_around` fits a Gaussian around it that has one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ltm_pyro.inference.base import (
     first_fields,
     latent_prior,
     log_joint,
+    moments,
     require_positive,
 )
 from ltm_pyro.inference.guides import guide_of, point
@@ -35,20 +36,22 @@ class MAPState(State):
     z: Tensor
     """[B, *event_shape]: the point."""
     first_moment: Tensor
+    """[B, *event_shape]: Adam's running mean of the gradient."""
     second_moment: Tensor
+    """[B, *event_shape]: Adam's running mean of its square."""
 
 
 @dataclass(frozen=True)
 class MAP:
-    """Maximum a posteriori of z, by Adam from the prior's mean."""
+    """The most probable point (maximum a posteriori), found by Adam. It starts at the prior's mean."""
 
     num_steps: int = 16
-    """Steps of inference for each sequence (T)."""
+    """The number of steps of inference for each sequence (T)."""
     learning_rate: float = 0.1
-    """Step size of Adam [units of z, whose prior has scale 1]."""
+    """The step size of Adam [units of z, whose prior has scale 1]."""
     epsilon: float = 1.0
     """Adam's epsilon [nats per unit of z].
-    Gradients below it move z in proportion, those above by the learning rate."""
+    Gradients below it move z in proportion to them, those above it by the learning rate."""
 
     has_density: ClassVar[bool] = False
     has_chains: ClassVar[bool] = False
@@ -58,14 +61,14 @@ class MAP:
 
     @property
     def num_gradients(self) -> int:
-        """One a step."""
+        """One gradient a step."""
         return self.num_steps
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "epsilon")
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> MAPState:
-        z = (latent_prior(model, batch).mean if warm is None else warm).detach().clone()
+        z = (moments(latent_prior(model, batch))[0] if warm is None else warm).detach().clone()
         return MAPState(*first_fields(batch), z, torch.zeros_like(z), torch.zeros_like(z))
 
     def step(self, model: Model, state: MAPState, batch: Batch, rng: Noise) -> tuple[MAPState, StepInfo]:

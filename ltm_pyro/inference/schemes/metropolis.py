@@ -1,16 +1,17 @@
 """Chains that accept or refuse their moves, and so leave the posterior exactly invariant: what MALA and HMC share.
 
-Every chain accepts by itself. The step size ε is that of a sequence: in the first half of the steps, the warm-up, it is
-fitted so that a set part of the moves is accepted; then it is frozen, so that the second half is a Markov chain whose
-stationary distribution is the posterior. Draws of the warm-up are not kept.
+Every chain accepts or refuses by itself. All chains of a sequence share a step size ε. In the first half of the steps,
+the warm-up, it is fitted so that a target share of the moves is accepted; then it is frozen, so that the second half is
+a Markov chain whose stationary distribution is the posterior. Draws of the warm-up are not kept.
 
-The fit is dual averaging (Hoffman & Gelman 2014, eq. 6 and section 3.2.1), which gets away from a bad start within a
+The fit is dual averaging (Hoffman & Gelman 2014, eq. 6 and section 3.2.1), which recovers from a bad start within a
 few steps, where the decaying gain of Robbins & Monro takes dozens:
 
     h ← (1 - 1 / (t + t₀)) h + (target - acceptance) / (t + t₀)
     log ε ← log ε₁ - √t h / γ,        after the warm-up its mean with weights t^-κ
 
-The start ε₁ suits a posterior as wide as the prior. Theirs is drawn to ten times the start, since their start is low.
+The start ε₁ suits a posterior of scale 1 in units of the moves. Theirs is shrunk towards ten times the start, since
+their start is low.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Metropolis(EvaluatedChains):
     """Settings and methods of chains that accept or refuse."""
 
     target_acceptance: ClassVar[float]
-    """The part of its moves that a sequence is to have accepted."""
+    """The share of moves to be accepted, to which the step size is fitted."""
 
     @property
     def num_warmup(self) -> int:
@@ -66,7 +67,7 @@ class Metropolis(EvaluatedChains):
     def move(
         self, model: Model, state: MetropolisState, batch: Batch, rng: Noise, step_size: Tensor, num_leapfrogs: int
     ) -> tuple[MetropolisState, StepInfo]:
-        """A step of every chain, whose leapfrogs have the given length, [B] or [C, B] in units of `state.scale`."""
+        """Take a step of every chain, with leapfrogs of the given length, [B] or [C, B] in units of `state.scale`."""
         ids, steps, chains = state.sequence_ids, state.step, (self.num_chains,)
         momentum = rng.normal("momentum", ids, steps, state.z.shape[2:], chains, like=state.z)
         uniform = rng.uniform("accept", ids, steps, chains)
@@ -96,5 +97,5 @@ class Metropolis(EvaluatedChains):
 
 
 def _first_log_step_size(state: EvaluatedState) -> float:
-    """Of d dimensions as wide as the prior: it falls as d^(-1/4) (Beskos et al. 2013)."""
+    """The step size for d dimensions of scale 1: it falls as d^(-1/4) (Beskos et al. 2013)."""
     return -0.25 * math.log(max(1, state.z.shape[2:].numel()))

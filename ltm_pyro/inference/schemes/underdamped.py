@@ -1,4 +1,4 @@
-"""Underdamped Langevin: chains with a momentum, by the BAOAB splitting, without accepting or refusing.
+"""Underdamped Langevin dynamics: chains with a momentum, by the BAOAB splitting, without accepting or refusing.
 
     p ← p + (h/2) σ ∇_z log p(x, z)                    B
     z ← z + (h/2) σ p                                  A
@@ -7,8 +7,8 @@
     p ← p + (h/2) σ ∇_z log p(x, z)                    B
 
 (Leimkuhler & Matthews 2013), with σ = 1 or, after `vi_steps`, the scales of q. On a Gaussian posterior the chain has
-the posterior's own variances at any stable step, which is one below twice the smallest scale of z / σ; on others an
-error of order h².
+exactly the posterior's variances at any stable step, that is one below twice the smallest scale of z / σ; on other
+posteriors it has an error of order h².
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class UnderdampedState(EvaluatedState):
 
 @dataclass(frozen=True)
 class Underdamped(EvaluatedChains):
-    """Draws of z by underdamped Langevin, from draws of the prior."""
+    """Chains of underdamped Langevin dynamics."""
 
     step_size: float = 0.3
-    """h, the time of a step [units of z, whose prior has scale 1].
-    Stable below twice the smallest posterior scale."""
+    """The time h of a step [units of z, whose prior has scale 1].
+    A chain is stable if it is below twice the smallest posterior scale."""
     friction: float = 2.0
-    """γ, the rate at which a chain forgets its momentum [1 / unit of time].
-    Large: it moves as langevin does; small: it swings."""
+    """The rate γ at which a chain forgets its momentum [1 / unit of time].
+    With a large one it moves as in langevin; with a small one it oscillates."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,23 +4,23 @@ With z = μ + σ ε, ε ~ N(0, I), and the path derivative of the negative ELBO 
 
     g = -∇_z log p(x, z) - ε / σ,     E[g] = ∂/∂μ,     E[g ε / σ] = 2 ∂/∂σ² = diag E[-∇² log p(x, z)] - 1/σ²
 
-a step of rate ρ moves the precision s = 1/σ² towards the curvature and the mean by the gradient over it
+a step of size ρ moves the precision s = 1/σ² towards the curvature, and the mean by the gradient over it:
 
     s ← s exp(ρ e / s),  e ≈ g ε / σ        (to second order Lin, Schmidt & Khan 2020, eq. 11: s stays positive)
     μ ← μ - ρ g / s
 
 (Khan & Rue 2023, arXiv 2107.04562, section 5.2). So steps are as long as the curvature allows, and near the optimum g
-itself vanishes where the posterior has no correlations. One draw is enough for a step, since
+itself vanishes if the posterior has no correlations. One draw is enough for a step, because
 
-- every second step takes the draw of the one before with its sign reversed. What g is at μ cancels from their sum of
-  g ε, and the noise of ε from their sum of g (antithetic draws, one gradient a step);
-- the curvature of one of d dimensions is hidden by the noise of all the others, their mean is not: e is drawn towards
-  its mean over the dimensions by λ = d / (d + 50 t) after t steps;
-- far from the optimum one draw says little: log s moves by at most 1, up as down, so that noise alone takes it nowhere,
-  and μ by at most σ. The precision does not fall below the prior's: what the text says of z makes q narrower, never
-  wider.
+- every second step takes the draw of the one before with its sign reversed. The value of g at μ cancels from the sum
+  of both g ε, and the noise of ε from the sum of both g (antithetic draws, at one gradient a step);
+- the noise of all other dimensions hides the curvature of a single one of d dimensions, but not their mean: e is shrunk
+  towards its mean over the dimensions by λ = d / (d + 50 t) after t steps;
+- far from the optimum one draw says little: log s moves by at most 1 in either direction, so that noise alone does not
+  carry it away, and μ by at most σ. The precision does not fall below that of the prior's own variance: the text makes
+  q narrower, never wider.
 
-What each of these gives, and what Adam needs for the same bound: benchmarks/results/steps.md.
+benchmarks/results/steps.md measures the gain from each of these, and what Adam needs for the same bound.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from ltm_pyro.inference.base import (
     first_fields,
     latent_prior,
     log_joint,
+    moments,
     require_positive,
 )
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
@@ -49,7 +50,7 @@ from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 
 DIMENSIONS_A_STEP = 50
-"""Dimensions for which a step more gives as much reason to believe in their own curvature."""
+"""The number of dimensions for which one more step gives as much reason to trust the curvature of each."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,16 @@ class VIState(State):
 
 @dataclass(frozen=True)
 class VI:
-    """Mean-field Gaussian posterior of z, by natural gradients, from the prior."""
+    """A Gaussian with independent dimensions, fitted by natural gradients. It starts at the prior's moments."""
 
     num_steps: int = 16
-    """Steps of inference for each sequence (T)."""
+    """The number of steps of inference for each sequence (T)."""
     learning_rate: float = 0.5
-    """ρ of the first step, of which 1 would be a whole Newton step; a cosine takes it to 0 after T of them."""
+    """The step size ρ of the first step, where 1 would be a whole Newton step; a cosine takes it to 0 in T steps."""
     stride: int = 1
-    """A step is taken on every stride-th position of a text, from a random first one, each counted stride times:
-    on average the log-likelihood of all positions, at a part of its cost (on a CPU) and with more noise. 1: all."""
+    """Each step uses every stride-th position of a text, from a random first one, and counts it stride times.
+    On average this is the log-likelihood of all positions, at a part of its cost (on a CPU) and with more noise.
+    1: all positions."""
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False
@@ -91,9 +93,9 @@ class VI:
         return self.num_steps
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> VIState:
-        prior = latent_prior(model, batch)
-        mean = (prior.mean if warm is None else warm).detach().clone()
-        log_scale = prior.stddev.detach().log().expand_as(mean).clone()
+        prior_mean, prior_scale = moments(latent_prior(model, batch))
+        mean = (prior_mean if warm is None else warm).detach().clone()
+        log_scale = prior_scale.log().expand_as(mean).clone()
         return VIState(*first_fields(batch), mean, log_scale, torch.zeros_like(mean))
 
     def step(self, model: Model, state: VIState, batch: Batch, rng: Noise) -> tuple[VIState, StepInfo]:
@@ -105,19 +107,20 @@ class VI:
             joint = log_joint(model, self._subsampled(state, batch, rng), z)
             log_density = joint.log_likelihood + joint.log_prior
             (gradient,) = torch.autograd.grad(-log_density.sum(), z)
-        log_q = normal(state.mean, scale, draw=None).log_prob(z.detach())
+        log_q = normal(state.mean, scale).log_prob(z.detach())
         path_gradient = gradient - noise / scale
-        rate = _by_sequence(self._rates(state.step).to(gradient), gradient)
+        step_size = _by_sequence(self._step_sizes(state.step).to(gradient), gradient)
         excess = self._shrunk(path_gradient * noise / scale, state.step)
-        log_scale = state.log_scale - 0.5 * (rate * excess * scale.square()).clamp(-1, 1)
-        log_scale = log_scale.minimum(joint.prior.stddev.log())
+        log_scale = state.log_scale - 0.5 * (step_size * excess * scale.square()).clamp(-1, 1)
+        log_scale = log_scale.minimum(joint.prior.stddev.detach().log())
         # Not finite where the gradient is not, so that the guard sees it behind the bounds.
-        mean = state.mean - (rate * path_gradient * (2 * log_scale).exp()).clamp(-scale, scale) + 0 * path_gradient
+        move = (step_size * path_gradient * (2 * log_scale).exp()).clamp(-scale, scale)
+        mean = state.mean - move + 0 * path_gradient
         new = VIState(state.sequence_ids, state.step + 1, state.num_skipped, mean, log_scale, noise)
         return new, StepInfo((log_q - log_density).detach())
 
     def _subsampled(self, state: VIState, batch: Batch, rng: Noise) -> Any:
-        """The batch weighted on every stride-th position."""
+        """The batch, weighted on every stride-th position only."""
         if self.stride == 1:
             return batch
         if not hasattr(batch, "every"):
@@ -126,14 +129,14 @@ class VI:
         return batch.every(self.stride, (first * self.stride).long())
 
     def _shrunk(self, excess: Tensor, step: Tensor) -> Tensor:
-        """Every dimension's excess drawn towards the mean over all dimensions, less and less."""
+        """The excess of every dimension, shrunk towards the mean over all dimensions, and less so in later steps."""
         num_dims = excess[0].numel()
         share = num_dims / (num_dims + DIMENSIONS_A_STEP * step.to(excess))
         mean = _by_sequence(excess.flatten(1).mean(1), excess)
         return excess + _by_sequence(share, excess) * (mean - excess)
 
-    def _rates(self, step: Tensor) -> Tensor:
-        """ρ of a step with this number, [B]."""
+    def _step_sizes(self, step: Tensor) -> Tensor:
+        """ρ of the steps with these numbers, [B]."""
         progress = (step / max(1, self.num_steps)).clamp(max=1)
         return self.learning_rate * (1 + (math.pi * progress).cos()) / 2
 
@@ -156,5 +159,5 @@ class VI:
 
 
 def _by_sequence(values: Tensor, like: Tensor) -> Tensor:
-    """[B] to the number of dimensions of [B, *event_shape]."""
+    """Values of [B], with as many dimensions as [B, *event_shape]."""
     return values.view(-1, *[1] * (like.dim() - 1))

@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 
 from ltm_pyro.inference import BatchNoise, SequenceNoise, bounds, infer
 from ltm_pyro.inference.schemes.lowrank import LowRank, LowRankNormal
@@ -54,6 +54,12 @@ def test_density_variance_and_kl_are_those_of_the_covariance_written_out(q):
     prior = Independent(Normal(prior_mean, prior_scale).expand((B, *EVENT)), 3)
     expected = kl_divergence(full, MultivariateNormal(prior_mean.flatten(), torch.diag(prior_scale.flatten().square())))
     assert torch.allclose(kl_divergence(q, prior), expected)
+
+
+def test_another_prior_with_independent_dimensions_is_not_taken_for_a_gaussian(q):
+    prior = Independent(Laplace(torch.zeros(B, *EVENT).double(), 1.0), 3)
+    with pytest.raises(NotImplementedError):
+        kl_divergence(q, prior)
 
 
 def test_draws_have_that_mean_and_covariance(q):

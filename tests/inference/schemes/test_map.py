@@ -15,13 +15,13 @@ def world(linear_gaussian):
     return linear_gaussian.random(num_observed=6, num_latent=3, noise_scale=0.7)
 
 
-@pytest.mark.parametrize(("learning_rate", "epsilon"), [(0.02, 1e-8), (0.5, 1.0)])
-def test_map_is_the_posterior_mean_where_the_posterior_is_gaussian(world, learning_rate, epsilon):
+@pytest.mark.parametrize(("num_steps", "learning_rate", "epsilon"), [(2000, 0.02, 1e-8), (1000, 0.5, 1.0)])
+def test_map_is_the_posterior_mean_where_the_posterior_is_gaussian(world, num_steps, learning_rate, epsilon):
     # With a small epsilon Adam comes to no rest: its second moment decays to where a step is too long for the
     # curvature, and z then leaves the optimum by a part of the rate, time and again. At 0.1 that is so from step 270
     # on, and how near it is at step 2,000 is a matter of rounding; at 0.02 the first time is beyond step 9,000.
     batch = world.sample(5)
-    state = infer(MAP(4000, learning_rate=learning_rate, epsilon=epsilon), world, batch, SequenceNoise(0))
+    state = infer(MAP(num_steps, learning_rate=learning_rate, epsilon=epsilon), world, batch, SequenceNoise(0))
     assert torch.allclose(state.z, world.posterior_mean(batch.x), atol=1e-6)
 
 
