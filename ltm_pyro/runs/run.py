@@ -75,10 +75,16 @@ class Run:
         if not isinstance(values, dict) or not isinstance(values.get("resolved"), dict):
             raise InputError(f"{self.config_path} is not the config of a run")
         resolved = values.pop("resolved")
-        return from_dict(values), resolved
+        return from_dict(migrated(values)), resolved
 
     def write_config(self, config: TrainConfig, resolved: dict[str, str]) -> None:
-        text = yaml.safe_dump({**to_dict(config), "resolved": resolved}, sort_keys=False, allow_unicode=True)
+        """Write `config.yaml`.
+
+        Raises:
+            WriteError: if it cannot be written; what was there before is there still.
+        """
+        values = {"version": VERSION, **to_dict(config), "resolved": resolved}
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         durable.write(self.config_path, text.encode())
 
     def newest_checkpoint(self) -> Path:
