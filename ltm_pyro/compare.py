@@ -39,7 +39,8 @@ from ltm_pyro.inference.diagnostics import mixing
 from ltm_pyro.inference.export import to_arviz
 from ltm_pyro.inference.schemes.chains import Chains
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
-from ltm_pyro.runs.run import check_is_free, create_folder
+from ltm_pyro.files.numbering import create_folder
+from ltm_pyro.runs.run import check_is_free
 from ltm_pyro.runs.trained import load, texts_to_score
 
 SchemeName = Literal[tuple(SCHEMES)]  # type: ignore[valid-type]

@@ -29,7 +29,7 @@ from ltm_pyro.evaluation.estimators import ESTIMATORS, EXACT, EstimatorSettings,
 from ltm_pyro.evaluation.report import Row, Source
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.models import TokenBatch
-from ltm_pyro.runs.run import free_path
+from ltm_pyro.files.numbering import free_path
 from ltm_pyro.runs.trained import TrainedModel, load, texts_to_score
 
 EstimatorName = Literal[tuple(ESTIMATORS)]  # type: ignore[valid-type]

@@ -64,7 +64,9 @@ def _before_tensorboard(values: Values) -> None:
 
 
 def _before_priors(values: Values) -> None:
-    if any(field.name == "prior" for field in dataclasses.fields(DecoderConfig)) and isinstance(values.get("model"), dict):
+    if any(field.name == "prior" for field in dataclasses.fields(DecoderConfig)) and isinstance(
+        values.get("model"), dict
+    ):
         values["model"].setdefault("prior", "standard")
 
 
