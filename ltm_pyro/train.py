@@ -108,30 +108,27 @@ def parse_options(default: TrainConfig, args: Sequence[str]) -> TrainConfig:
     Raises:
         InputError: if the arguments cannot be understood.
     """
-    # tyro makes options of the fields of a class. The schemes' are known only to the registry, so that this class is
-    # put together here: a field for each scheme, of a class that hides those of its settings which are no options.
-    sections: list[tuple[str, Any, Any]] = []
-    for name, scheme in SCHEMES.items():
-        hidden: list[tuple[str, Any, Any]] = [
-            (setting.name, tyro.conf.Suppress[int], field(default=setting.default))
-            for setting in dataclasses.fields(scheme)
-            if setting.name in NOT_OPTIONS
-        ]
-        options = dataclasses.make_dataclass(scheme.__name__, hidden, bases=(scheme,), frozen=True)
-        sections.append(
-            (
-                name,
-                options,
-                field(default_factory=lambda options=options, of=default.schemes[name]: options(**vars(of))),
-            )
-        )
+    # tyro makes options of the fields of a class. Which schemes there are is known to the registry alone, so this class
+    # is put together here: it has a field for each scheme in the place of the one for all of them.
+    sections = {name: _options_of(scheme) for name, scheme in SCHEMES.items()}
     unseen = ("schemes", Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress], field(default=None))
-    options = dataclasses.make_dataclass("TrainConfig", [unseen, *sections], bases=(TrainConfig,), frozen=True)
+    fields = [unseen, *((name, section, field(default=None)) for name, section in sections.items())]
+    options = dataclasses.make_dataclass("TrainConfig", fields, bases=(TrainConfig,), frozen=True)
     options.__doc__ = TrainConfig.__doc__
-    given = cli.parse(options(**{**vars(default), "schemes": None}), args, "train")
-    schemes = {name: scheme(**vars(getattr(given, name))) for name, scheme in SCHEMES.items()}
-    names = [setting.name for setting in dataclasses.fields(TrainConfig)]
-    return TrainConfig(**{**{name: getattr(given, name) for name in names}, "schemes": schemes})
+    values = {name: section(**vars(default.schemes[name])) for name, section in sections.items()}
+    given = vars(cli.parse(options(**vars(default) | values | {"schemes": None}), args, "train"))
+    schemes = {name: scheme(**vars(given[name])) for name, scheme in SCHEMES.items()}
+    return TrainConfig(**{name: given[name] for name in vars(default)} | {"schemes": schemes})
+
+
+def _options_of(scheme: type[Any]) -> type[Any]:
+    """The scheme's class, in which the settings that are no options are hidden."""
+    hidden: list[tuple[str, Any, Any]] = [
+        (setting.name, tyro.conf.Suppress[int], field(default=setting.default))
+        for setting in dataclasses.fields(scheme)
+        if setting.name in NOT_OPTIONS
+    ]
+    return dataclasses.make_dataclass(scheme.__name__, hidden, bases=(scheme,), frozen=True)
 
 
 @dataclass(frozen=True)

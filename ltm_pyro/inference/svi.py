@@ -99,7 +99,7 @@ def elbo_backward(model: Model, guide: Guide, batch: Batch, num_tokens: float) -
 
 
 @torch.no_grad()
-def _kl(q: Any, prior: Any, z: torch.Tensor) -> float:
+def _kl(q: Any, prior: Any, z: Any) -> float:
     """KL(q ‖ p) summed over the sequences, in closed form; where there is none, its estimate at the draw z of q."""
     try:
         kl = kl_divergence(q, prior)

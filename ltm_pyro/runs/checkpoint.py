@@ -142,7 +142,7 @@ def restore(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer) -> tup
     Raises:
         InputError: if none can be read.
     """
-    errors = []
+    errors: list[InputError] = []
     for checkpoint in reversed(all_checkpoints(folder)):
         try:
             load_weights(checkpoint, model)

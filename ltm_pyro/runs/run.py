@@ -164,9 +164,8 @@ def _safe_load(text: str) -> Any:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > 8 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
-            raise ValueError(
-                f"line {event.start_mark.line + 1} holds more than settings: deep nesting, an alias or a tag"
-            )
+            where = f"line {event.start_mark.line + 1}" if event.start_mark else "it"
+            raise ValueError(f"{where} holds more than settings: deep nesting, an alias or a tag")
     return yaml.safe_load(text)
 
 
