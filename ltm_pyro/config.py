@@ -105,7 +105,8 @@ class TrainConfig:
     model: DecoderConfig = field(default_factory=DecoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schemes: Mapping[str, PosteriorScheme] = field(
-        default_factory=lambda: {name: scheme() for name, scheme in SCHEMES.items()}
+        default_factory=lambda: {name: scheme() for name, scheme in SCHEMES.items()},
+        hash=False,  # a mapping has none
     )
     """The settings of every scheme, by its name. Its number of steps is --fast-steps."""
 

@@ -2,7 +2,8 @@
 
 A file has its version under the key `version`. Files that are older than this key are told apart by what they lack:
 
-version 0   no `model.encoder_layers`; the settings of a scheme may hold `num_steps` and `num_kept`
+version 0   no `model.encoder_layers`; the settings of a scheme may hold `num_steps` and `num_kept`, and those of `map`
+            and `vi` may lack `epsilon`, which was 1e-8
 version 1   no `precision`: `vi` is fitted by Adam, as `adamvi` is today
 version 2   `lowrank.epsilon`: `lowrank` is fitted by Adam, with another meaning of its settings
 version 3   no `num_checkpoints`
@@ -35,6 +36,9 @@ def _before_the_encoder(values: Values) -> None:
         if isinstance(section, dict):
             for name in ("num_steps", "num_kept"):
                 section.pop(name, None)
+    for scheme in ("map", "vi"):
+        if isinstance(values.get(scheme), dict):
+            values[scheme].setdefault("epsilon", 1e-8)
 
 
 def _when_vi_was_fitted_by_adam(values: Values) -> None:
@@ -42,9 +46,6 @@ def _when_vi_was_fitted_by_adam(values: Values) -> None:
     values.setdefault("compile", False)
     if "vi" in values:
         values["adamvi"] = values.pop("vi")
-        # An unused setting of the last days of this version.
-        if isinstance(values["adamvi"], dict):
-            values["adamvi"].pop("stride", None)
     if values.get("inference") == "vi":
         values["inference"] = "adamvi"
 
