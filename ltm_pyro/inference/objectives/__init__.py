@@ -6,9 +6,9 @@ its help.
 """
 
 from ltm_pyro.inference.objectives.base import Objective, TextBatch
-from ltm_pyro.inference.objectives.prefix import prefix
-from ltm_pyro.inference.objectives.whole import whole
+from ltm_pyro.inference.objectives.prefix import infer_from_prefix
+from ltm_pyro.inference.objectives.whole import infer_from_whole
 
-OBJECTIVES: dict[str, Objective] = {"whole": whole, "prefix": prefix}
+OBJECTIVES: dict[str, Objective] = {"whole": infer_from_whole, "prefix": infer_from_prefix}
 
 __all__ = ["OBJECTIVES", "Objective", "TextBatch"]

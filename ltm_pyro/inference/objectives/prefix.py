@@ -14,7 +14,7 @@ from ltm_pyro.inference.svi import SlowLoss
 AnyTextBatch = TypeVar("AnyTextBatch", bound=TextBatch)
 
 
-def prefix(
+def infer_from_prefix(
     model: Model, synchronised: Model, scheme: PosteriorScheme, batch: TextBatch, rng: Noise, num_tokens: float
 ) -> SlowLoss:
     """A prefix of random length."""

@@ -8,7 +8,7 @@ from ltm_pyro.inference.objectives.base import TextBatch, infer_and_score
 from ltm_pyro.inference.svi import SlowLoss
 
 
-def whole(
+def infer_from_whole(
     model: Model, synchronised: Model, scheme: PosteriorScheme, batch: TextBatch, rng: Noise, num_tokens: float
 ) -> SlowLoss:
     """The whole sequence, which is the paper's objective."""
