@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from ltm_pyro import train
+from ltm_pyro.config import preset
 from ltm_pyro.errors import InputError
 from ltm_pyro.training.processes import Processes
 
@@ -31,9 +33,21 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    path = tmp_path / "text.txt"
+    return write_text(tmp_path)
+
+
+def write_text(folder: Path) -> str:
+    path = folder / "text.txt"
     path.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(200)))
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in one process, beside its text."""
+    folder = tmp_path_factory.mktemp("one")
+    assert train.main([*SMALL, "--data", write_text(folder), "--out", str(folder / "run")]) == 0
+    return folder / "run"
 
 
 def in_two(*args: str, cwd: Path, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
@@ -85,9 +99,8 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(inference, data
     assert "in each of 2 processes" in result.stdout
 
 
-def test_two_processes_that_are_stopped_save_once_and_one_process_goes_on(data, tmp_path):
-    args = [*SMALL, "--data", data]
-    assert train.main([*args, "--out", str(tmp_path / "one")]) == 0
+def test_two_processes_that_are_stopped_save_once_and_one_process_goes_on(one, tmp_path):
+    args = [*SMALL, "--data", str(one.parent / "text.txt")]
     # It stops itself: the second process is asked to stop, and the first one hears of it.
     stopping = tmp_path / "stopping.py"
     stopping.write_text(
@@ -109,17 +122,16 @@ def test_two_processes_that_are_stopped_save_once_and_one_process_goes_on(data, 
     assert result.stdout.count("stopped by SIGTERM") == 1
     assert (tmp_path / "two/checkpoints/step-00000004").is_dir()
     assert train.main(["--out", str(tmp_path / "two"), "--resume"]) == 0
-    assert_same(tmp_path / "two", tmp_path / "one")
+    assert_same(tmp_path / "two", one)
 
 
-def test_two_processes_go_on_where_one_was_stopped(data, tmp_path):
-    args = [*SMALL, "--data", data]
-    assert train.main([*args, "--out", str(tmp_path / "one")]) == 0
+def test_two_processes_go_on_where_one_was_stopped(one, tmp_path):
+    args = [*SMALL, "--data", str(one.parent / "text.txt")]
     # The end of the learning rate's schedule moves with --steps: it is the same for both only in the warm-up.
     assert train.main([*args, "--steps", "4", "--out", str(tmp_path / "two")]) == 0
     result = in_two("--out", "two", "--resume", "--steps", "6", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert_same(tmp_path / "two", tmp_path / "one")
+    assert_same(tmp_path / "two", one)
 
 
 @pytest.mark.slow
@@ -156,7 +168,7 @@ def test_a_signal_to_torchrun_saves_a_checkpoint(number, data, tmp_path):
     ("args", "mentioned"),
     [
         pytest.param(["--steps", "0"], "--steps", marks=SLOW),
-        (["--batch-size", "9"], "2 processes"),
+        pytest.param(["--batch-size", "9"], "2 processes", marks=SLOW),
         pytest.param(["--data", "missing.txt"], "missing.txt", marks=SLOW),
         (["--out", "used"], "used"),
     ],
@@ -169,6 +181,12 @@ def test_bad_input_is_said_once(args, mentioned, data, tmp_path):
     assert len(errors) == 1, result.stderr
     assert mentioned in errors[0]
     assert "exitcode  : 2" in result.stderr
+
+
+def test_a_batch_that_two_processes_cannot_share_is_bad_input():
+    config = dataclasses.replace(preset("tiny"), batch_size=9)
+    with pytest.raises(InputError, match="--batch-size 9 cannot be shared evenly by 2 processes"):
+        train.load(config, Processes(0, 2))
 
 
 def test_a_full_disk_ends_all_processes_with_one_line(data, tmp_path):
