@@ -46,7 +46,7 @@ class TrainConfig:
 
     inference: Annotated[InferenceName, cli.choices("How z is inferred.", INFERENCES)] = "vi"
     preset: PresetName = "tiny"
-    """Sizes and training settings to start from; other options change them one by one.
+    """The sizes and training settings to start from. Other options change them one by one.
     tiny trains on a laptop; small, medium and large are the paper's."""
     data: str = "python-docs"
     """python-docs (the documentation that Python itself carries),
@@ -54,54 +54,57 @@ class TrainConfig:
     a Hugging Face data set as NAME or NAME:CONFIG,
     or a folder that python -m ltm_pyro.prepare has written."""
     text_column: str = "text"
-    """Column of the corpus that holds the text (.jsonl, .parquet, Hugging Face)."""
+    """The column of the corpus that holds the text (.jsonl, .parquet, Hugging Face)."""
     tokenizer: str = "bytes"
-    """bytes, or an encoding of tiktoken, such as gpt2."""
+    """The tokenizer: bytes, or an encoding of tiktoken, such as gpt2."""
     packing: PackingName = "document"
-    """document: a sequence holds one document, or a piece of one.
-    stream: documents follow each other without padding; those in one sequence share its z."""
+    """How documents are put into sequences.
+    document: a sequence holds one document, or a piece of one.
+    stream: documents follow each other without padding, and those in one sequence share its z."""
     infer_from: Annotated[
         ObjectiveName,
         cli.choices("What z is inferred from in training; the loss is that of the whole sequence.", OBJECTIVES),
     ] = "whole"
     steps: int = 450
-    """Slow steps: updates of the weights."""
+    """The number of slow steps, each of which updates the weights once."""
     fast_steps: int = 4
-    """Steps of inference for each sequence in each slow step (T)."""
+    """The number of steps of inference for each sequence in each slow step (T)."""
     batch_size: int = 8
-    """Sequences of a slow step, of all processes together."""
+    """The number of sequences in a slow step, over all processes."""
     micro_batch_size: int = 8
-    """Sequences that a process infers together, at most. Less needs less memory; gradients accumulate."""
+    """The largest number of sequences for which a process infers z at the same time. A smaller number needs less
+    memory; the gradients of the parts are added up."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the decoder's matrix products are computed in. bfloat16 is about twice as fast where the processor has it;
-    weights, z, KL, sums and the optimiser stay in float32."""
+    """The number format of the decoder's matrix products. bfloat16 is about twice as fast on processors that have it.
+    Weights, z, KL, sums and the optimiser stay in float32."""
     compile: bool = False
     """Compile the decoder with torch.compile, which takes a minute at the start and needs a C++ compiler."""
     seed: int = 0
-    """Seed of weights, noise and order of the data."""
+    """The seed of the weights, the noise and the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is cuda where there is one."""
+    """The device to train on. auto: cuda if there is a CUDA device, and otherwise cpu."""
     out: str | None = None
-    """Folder of the run. Default: runs/DATA-PRESET-INFERENCE, numbered if that exists."""
+    """The folder of the run. By default it is runs/DATA-PRESET-INFERENCE, with a number if that folder exists."""
     resume: bool = False
-    """Go on with the run in --out. Only --steps (which moves the end of the learning rate's schedule), --device,
-    how often to log, validate and save, and how many checkpoints to keep may then be given."""
+    """Continue the run in --out. Only these can then be changed: --steps (which moves the end of the learning rate's
+    schedule), --device, --compile, and how often to log, validate and save, how much to validate, and how many
+    checkpoints to keep."""
     log_every: int = 10
-    """Slow steps from one line of metrics to the next."""
+    """The number of slow steps between two lines of metrics."""
     tensorboard: bool = False
     """Also write all metrics for TensorBoard, into the folder tensorboard of the run.
     Needs the package: pip install tensorboard"""
     validate_every: int = 150
-    """Slow steps from one validation to the next."""
+    """The number of slow steps between two validations."""
     validation_sequences: int = 16
-    """Held-out sequences of a validation; the closing report takes four times as many."""
+    """The number of held-out sequences in a validation. The closing report takes four times as many."""
     validation_samples: int = 64
-    """Draws of z for the held-out bound, which the fit of z never saw."""
+    """The number of draws of z for the held-out bound. The fit of z has never seen them."""
     checkpoint_every: int = 150
-    """Slow steps from one checkpoint to the next."""
+    """The number of slow steps between two checkpoints."""
     num_checkpoints: int = 2
-    """Checkpoints that are kept: the last ones. Where the newest is damaged, --resume goes back to the one before.
-    That of the best validation so far is kept besides."""
+    """The number of most recent checkpoints to keep. If the newest is damaged, --resume goes back to the one before it.
+    The checkpoint with the best validation so far is kept in addition."""
     model: DecoderConfig = field(default_factory=DecoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schemes: Mapping[str, PosteriorScheme] = field(

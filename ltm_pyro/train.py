@@ -3,9 +3,9 @@
 Two rates (Kong et al. 2025, algorithm 1). Fast: T steps of posterior inference of each sequence's own z, weights
 frozen. Slow: one step of stochastic variational inference on the weights, with the posteriors just inferred.
 
-All randomness of a step is a pure function of the seed, the step and the place of a sequence in the batch. So a run
-that stops and goes on ends, on a CPU and with as many threads, bit for bit where one that never stopped does; and
-several processes take the steps of a single one, but for rounding:
+All randomness of a step is a pure function of the seed, the step and the position of a sequence in the batch. So a
+run that is stopped and resumed ends, on a CPU and with the same number of threads, with bit for bit the same weights as
+one that never stopped. Several processes take the same steps as a single one, except for rounding:
 
     torchrun --nproc-per-node=N -m ltm_pyro.train ...
 """

@@ -27,19 +27,19 @@ class OptimizerConfig:
     """AdamW on the weights: warm-up, then a cosine to the final rate."""
 
     learning_rate: float = 2e-3
-    """Highest learning rate."""
+    """The highest learning rate."""
     final_learning_rate: float = 2e-4
-    """Learning rate of the last step."""
+    """The learning rate of the last step."""
     warmup_steps: int = 50
-    """Slow steps in which the learning rate rises from 0 to its highest."""
+    """The number of slow steps in which the learning rate rises from 0 to its highest value."""
     beta_1: float = 0.9
-    """Decay of AdamW's first moment."""
+    """The decay of AdamW's first moment."""
     beta_2: float = 0.95
-    """Decay of AdamW's second moment."""
+    """The decay of AdamW's second moment."""
     weight_decay: float = 0.1
-    """Decay of the weights (not of norms)."""
+    """The weight decay. The weights of norms do not decay."""
     max_gradient_norm: float = 1.0
-    """The gradient of all weights together is scaled down to this norm."""
+    """The largest norm of the gradient of all weights together. A larger gradient is scaled down to it."""
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate")
@@ -115,7 +115,7 @@ class WeightOptimizer:
         self.config = config
         self.num_steps = num_steps
         self.gradient_norm = math.nan
-        """Of the gradients of the last update, before they were clipped."""
+        """The norm of the gradient of the last update, before it was clipped."""
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         groups = [
             # Norms are the weights with one dimension.

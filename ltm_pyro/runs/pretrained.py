@@ -1,6 +1,4 @@
-"""A trained model in a folder of its own.
-
-It is what a run has, without what going on with training needs:
+"""An exported model: a folder with the model of a run, without what only training needs.
 
 config.yaml         the settings, and what they were resolved against
 model.safetensors   the weights; with progress.json and SHA256SUMS, as in a checkpoint

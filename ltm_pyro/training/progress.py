@@ -12,9 +12,9 @@ class ProgressDisplay:
     """What a training run prints while it goes.
 
     Args:
-        first_step: slow steps that have been taken already.
-        num_steps: slow steps in all.
-        has_bar: false for plain lines on a terminal, too.
+        first_step: the number of slow steps that have been taken already.
+        num_steps: the number of slow steps in all.
+        has_bar: whether a bar is shown on a terminal; if not, plain lines are printed there too.
     """
 
     def __init__(self, first_step: int, num_steps: int, has_bar: bool = True) -> None:

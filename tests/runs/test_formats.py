@@ -90,7 +90,8 @@ def test_training_goes_on_where_the_earlier_version_would_have_gone(folder):
     """Weights, moments, learning rate, noise and the order of the data, all as they were."""
     assert train.main(["--out", "vi", "--resume", "--steps", "33"]) == 0
     now, before = (
-        [json.loads(line) for line in Path(path).read_text().splitlines()] for path in ("vi/metrics.jsonl", "resumed.jsonl")
+        [json.loads(line) for line in Path(path).read_text().splitlines()]
+        for path in ("vi/metrics.jsonl", "resumed.jsonl")
     )
     assert_same(now, before)
     assert before[-1]["step"] == 33

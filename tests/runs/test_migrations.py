@@ -87,7 +87,10 @@ def test_every_step_has_a_file_that_needs_it():
         values = migrated(values_of(version))
         assert migrated(values | {"version": VERSION}) == values
         assert migrated(values_of(version) | {"version": version}) == values
-        if version not in (0, 5):  # of version 0, the next step sees to the rest; the last adds the prior, if there is one
+        if version not in (
+            0,
+            5,
+        ):  # of version 0, the next step sees to the rest; the last adds the prior, if there is one
             kept = {name: dict(part) if isinstance(part, dict) else part for name, part in values_of(version).items()}
             MIGRATIONS[version](kept)
             assert kept != values_of(version)
@@ -103,7 +106,9 @@ def test_a_run_that_was_trained_by_lowrank_of_adam_is_refused(tmp_path):
 @pytest.mark.parametrize("version", [VERSION + 1, 1000])
 def test_a_file_of_a_newer_version_is_refused_in_one_line_that_says_so(version, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values_of(5) | {"version": version, "resolved": {}}))
-    with pytest.raises(InputError, match=f"are of version {version}, and this ltm_pyro reads versions up to 6") as error:
+    with pytest.raises(
+        InputError, match=f"are of version {version}, and this ltm_pyro reads versions up to 6"
+    ) as error:
         Run(tmp_path).read_config()
     assert "\n" not in str(error.value)
 

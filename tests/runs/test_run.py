@@ -22,13 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ltm_pyro
-from ltm_pyro.runs import checkpoint
 from ltm_pyro import cli, train
-from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.config import preset, to_dict
 from ltm_pyro.data import fingerprint, get_tokenizer
 from ltm_pyro.errors import InputError
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
+from ltm_pyro.runs import checkpoint
+from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.runs.migrations import VERSION
 from ltm_pyro.runs.run import Run, check_is_free, create_run
 from ltm_pyro.runs.trained import TrainedModel

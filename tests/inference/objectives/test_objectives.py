@@ -89,14 +89,18 @@ def test_skipped_steps_are_counted_and_a_batch_in_which_none_was_taken_is_unusab
     scheme = Failing(num_steps, num_failing_steps=failing_steps, num_failing_sequences=failing_sequences)
     loss = OBJECTIVES["whole"](ltm, ltm, scheme, texts, SequenceNoise(0), 1.0)
     assert (loss.num_skipped_fast_steps, loss.num_unusable) == (skipped, unusable)
-    assert loss == dataclasses.replace(SlowLoss(loss.nelbo, loss.kl), num_skipped_fast_steps=skipped, num_unusable=unusable)
+    assert loss == dataclasses.replace(
+        SlowLoss(loss.nelbo, loss.kl), num_skipped_fast_steps=skipped, num_unusable=unusable
+    )
 
 
 def test_split_points_are_uniform_from_nothing_to_all(texts):
     """By sequence id, and not by place: 4,000 sequences of 4 tokens, split at 0 to 4; 5 standard errors of a count."""
     one = texts[torch.zeros(4000, dtype=torch.int64)]
     one = dataclasses.replace(
-        one, sequence_ids=torch.arange(4000), weights=(torch.arange(texts.weights.shape[1]) < 4).double().expand(4000, -1)
+        one,
+        sequence_ids=torch.arange(4000),
+        weights=(torch.arange(texts.weights.shape[1]) < 4).double().expand(4000, -1),
     )
     counts = torch.bincount(random_prefix(one, SequenceNoise(0)).weights.sum(1).long(), minlength=5)
     assert len(counts) == 5
