@@ -24,11 +24,13 @@ from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import LatentThoughtModel
 from ltm_pyro.training import loop
 
-SMALL = shlex.split(
-    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
-    "--model.length 32 --batch-size 4 --micro-batch-size 2 --fast-steps 2 --log-every 1 --validation-sequences 4 "
-    "--validation-samples 4 --device cpu"
-)
+MORE = "--micro-batch-size 2 --fast-steps 2 --log-every 1 --validation-sequences 4 --validation-samples 4"
+
+
+@pytest.fixture(scope="module")
+def small(tiny_options: list[str]) -> list[str]:
+    """Options of a tiny model, in two micro-batches a step."""
+    return [*tiny_options, *shlex.split(MORE)]
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def write_text(path: Path) -> Path:
 
 @pytest.fixture
 def command(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: list[str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs the command in this process and in an empty folder: (exit status, standard output, standard error)."""
     folder = tmp_path / "here"
@@ -52,7 +54,7 @@ def command(
 
     def run(*args: str, data: str | None = str(text)) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as exit:
-            cli.run(train.main, [*SMALL, *(["--data", data] if data else []), *args])
+            cli.run(train.main, [*small, *(["--data", data] if data else []), *args])
         return exit.value.code, *capsys.readouterr()
 
     return run
@@ -220,7 +222,7 @@ def signal_in(name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list[str], Path]]:
+def whole_run(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list[str], Path]]:
     """Arguments, and the folder of a run with them that nothing happened to; one run for each scheme."""
     folder = tmp_path_factory.mktemp("whole")
     write_text(folder / "text.txt")
@@ -229,7 +231,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
     def run(scheme: str) -> tuple[list[str], Path]:
         args = ["--inference", scheme, "--steps", "7", "--infer-from", "prefix", "--validate-every", "3"]
         data = ["--data", str(folder / "text.txt")]
-        assert train.main([*SMALL, *data, *args, "--out", str(folder / scheme)]) == 0
+        assert train.main([*small, *data, *args, "--out", str(folder / scheme)]) == 0
         return args, folder / scheme
 
     return run
@@ -280,12 +282,12 @@ def test_resume_may_take_more_steps_and_goes_on_from_the_last(command):
     assert [r["step"] for r in records(Path("run")) if r["split"] == "train"] == [1, 2, 3, 4]
 
 
-def test_gradients_accumulate_to_those_of_the_whole_batch(text, tmp_path, monkeypatch):
+def test_gradients_accumulate_to_those_of_the_whole_batch(small, text, tmp_path, monkeypatch):
     """Without noise (MAP), micro-batches of 1, 2 and 4 sequences end at the same weights but for rounding."""
     weights = []
     for size in ("1", "2", "4"):
         run = tmp_path / size
-        args = [*SMALL, "--data", str(text), "--inference", "map", "--steps", "1", "--micro-batch-size", size]
+        args = [*small, "--data", str(text), "--inference", "map", "--steps", "1", "--micro-batch-size", size]
         assert train.main([*args, "--out", str(run), "--optimizer.warmup-steps", "1"]) == 0
         weights.append(final_weights(run))
     for name, weight in weights[0].items():
@@ -448,8 +450,8 @@ def test_inference_that_is_never_finite_stops_the_run_too(command):
     assert "not finite" in err
 
 
-def test_a_reader_that_goes_away_does_not_cost_the_run(text, tmp_path):
-    args = [sys.executable, "-u", "-m", "ltm_pyro.train", *SMALL, "--data", str(text), "--steps", "100000"]
+def test_a_reader_that_goes_away_does_not_cost_the_run(small, text, tmp_path):
+    args = [sys.executable, "-u", "-m", "ltm_pyro.train", *small, "--data", str(text), "--steps", "100000"]
     process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step 3/"):
@@ -476,8 +478,8 @@ def test_help_explains_every_option(command, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_saves_a_checkpoint_and_says_where(number, text, tmp_path):
-    args = [sys.executable, "-u", "-m", "ltm_pyro.train", *SMALL, "--data", str(text), "--steps", "100000"]
+def test_an_interrupt_saves_a_checkpoint_and_says_where(number, small, text, tmp_path):
+    args = [sys.executable, "-u", "-m", "ltm_pyro.train", *small, "--data", str(text), "--steps", "100000"]
     process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step 3/"):
