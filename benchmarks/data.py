@@ -33,6 +33,7 @@ from ltm_pyro.data import batch_indices, get_tokenizer, open_corpus
 from ltm_pyro.data.prepared import Manifest
 from ltm_pyro.files.stop import StopSignal
 from ltm_pyro.prepare import PrepareConfig, num_cores, prepare
+from ltm_pyro.training import loop
 from ltm_pyro.training.processes import Processes
 
 CPU = torch.device("cpu")
@@ -98,7 +99,7 @@ def batches(options: argparse.Namespace, folder: Path) -> None:
     prepare(PrepareConfig(source=options.texts, out=str(data)), StopSignal())
     config = dataclasses.replace(preset("tiny"), data=str(data), out=str(folder / "run"), device="cpu")
     with contextlib.ExitStack() as lock:
-        training, _, _, _ = train.prepare(config, Processes(), lock)
+        training = train.start_run(config, Processes(), lock)
     steps = itertools.count()
 
     def read() -> None:
@@ -114,7 +115,7 @@ def batches(options: argparse.Namespace, folder: Path) -> None:
         reads.append(time.perf_counter() - started)
     stop = StopSignal()
     step = statistics.median(
-        seconds_in_turns({"step": lambda: train.slow_step(training, stop)}, options.rounds, CPU)["step"]
+        seconds_in_turns({"step": lambda: loop.slow_step(training, stop)}, options.rounds, CPU)["step"]
     )
     reading = statistics.median(reads)
     print(

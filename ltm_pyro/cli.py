@@ -20,6 +20,9 @@ import tyro
 
 from ltm_pyro.errors import InputError, RunError
 
+__version__ = "0.1.0"
+"""The version of this package, for which pyproject.toml looks here."""
+
 Config = TypeVar("Config")
 
 
@@ -125,14 +128,19 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 
+def _print_version() -> int:
+    print(f"ltm_pyro {__version__}")
+    return 0
+
+
 def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
     """Run a command and exit with its status: what it returns, 2 after an :class:`InputError`, 130 after Ctrl-C,
-    1 after a :class:`RunError` or where something could not be written."""
+    1 after a :class:`RunError` or where something could not be written. With `--version`, say the version instead."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a generated character that a terminal lacks is no error
     try:
-        status = main(args)
+        status = main(args) if "--version" not in args else _print_version()
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Write a trained model into a folder of its own: python -m ltm_pyro.export RUN --out FOLDER"""
+"""Export the trained model of a run into a new folder: python -m ltm_pyro.export RUN --out FOLDER"""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ltm_pyro.runs.pretrained import save_pretrained
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write the model of a run into a folder of its own, to give away."""
+    """Export the model of a run: write its weights, settings and model card into a new folder, to be shared."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
-    """Folder of the run."""
-    out: str | None = None
+    """The folder of the run."""
+    out: str = ""
     """A new folder for weights, settings and model card."""
     which: Literal["newest", "best"] = "newest"
-    """The newest checkpoint, or the one with the best held-out figure of the validations in training."""
+    """Which checkpoint to export: the newest, or the one with the best held-out figure in the validations."""
 
 
 def parse(args: Sequence[str]) -> ExportConfig:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
+import ltm_pyro
 from ltm_pyro import cli
 from ltm_pyro.config import preset
 from ltm_pyro.errors import InputError, RunError, WriteError
+from ltm_pyro.inference.schemes.mala import MALA
+from ltm_pyro.inference.schemes.vi import VI
+from ltm_pyro.train import parse_options
 
 UNKNOWN_OPTION = "Unrecognized options: --widht, 3 (--help lists the options)"
 BAD_VALUE = "Error parsing --steps: invalid literal for int() with base 10: 'many' (--help lists the options)"
@@ -18,7 +27,7 @@ BAD_VALUE = "Error parsing --steps: invalid literal for int() with base 10: 'man
 
 def message(*args: str) -> str:
     with pytest.raises(InputError) as error:
-        cli.parse(preset("tiny"), args, "train")
+        parse_options(preset("tiny"), args)
     return str(error.value)
 
 
@@ -58,10 +67,10 @@ def test_a_message_is_the_same_where_the_output_is_ascii():
 
 def test_a_character_that_the_output_lacks_is_written_as_its_number():
     program = """
-from ltm_pyro import cli, config
+from ltm_pyro import cli, config, train
 def main(args):
     print("caf\\xe9")
-    cli.parse(config.preset("tiny"), args, "train")
+    train.parse_options(config.preset("tiny"), args)
 cli.run(main, ["--steps", "many"])
 """
     result = python("-c", program)
@@ -117,8 +126,27 @@ def test_the_exit_status_is_what_the_command_returns(status):
 
 
 def test_arguments_change_the_settings_that_they_name_and_no_other():
-    config = cli.parse(preset("small"), ["--vi.learning-rate", "0.25", "--steps", "7"], "train")
-    assert (config.vi.learning_rate, config.steps) == (0.25, 7)
-    assert cli.parse(preset("small"), ["--vi.learning-rate", str(preset("small").vi.learning_rate)], "train") == preset(
-        "small"
-    )
+    small = preset("small")
+    config = parse_options(small, ["--vi.learning-rate", "0.25", "--steps", "7"])
+    assert config.schemes["vi"].learning_rate == 0.25
+    assert config == dataclasses.replace(small, steps=7, schemes={**small.schemes, "vi": VI(learning_rate=0.25)})
+    # What is hidden from the options is what it was.
+    old = dataclasses.replace(small, schemes={**small.schemes, "mala": MALA(num_steps=3, num_kept=2, vi_steps=1)})
+    assert parse_options(old, ["--vi.learning-rate", str(small.schemes["vi"].learning_rate)]) == old
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "generate", "compare", "tasks", "prepare", "export"])
+def test_every_command_says_the_version_of_the_package(command, capsys):
+    module = "ltm_pyro.tasks.__main__" if command == "tasks" else f"ltm_pyro.{command}"
+    with pytest.raises(SystemExit) as exit:
+        cli.run(importlib.import_module(module).main, ["--version"])
+    assert (exit.value.code, *capsys.readouterr()) == (0, f"ltm_pyro {ltm_pyro.__version__}\n", "")
+
+
+def test_the_version_is_the_one_that_is_packaged():
+    """Without a build: the number that pyproject.toml says to take, from the file that it names."""
+    root = Path(ltm_pyro.__file__).parents[1]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    assert "version" in settings["project"]["dynamic"]
+    source = (root / settings["tool"]["hatch"]["version"]["path"]).read_text()
+    assert re.findall(r'^__version__ = "(\d+\.\d+\.\d+)"$', source, re.MULTILINE) == [ltm_pyro.__version__]

@@ -26,27 +26,33 @@ import ltm_pyro
 from ltm_pyro import cli, train
 from ltm_pyro.training import loop
 
-OPTIONS = shlex.split(
-    "--micro-batch-size 2 --fast-steps 2 --log-every 1 --validation-sequences 4 --steps 28 --validate-every 6 "
-    "--checkpoint-every 4 --num-checkpoints 3"
+MORE = (
+    "--micro-batch-size 2 --fast-steps 2 --log-every 1 --validation-sequences 4 --validation-samples 4 --steps 28 "
+    "--validate-every 6 --checkpoint-every 4 --num-checkpoints 3"
 )
 Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_options: list[str]) -> Path:
+def small(tiny_options: list[str]) -> list[str]:
+    """Options of a tiny model that is validated and saved often."""
+    return [*tiny_options, *shlex.split(MORE)]
+
+
+@pytest.fixture(scope="module")
+def whole(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to, beside its text."""
     folder = tmp_path_factory.mktemp("whole")
     text = folder / "text.txt"
     text.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(200)))
-    assert train.main([*tiny_options, *OPTIONS, "--data", str(text), "--out", str(folder / "run")]) == 0
+    assert train.main([*small, "--data", str(text), "--out", str(folder / "run")]) == 0
     return folder / "run"
 
 
 @pytest.fixture
-def new_run(whole: Path, tiny_options: list[str]) -> list[str]:
+def new_run(small: list[str], whole: Path) -> list[str]:
     """The arguments of a run like it."""
-    return [*tiny_options, *OPTIONS, "--data", str(whole.parent / "text.txt")]
+    return [*small, "--data", str(whole.parent / "text.txt")]
 
 
 @pytest.fixture
@@ -97,7 +103,8 @@ def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize(("number", "damage"), [(1, flip_bit), (2, cut_short)])
+@pytest.mark.parametrize("damage", [flip_bit, cut_short])
+@pytest.mark.parametrize("number", [1, 2])
 def test_resume_goes_back_past_damaged_checkpoints_and_says_so(number, damage, command, whole):
     """Lines of metrics behind the step are dropped, as is one that is half written."""
     shutil.copytree(whole, "run")

@@ -1,6 +1,4 @@
-"""A trained model in a folder of its own.
-
-It is what a run has, without what going on with training needs:
+"""An exported model: a folder with the model of a run, without what only training needs.
 
 config.yaml         the settings, and what they were resolved against
 model.safetensors   the weights; with progress.json and SHA256SUMS, as in a checkpoint
@@ -13,21 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-import tyro
 
-from ltm_pyro.runs import checkpoint
-from ltm_pyro import cli
-from ltm_pyro.files import durable
-from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.config import NO_INFERENCE, TrainConfig
 from ltm_pyro.errors import InputError
+from ltm_pyro.files import durable
+from ltm_pyro.runs import checkpoint
+from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.runs.run import Run
 from ltm_pyro.runs.trained import TrainedModel, load
 

@@ -8,13 +8,13 @@ from typing import Any
 from tqdm import tqdm
 
 
-class Console:
+class ProgressDisplay:
     """What a training run prints while it goes.
 
     Args:
-        first_step: slow steps that have been taken already.
-        num_steps: slow steps in all.
-        has_bar: false for plain lines on a terminal, too.
+        first_step: the number of slow steps that have been taken already.
+        num_steps: the number of slow steps in all.
+        has_bar: whether a bar is shown on a terminal; if not, plain lines are printed there too.
     """
 
     def __init__(self, first_step: int, num_steps: int, has_bar: bool = True) -> None:
@@ -22,7 +22,7 @@ class Console:
         self.bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not is_shown, leave=False)
         self.num_steps = num_steps
 
-    def __enter__(self) -> Console:
+    def __enter__(self) -> ProgressDisplay:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ltm_pyro.runs import checkpoint
 from ltm_pyro import cli
-from ltm_pyro.files import durable
-from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.errors import InputError, WriteError
+from ltm_pyro.files import durable
+from ltm_pyro.runs import checkpoint
+from ltm_pyro.runs.checkpoint import Progress
 
 needs_sha256sum = pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
 PROGRESS = Progress(step=3, tokens_seen=1234, seconds=0.1 + 0.2, num_skipped_steps=2, skips_in_a_row=1)

@@ -16,8 +16,7 @@ import torch
 import yaml
 
 import ltm_pyro
-from ltm_pyro import cli, train
-from ltm_pyro import export
+from ltm_pyro import cli, export, train
 from ltm_pyro.data import fingerprint
 from ltm_pyro.errors import InputError
 

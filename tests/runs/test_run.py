@@ -22,12 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ltm_pyro
-from ltm_pyro.runs import checkpoint
 from ltm_pyro import cli, train
-from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.config import preset, to_dict
 from ltm_pyro.data import fingerprint, get_tokenizer
 from ltm_pyro.errors import InputError
+from ltm_pyro.inference.schemes.adam_vi import AdamVI
+from ltm_pyro.runs import checkpoint
+from ltm_pyro.runs.checkpoint import Progress
+from ltm_pyro.runs.migrations import VERSION
 from ltm_pyro.runs.run import Run, check_is_free, create_run
 from ltm_pyro.runs.trained import TrainedModel
 
@@ -69,14 +71,14 @@ def test_a_config_is_read_back_as_it_was_written(run):
         data="Bücher: “eins”, 二.txt",
         out="yes",  # a word that YAML would take for true
         seed=2**32 - 1,
-        adamvi=dataclasses.replace(tiny.adamvi, learning_rate=1e-05, epsilon=1 / 3),
+        schemes={**tiny.schemes, "adamvi": AdamVI(learning_rate=1e-05, epsilon=1 / 3)},
     )
     run.write_config(config, RESOLVED)
     assert run.read_config() == (config, RESOLVED)
     assert [path.name for path in run.path.iterdir()] == ["config.yaml"]
 
 
-CONFIG = {**to_dict(preset("tiny")), "resolved": RESOLVED}
+CONFIG = {"version": VERSION, **to_dict(preset("tiny")), "resolved": RESOLVED}
 
 
 YAML = [

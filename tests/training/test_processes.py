@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -17,23 +18,41 @@ import torch
 from safetensors.torch import load_file
 
 from ltm_pyro import train
+from ltm_pyro.config import preset
 from ltm_pyro.errors import InputError
 from ltm_pyro.training.processes import Processes
 
-SMALL = shlex.split(
-    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
-    "--model.length 32 --batch-size 8 --fast-steps 2 --log-every 1 --validation-sequences 5 --validation-samples 4 "
-    "--device cpu --steps 6 --validate-every 3"
+MORE = (
+    "--batch-size 8 --fast-steps 2 --log-every 1 --validation-sequences 5 --validation-samples 4 --steps 6 "
+    "--validate-every 3"
 )
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture(scope="module")
+def small(tiny_options: list[str]) -> list[str]:
+    """Options of a tiny model that takes six steps."""
+    return [*tiny_options, *shlex.split(MORE)]
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    path = tmp_path / "text.txt"
+    return write_text(tmp_path)
+
+
+def write_text(folder: Path) -> str:
+    path = folder / "text.txt"
     path.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(200)))
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def one(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in one process, beside its text."""
+    folder = tmp_path_factory.mktemp("one")
+    assert train.main([*small, "--data", write_text(folder), "--out", str(folder / "run")]) == 0
+    return folder / "run"
 
 
 def in_two(*args: str, cwd: Path, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
@@ -70,9 +89,9 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("inference", ["vi", pytest.param("amortized", marks=SLOW), pytest.param("none", marks=SLOW)])
-def test_two_processes_take_the_steps_of_one_with_the_same_batch(inference, data, tmp_path):
+def test_two_processes_take_the_steps_of_one_with_the_same_batch(small, inference, data, tmp_path):
     """Whatever is inferred together: one process takes micro-batches of 4, each of the two takes two of 2."""
-    args = [*SMALL, "--data", data, "--inference", inference, "--infer-from", "prefix", "--tensorboard"]
+    args = [*small, "--data", data, "--inference", inference, "--infer-from", "prefix", "--tensorboard"]
     if inference == "none":
         args += ["--fast-steps", "0", "--model.num-slots", "0"]
     assert train.main([*args, "--micro-batch-size", "4", "--out", str(tmp_path / "one")]) == 0
@@ -85,9 +104,8 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(inference, data
     assert "in each of 2 processes" in result.stdout
 
 
-def test_two_processes_that_are_stopped_save_once_and_one_process_goes_on(data, tmp_path):
-    args = [*SMALL, "--data", data]
-    assert train.main([*args, "--out", str(tmp_path / "one")]) == 0
+def test_two_processes_that_are_stopped_save_once_and_one_process_goes_on(small, one, tmp_path):
+    args = [*small, "--data", str(one.parent / "text.txt")]
     # It stops itself: the second process is asked to stop, and the first one hears of it.
     stopping = tmp_path / "stopping.py"
     stopping.write_text(
@@ -109,23 +127,22 @@ def test_two_processes_that_are_stopped_save_once_and_one_process_goes_on(data, 
     assert result.stdout.count("stopped by SIGTERM") == 1
     assert (tmp_path / "two/checkpoints/step-00000004").is_dir()
     assert train.main(["--out", str(tmp_path / "two"), "--resume"]) == 0
-    assert_same(tmp_path / "two", tmp_path / "one")
+    assert_same(tmp_path / "two", one)
 
 
-def test_two_processes_go_on_where_one_was_stopped(data, tmp_path):
-    args = [*SMALL, "--data", data]
-    assert train.main([*args, "--out", str(tmp_path / "one")]) == 0
+def test_two_processes_go_on_where_one_was_stopped(small, one, tmp_path):
+    args = [*small, "--data", str(one.parent / "text.txt")]
     # The end of the learning rate's schedule moves with --steps: it is the same for both only in the warm-up.
     assert train.main([*args, "--steps", "4", "--out", str(tmp_path / "two")]) == 0
     result = in_two("--out", "two", "--resume", "--steps", "6", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert_same(tmp_path / "two", tmp_path / "one")
+    assert_same(tmp_path / "two", one)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--precision", "bfloat16"]], ids=["float32", "bfloat16"])
-def test_two_processes_that_stop_and_go_on_end_bit_for_bit_where_two_that_did_not(options, data, tmp_path):
-    args = [*SMALL, "--data", data, "--micro-batch-size", "2", *options]
+def test_two_processes_that_stop_and_go_on_end_bit_for_bit_where_two_that_did_not(small, options, data, tmp_path):
+    args = [*small, "--data", data, "--micro-batch-size", "2", *options]
     assert in_two(*args, "--out", "whole", cwd=tmp_path).returncode == 0
     assert in_two(*args, "--steps", "4", "--out", "parts", cwd=tmp_path).returncode == 0
     assert in_two("--out", "parts", "--resume", "--steps", "6", cwd=tmp_path).returncode == 0
@@ -137,8 +154,8 @@ def test_two_processes_that_stop_and_go_on_end_bit_for_bit_where_two_that_did_no
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM])
-def test_a_signal_to_torchrun_saves_a_checkpoint(number, data, tmp_path):
-    command = [*TORCHRUN, "-m", "ltm_pyro.train", *SMALL, "--data", data, "--steps", "100000", "--out", "run"]
+def test_a_signal_to_torchrun_saves_a_checkpoint(small, number, data, tmp_path):
+    command = [*TORCHRUN, "-m", "ltm_pyro.train", *small, "--data", data, "--steps", "100000", "--out", "run"]
     with subprocess.Popen(
         command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -156,26 +173,32 @@ def test_a_signal_to_torchrun_saves_a_checkpoint(number, data, tmp_path):
     ("args", "mentioned"),
     [
         pytest.param(["--steps", "0"], "--steps", marks=SLOW),
-        (["--batch-size", "9"], "2 processes"),
+        pytest.param(["--batch-size", "9"], "2 processes", marks=SLOW),
         pytest.param(["--data", "missing.txt"], "missing.txt", marks=SLOW),
         (["--out", "used"], "used"),
     ],
 )
-def test_bad_input_is_said_once(args, mentioned, data, tmp_path):
+def test_bad_input_is_said_once(small, args, mentioned, data, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used/notes").write_text("mine")
-    result = in_two(*SMALL, "--data", data, *args, cwd=tmp_path)
+    result = in_two(*small, "--data", data, *args, cwd=tmp_path)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
     assert mentioned in errors[0]
     assert "exitcode  : 2" in result.stderr
 
 
-def test_a_full_disk_ends_all_processes_with_one_line(data, tmp_path):
+def test_a_batch_that_two_processes_cannot_share_is_bad_input():
+    config = dataclasses.replace(preset("tiny"), batch_size=9)
+    with pytest.raises(InputError, match="--batch-size 9 cannot be shared evenly by 2 processes"):
+        train.load(config, Processes(0, 2))
+
+
+def test_a_full_disk_ends_all_processes_with_one_line(small, data, tmp_path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than the weights take
 
-    result = in_two(*SMALL, "--data", data, "--out", "run", cwd=tmp_path, limit=limit)
+    result = in_two(*small, "--data", data, "--out", "run", cwd=tmp_path, limit=limit)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
     assert "cannot be written" in errors[0]
