@@ -27,7 +27,9 @@ from tqdm import tqdm
 
 from ltm_pyro import cli
 from ltm_pyro.data import fingerprint, get_tokenizer, open_corpus, token_dtype
-from ltm_pyro.data.corpora import HELD_OUT_OF, CutOff, Reading, Source, hold_out
+from ltm_pyro.data.corpora.base import CorpusSource as Source
+from ltm_pyro.data.corpora.base import CutOff, Reading
+from ltm_pyro.data.corpora.holding_out import HELD_OUT_OF, hold_out
 from ltm_pyro.data.prepared import (
     BY_ENDS,
     BY_HASH,

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tiktoken
 
-from ltm_pyro.data.corpora import HELD_OUT_OF
+from ltm_pyro.data.corpora.holding_out import HELD_OUT_OF
 from ltm_pyro.data.documents import Documents, TokenizedCorpus, TokenizedTexts, token_dtype
 from ltm_pyro.data.tokenizers import fingerprint, name_of
 from ltm_pyro.errors import InputError

@@ -17,7 +17,8 @@ from typing import BinaryIO
 import numpy as np
 import tiktoken
 
-from ltm_pyro.data.corpora import Reading, utf8
+from ltm_pyro.data.corpora.base import Reading
+from ltm_pyro.data.corpora.holding_out import utf8
 from ltm_pyro.data.documents import encode
 from ltm_pyro.data.prepared import INDEX, Shard, StoredFile, file_name
 from ltm_pyro.errors import InputError

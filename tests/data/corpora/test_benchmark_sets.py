@@ -2,7 +2,7 @@
 
 import pytest
 
-from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS
+from ltm_pyro.data.corpora.benchmark_sets import BENCHMARK_SETS
 
 # Words joined
 

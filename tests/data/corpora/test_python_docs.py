@@ -8,7 +8,7 @@ import sysconfig
 
 import pytest
 
-from ltm_pyro.data.python_docs import read_python_docs
+from ltm_pyro.data.corpora.python_docs import read_python_docs
 from ltm_pyro.errors import InputError
 
 

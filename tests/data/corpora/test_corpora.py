@@ -11,8 +11,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS
-from ltm_pyro.data.corpora import CutOff, load_corpus, load_texts, open_corpus
+from ltm_pyro.data.corpora import load_corpus, load_texts, open_corpus
+from ltm_pyro.data.corpora.base import CutOff
+from ltm_pyro.data.corpora.benchmark_sets import BENCHMARK_SETS
 from ltm_pyro.errors import InputError
 
 DOCUMENTS = [f"Document number {index}.\nIt has two lines, é.\n" for index in range(60)]
@@ -328,7 +329,7 @@ def test_the_hash_is_of_the_texts_their_order_and_their_side(write):
 
 
 def test_of_python_docs_what_is_held_out_is_scored(monkeypatch):
-    monkeypatch.setattr("ltm_pyro.data.corpora.read_python_docs", lambda: DOCUMENTS)
+    monkeypatch.setattr("ltm_pyro.data.corpora.python_docs.read_python_docs", lambda: DOCUMENTS)
     texts, corpus = load_texts("python-docs"), load_corpus("python-docs")
     assert texts.name == "python-docs"
     assert texts.documents == corpus.validation
@@ -508,10 +509,12 @@ def test_a_missing_path(data):
     assert f"there is no file or folder {data!r}" in refusal(data)
 
 
-@pytest.mark.parametrize("data", ["no-such-name", "nobody/no-such-name", "no-such-name:config"])
+@pytest.mark.parametrize("data", ["no-such-name", "nobody/no-such-name", "no-such-name:config", "LM1B"])
 def test_a_name_that_is_nowhere(data):
-    message = refusal(data)
-    assert f"{data!r} is neither python-docs, an existing file or folder, nor a Hugging Face dataset" in message
+    known = ", ".join(["python-docs", *BENCHMARK_SETS, "an existing file or folder"])
+    for load in (load_corpus, load_texts):
+        message = refusal(data, load)
+        assert f"{data!r} is neither {known}, nor a Hugging Face data set that can be loaded: " in message
 
 
 def test_a_data_set_without_training_texts(monkeypatch):
@@ -617,17 +620,11 @@ def test_a_missing_path_to_score(data):
     assert f"there is no file or folder {data.split('=')[-1]!r}" in refusal(data, load_texts)
 
 
-@pytest.mark.parametrize("data", ["wikitext2", "nobody/no-such-name", "LM1B"])
-def test_an_unknown_name_lists_those_there_are(data):
-    message = refusal(data, load_texts)
-    assert f"{data!r} is neither python-docs, {', '.join(BENCHMARK_SETS)}, an existing file or folder" in message
-
-
 @pytest.mark.parametrize("data", ["wikitext2=a.txt", "wikitext2="])
 def test_a_copy_of_an_unknown_set(write, data):
     write("a.txt", "text")
-    message = refusal(data, load_texts)
-    assert message == f"there is no benchmark set 'wikitext2', only {', '.join(BENCHMARK_SETS)}"
+    for load in (load_corpus, load_texts):
+        assert refusal(data, load) == f"there is no benchmark set 'wikitext2', only {', '.join(BENCHMARK_SETS)}"
 
 
 def test_a_benchmark_set_out_of_reach_may_be_given_as_a_copy():
