@@ -25,7 +25,8 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from ltm_pyro import cli, compare, config, evaluate, prepare, train
-from ltm_pyro.data import corpora, get_tokenizer, load_corpus, prepared, shards
+from ltm_pyro.data import get_tokenizer, load_corpus, preparation, prepared, shards
+from ltm_pyro.data.corpora import hub
 from ltm_pyro.data.prepared import read_manifest
 from ltm_pyro.errors import InputError
 from ltm_pyro.training import loop
@@ -201,7 +202,7 @@ def test_where_a_stream_breaks_off_finished_shards_are_kept_and_the_same_command
             yield {"text": text}
 
     monkeypatch.setattr(datasets, "load_dataset", streams(rows))
-    monkeypatch.setattr(corpora, "BATCH_ROWS", 10)
+    monkeypatch.setattr(hub, "BATCH_ROWS", 10)
     args = ("name", "--streaming", "--shard-tokens", "1500", "--processes", processes)
     status, _, err = command(*args, "--out", "parts")
     kept = "; finished shards are kept in parts; the same command goes on" if broken_at == 50 else ""
@@ -328,12 +329,13 @@ def test_a_command_that_was_stopped_by_a_signal_goes_on_and_ends_with_the_same_f
 SLOW_COMMAND = """
 import sys, time
 from ltm_pyro import cli, prepare
-until = prepare.until
+from ltm_pyro.data import preparation
+until = preparation.until
 def slowly(stop, documents):
     for document in until(stop, documents):
         time.sleep(0.001)
         yield document
-prepare.until = slowly
+preparation.until = slowly
 from ltm_pyro.data import shards
 shards.CHUNK_CHARACTERS = 20_000
 cli.run(prepare.main, sys.argv[1:])
@@ -389,7 +391,7 @@ def test_two_commands_do_not_write_to_one_folder(command):
 
 
 def test_where_processes_are_killed_finished_shards_are_kept(command, monkeypatch):
-    until = prepare.until
+    until = preparation.until
 
     def killing(stop: object, documents: object) -> object:
         for number, document in enumerate(until(stop, documents)):
@@ -400,7 +402,7 @@ def test_where_processes_are_killed_finished_shards_are_kept(command, monkeypatc
 
     args = ("rows.jsonl", "--out", "corpus", "--shard-tokens", "3000", "--processes", "2")
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "until", killing)
+        patch.setattr(preparation, "until", killing)
         status, _, err = command(*args)
     assert (status, len(err.splitlines())) == (1, 1)
     assert "a process that encodes was killed" in err
@@ -462,7 +464,7 @@ def other_encoding() -> tiktoken.Encoding:
 
 def test_what_was_begun_with_another_tokenizer_is_refused(command, monkeypatch):
     assert command("rows.jsonl", "--out", "corpus")[0] == 0
-    monkeypatch.setattr(prepare, "get_tokenizer", lambda name: other_encoding())
+    monkeypatch.setattr(preparation, "get_tokenizer", lambda name: other_encoding())
     status, _, err = command("rows.jsonl", "--out", "corpus", "--tokenizer", "other")
     assert (status, len(err.splitlines())) == (2, 1)
     assert "corpus was begun with tokenizer bytes, and this command has other: give another folder" in err

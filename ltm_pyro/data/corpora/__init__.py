@@ -24,8 +24,8 @@ Opened = TypeVar("Opened")
 CORPORA: dict[str, CorpusKind] = {
     PYTHON_DOCS: PythonDocs(),
     "benchmark set": BenchmarkSets(),
-    "files": LocalFiles(),
-    "Hugging Face hub": HuggingFaceHub(),
+    "file or folder": LocalFiles(),
+    "Hugging Face": HuggingFaceHub(),
 }
 """The kinds of corpora, by what help texts call them. The first that recognises `data` opens it: names go before files
 and folders, which `./` tells apart, and those before the hub."""

@@ -82,11 +82,13 @@ class CorpusSource:
 class CorpusKind(abc.ABC):
     """One kind of corpus: which `data` it recognises, and how that is opened to be learnt from and to be scored.
 
-    The first sentence of the docstring of a kind is its line in the help of `--data`.
+    The docstring of a kind says in full what it recognises, and which of its documents are learnt from and scored.
     """
 
     label: str
     """What errors call a corpus of this kind, in a list of what `data` may be."""
+    summary: str
+    """What help texts say of this kind, in a line."""
 
     @abc.abstractmethod
     def recognises(self, data: str) -> bool:

@@ -184,8 +184,8 @@ _COPY_SPLIT_NAME = re.compile(rf"(?:\w+\.)?{SPLIT_NAME.pattern}")  # `wiki.valid
 
 
 class BenchmarkSets(CorpusKind):
-    """A benchmark set, as NAME for the one on the Hugging Face hub, which is there to be scored only, or as NAME=PATH
-    for a local copy.
+    """A benchmark set, as NAME=PATH for a local copy, or as NAME for the one on the Hugging Face hub, which is there to
+    be scored only.
 
     The rows of a copy are the lines of a text file, where `.raw` and `.tokens` count as text as well, or the column of
     that set in a `.jsonl`, `.json` or `.parquet` file. Of a folder of such files, the split that the set scores is
@@ -197,8 +197,8 @@ class BenchmarkSets(CorpusKind):
 
     label = ", ".join(BENCHMARK_SETS)
     summary = (
-        f"A benchmark set ({label}), as NAME for the one on the Hugging Face hub, which is there to be scored only, "
-        "or as NAME=PATH for a local copy"
+        "NAME=PATH for a local copy, or NAME alone for the set on the Hugging Face hub, which is there to be scored only "
+        f"(NAME is one of {label})"
     )
 
     def recognises(self, data: str) -> bool:

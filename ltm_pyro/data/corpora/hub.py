@@ -44,6 +44,7 @@ class HuggingFaceHub(CorpusKind):
     """
 
     label = "a Hugging Face data set that can be loaded"
+    summary = "NAME or NAME:CONFIG of a data set of the hub"
 
     def recognises(self, data: str) -> bool:
         return _HUB_NAME.fullmatch(data) is not None and not data.lower().endswith(tuple(extensions(FORMATS)))

@@ -39,8 +39,8 @@ class LocalFiles(CorpusKind):
 
     label = "an existing file or folder"
     summary = (
-        f"A {', '.join(name for name in extensions(FORMATS) if not name.endswith('.gz'))} file, "
-        "or a folder of files of one of these formats"
+        f"the path of a file ({', '.join(name for name in extensions(FORMATS) if not name.endswith('.gz'))}), "
+        "or of a folder of such files"
     )
 
     def recognises(self, data: str) -> bool:

@@ -31,6 +31,7 @@ class PythonDocs(CorpusKind):
     """
 
     label = PYTHON_DOCS
+    summary = "the documentation that Python itself carries"
 
     def recognises(self, data: str) -> bool:
         return data == PYTHON_DOCS
