@@ -189,7 +189,7 @@ def test_a_tokenizer_of_the_same_name_with_another_vocabulary_is_another(corpus)
 
 def test_a_corpus_that_is_not_finished(corpus):
     (corpus / "manifest.json").rename(corpus / "unfinished.json")
-    assert "not finished: give the command of its preparation again" in refusal(
+    assert "not finished: give the command that prepares it again" in refusal(
         lambda: load_tokenized_corpus(str(corpus), "text", BYTES)
     )
 

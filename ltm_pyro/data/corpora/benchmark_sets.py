@@ -197,8 +197,8 @@ class BenchmarkSets(CorpusKind):
 
     label = ", ".join(BENCHMARK_SETS)
     summary = (
-        "NAME=PATH for a local copy, or NAME alone for the set on the Hugging Face hub, which is there to be scored only "
-        f"(NAME is one of {label})"
+        "NAME=PATH for a local copy, or NAME alone for the set on the Hugging Face hub, which is there to be scored "
+        f"only (NAME is one of {label})"
     )
 
     def recognises(self, data: str) -> bool:
