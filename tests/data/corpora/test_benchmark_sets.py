@@ -1,108 +1,13 @@
-"""Benchmark sets: their rows become the English that they were before words were taken apart."""
+"""Benchmark sets: what a document of each is, where a set is read from, and what is scored of a copy."""
 
+import dataclasses
+
+import datasets
 import pytest
 
+from ltm_pyro.data.corpora import load_corpus, load_texts
 from ltm_pyro.data.corpora.benchmark_sets import BENCHMARK_SETS
-
-# Words joined
-
-
-@pytest.mark.parametrize(
-    ("row", "english"),
-    [
-        ("the dogs ' tails were n't cut", "the dogs' tails weren't cut"),
-        ("she ca n't say what they 're worth but we 'll see", "she can't say what they're worth but we'll see"),
-        ("he 's sure i 'd know it 's as i 've said and i 'm not", "he's sure i'd know it's as i've said and i'm not"),
-        ("the buyer is one of the farmers '", "the buyer is one of the farmers'"),
-        ("it paid $ N million for N N of the shares in N", "it paid $1 million for 1 1 of the shares in 1"),
-        ("N N N N N and # N of N-year notes", "1 1 1 1 1 and #1 of 1-year notes"),
-        ("a <unk> and\\/or an aide", "a ? and/or an aide"),
-        ("no number in london", "no number in london"),
-        ("  a row between spaces \n", "a row between spaces"),
-    ],
-)
-def test_ptb(row, english):
-    assert BENCHMARK_SETS["ptb"].detokenize(row) == english
-
-
-# Written as the Moses tokenizer takes English apart.
-NEWS = [
-    ("The dogs , he said , were loud ; so was I .", "The dogs, he said, were loud; so was I."),
-    ("Who ? Me ! ( Yes , you ( both ) . )", "Who? Me! (Yes, you (both).)"),
-    ("It [ the well-known one ] ended so : { a , b } .", "It [the well-known one] ended so: {a, b}."),
-    ("The so-called well-read man .", "The so-called well-read man."),
-    ('" I came , " he said , " and saw . " ( " Really ? " )', '"I came," he said, "and saw." ("Really?")'),
-    ('He asked : " Is the " half ?', 'He asked: "Is the" half?'),
-    ('" This has no end , he said .', '"This has no end, he said.'),
-    ('This had no beginning . "', 'This had no beginning."'),
-    ("I don 't know , I 'm sure he 'll say it 's O 'Neil 's .", "I don't know, I'm sure he'll say it's O'Neil's."),
-    ('The " Album " \'s sales', 'The "Album"\'s sales'),
-    ("The dogs ' tails and the cats ' ears are the owners ' .", "The dogs' tails and the cats' ears are the owners'."),
-    ("It is ' good ' , as ' the Owners ' say .", "It is 'good', as 'the Owners' say."),
-    (
-        "They call it ' the dog 's tail ' ; others ( ' us ' ) do not .",
-        "They call it 'the dog's tail'; others ('us') do not.",
-    ),
-    ("\" They said ' no ' , \" he wrote .", "\"They said 'no',\" he wrote."),
-    ("From the ' 80s on , in ' 91 , the Knights ' 46 wins", "From the '80s on, in '91, the Knights' 46 wins"),
-    ("At 18 : 05 the vote was 3 : 2 : no more .", "At 18:05 the vote was 3:2: no more."),
-    ("Give ' em the ring , ' tis theirs .", "Give 'em the ring, 'tis theirs."),
-    ("Acme Inc. ' s plan", "Acme Inc.'s plan"),
-    ("Each paid $ 5 or £ 4 .", "Each paid $5 or £4."),
-    (" Spaces at the ends . ", "Spaces at the ends."),
-    ("A row .\n", "A row."),
-    ("", ""),
-]
-
-
-@pytest.mark.parametrize(("row", "english"), NEWS)
-@pytest.mark.parametrize("name", ["lm1b", "wikitext-2", "wikitext-103", "pubmed", "arxiv"])
-def test_words_as_moses_takes_them_apart(name, row, english):
-    assert BENCHMARK_SETS[name].detokenize(row) == english
-
-
-@pytest.mark.parametrize(
-    ("row", "english"),
-    [
-        (" = Mont Blanc = \n", "= Mont Blanc ="),
-        (" = = Height and weather = = ", "== Height and weather =="),
-        (" = = = = Notes = = = = ", "==== Notes ===="),
-        ("A red @-@ tipped , 4 @,@ 808 @.@ 72 m peak .", "A red-tipped, 4,808.72 m peak."),
-        ("At 45 ° 49 N it is 5 ° C , not 7 ° as below .", "At 45°49 N it is 5°C, not 7° as below."),
-        ("Go N or S on and / or off the road", "Go N or S on and / or off the road"),
-        ("The <unk> 's peak , <unk> .", "The <unk>'s peak, <unk>."),
-    ],
-)
-def test_wikitext(row, english):
-    assert BENCHMARK_SETS["wikitext-2"].detokenize(row) == english
-    assert BENCHMARK_SETS["wikitext-103"].detokenize(row) == english
-
-
-@pytest.mark.parametrize("name", ["lm1b", "pubmed", "arxiv"])
-def test_slashes_and_addresses(name):
-    row = "See http : / / www.example.org / news / 1 and https : / / example.org and / or ask ."
-    english = "See http://www.example.org/news/1 and https://example.org and/or ask."
-    assert BENCHMARK_SETS[name].detokenize(row) == english
-
-
-@pytest.mark.parametrize("name", ["pubmed", "arxiv"])
-def test_papers_keep_their_paragraphs_and_placeholders(name):
-    row = 'in @xcite ( see fig . 1 ) , \n we find @xmath0 : 2 @.@ 5 ° c of " heat .\n \n the end " .\n'
-    paper = 'in @xcite (see fig. 1),\nwe find @xmath0: 2.5°c of " heat.\n\nthe end ".'
-    assert BENCHMARK_SETS[name].detokenize(row) == paper
-
-
-def test_lambada():
-    row = " “ I know , ” she said.\n\n“She’s right,” said Don \n"
-    assert BENCHMARK_SETS["lambada"].detokenize(row) == '\n" I know , " she said.\n\n"She’s right," said Don'
-
-
-def test_ag_news_is_left_as_it_is():
-    row = " Stocks fell ( again ) , Reuters - says \\$5 isn 't #39;much' "
-    assert BENCHMARK_SETS["ag-news"].detokenize(row) == row
-
-
-# Documents
+from ltm_pyro.errors import InputError
 
 ARTICLES = [
     *("", " = First = ", "", " It starts . ", " It goes on . "),
@@ -145,3 +50,163 @@ def test_a_row_is_a_document(name):
 def test_nothing_to_join(name):
     assert not any(document.strip() for document in BENCHMARK_SETS[name].documents([]))
     assert not any(document.strip() for document in BENCHMARK_SETS[name].documents(["", " \n"]))
+
+
+# From the hub, and from copies
+
+
+@pytest.mark.parametrize("name", BENCHMARK_SETS)
+def test_a_benchmark_set_is_read_from_the_hub(monkeypatch, name):
+    benchmark = dataclasses.replace(BENCHMARK_SETS[name], num_rows=3)
+    monkeypatch.setitem(BENCHMARK_SETS, name, benchmark)
+    rows = ["One .", "Two .", "Three ."]
+    asked_for = []
+
+    def load_dataset(*arguments, **options):
+        asked_for.append((arguments, options))
+        return datasets.Dataset.from_dict({"label": rows, benchmark.column: rows})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    texts = load_texts(name, text_column="label")
+    [((path,), options)] = asked_for
+    assert path == benchmark.path
+    assert options == {
+        "data_files": {benchmark.split: benchmark.files},
+        "split": benchmark.split,
+        "revision": benchmark.revision,
+    }
+    assert texts.name == name
+    assert texts.documents == benchmark.documents(rows)
+
+
+def test_the_files_of_a_benchmark_set_are_found_as_the_hub_lays_them_out(tmp_path):
+    """`datasets` reads a folder as it reads a repository."""
+    layouts = {
+        "ptb": "penn_treebank/validation/0000",
+        "wikitext-2": "wikitext-2-raw-v1/validation-00000-of-00001",
+        "wikitext-103": "wikitext-103-raw-v1/validation-00000-of-00001",
+        "lm1b": "plain_text/test/0000",
+        "lambada": "default/test/0000",
+        "ag-news": "data/test-00000-of-00001",
+        "pubmed": "pubmed/validation/0000",
+        "arxiv": "arxiv/partial-validation/0000",
+    }
+    repository = tmp_path / "repository"
+    for name, layout in layouts.items():
+        for file in (layout, layout.replace("validation", "train").replace("test", "train")):
+            (repository / file).parent.mkdir(parents=True, exist_ok=True)
+            datasets.Dataset.from_dict({"text": [f"{name}: {file}"]}).to_parquet(repository / f"{file}.parquet")
+    for name, layout in layouts.items():
+        benchmark = BENCHMARK_SETS[name]
+        rows = datasets.load_dataset(
+            str(repository), data_files={benchmark.split: benchmark.files}, split=benchmark.split
+        )
+        assert rows["text"][:] == [f"{name}: {layout}"]
+
+
+@pytest.mark.parametrize(
+    "name", ["wiki.valid.raw", "wiki.test.tokens", "wiki.txt", "wiki.txt.gz", "WIKI.RAW", "a=b.txt", "[odd]*.raw"]
+)
+def test_a_local_copy_of_a_benchmark_set_as_text(write, name):
+    texts = load_texts(f"wikitext-2={write(name, chr(10).join(ARTICLES))}")
+    assert (texts.name, texts.documents) == ("wikitext-2", JOINED)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json"])
+def test_a_local_copy_of_a_benchmark_set_as_rows(write, name, json_lines):
+    file = write(name, json_lines(ARTICLES))
+    assert load_texts(f"wikitext-103={file}", text_column="other").documents == JOINED
+
+
+def test_a_local_copy_of_a_benchmark_set_as_parquet(tmp_path):
+    file = tmp_path / "rows.parquet"
+    datasets.Dataset.from_dict({"article": ["In @xcite , it\nis so .", "Not so ."]}).to_parquet(file)
+    assert load_texts(f"arxiv={file}").documents == ["In @xcite, it\nis so.", "Not so."]
+
+
+def test_only_a_line_end_ends_a_row(write):
+    lines = "One\u2028sentence .\r\nTwo\x0bof\x85them .\n"
+    assert load_texts(f"lm1b={write('lm1b.txt', lines)}").documents == ["One\u2028sentence.", "Two\x0bof\x85them."]
+
+
+@pytest.mark.parametrize(
+    ("name", "splits", "scored"),
+    [
+        ("wikitext-2", ("train", "valid", "test"), "valid"),
+        ("wikitext-2", ("train", "test"), "test"),
+        ("wikitext-2", ("train",), "train"),
+        ("lm1b", ("train", "valid", "test"), "test"),
+        ("lm1b", ("train", "valid"), "valid"),
+    ],
+)
+@pytest.mark.parametrize("file_name", ["wiki.{}.raw", "ptb.{}.txt", "{}.txt", "{}/a.txt"])
+def test_of_a_folder_the_split_that_the_set_scores(write, name, splits, scored, file_name):
+    for split in splits:
+        write("copy/" + file_name.format(split), f"Of {split} .")
+    assert load_texts(f"{name}=copy").documents == [f"Of {scored}."]
+
+
+def test_a_copy_of_a_benchmark_set_is_a_corpus_too(tmp_path):
+    """Articles, not lines; words joined; the split of each file by its name."""
+    articles = {
+        "train": " \n = One = \n \n A comma , and \n more . \n \n = Two = \n \n It is two @-@ fold . \n",
+        "valid": " \n = Three = \n \n The end . \n",
+    }
+    for split, text in articles.items():
+        (tmp_path / f"wiki.{split}.tokens").write_text(text)
+    corpus = load_corpus(f"wikitext-2={tmp_path}")
+    assert corpus.name == "wikitext-2"
+    assert corpus.train == ["= One =\n\nA comma, and\nmore.", "= Two =\n\nIt is two-fold."]
+    assert corpus.validation == ["= Three =\n\nThe end."]
+
+
+def test_a_benchmark_set_of_the_hub_is_not_for_training():
+    with pytest.raises(InputError, match="wikitext-2=PATH"):
+        load_corpus("wikitext-2")
+    with pytest.raises(InputError, match="no file or folder"):
+        load_corpus("wikitext-2=nowhere")
+
+
+@pytest.mark.parametrize("data", ["wikitext2=a.txt", "wikitext2="])
+def test_a_copy_of_an_unknown_set(write, data, refusal):
+    write("a.txt", "text")
+    for load in (load_corpus, load_texts):
+        assert refusal(data, load) == f"there is no benchmark set 'wikitext2', only {', '.join(BENCHMARK_SETS)}"
+
+
+def test_a_benchmark_set_out_of_reach_may_be_given_as_a_copy(refusal):
+    message = refusal("wikitext-2", load_texts)
+    assert "wikitext-2 cannot be loaded from Salesforce/wikitext" in message
+    assert "give a local copy as wikitext-2=PATH" in message
+
+
+def test_a_part_of_a_benchmark_set(monkeypatch, refusal):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"article": ["a"] * 9}))
+    message = refusal("arxiv", load_texts)
+    assert "gives 9 rows of arxiv, which has 6436" in message
+    assert "give a local copy as arxiv=PATH" in message
+
+
+def test_a_copy_without_the_column_of_its_set(write, json_lines, refusal, documents):
+    message = refusal(f"ptb={write('a.jsonl', json_lines(documents))}", load_texts)
+    assert "no column 'sentence'" in message
+    assert message.endswith("id, text")
+
+
+@pytest.mark.parametrize("data", ["wiki.valid.raw", "wiki.test.tokens", "ptb=a.csv", "lm1b=news.en.heldout-00000"])
+def test_extensions_of_benchmark_sets_are_read_of_them_only(write, data, refusal):
+    write(data.split("=")[-1], "text")
+    assert "none of the extensions that can be read" in refusal(data, load_texts)
+
+
+def test_a_copy_that_holds_a_split_in_two_variants(write, refusal):
+    write("copy/valid.txt", "The <unk> .")
+    write("copy/wiki.valid.raw", "The word .")
+    message = refusal("wikitext-2=copy", load_texts)
+    assert "valid.txt (UTF-8 text)" in message
+    assert "wiki.valid.raw (raw UTF-8 text)" in message
+
+
+def test_a_copy_that_is_not_text(write, refusal):
+    message = refusal(f"wikitext-2={write('wiki.valid.raw', 'text'.encode('utf-16-le'))}", load_texts)
+    assert "wiki.valid.raw is not raw UTF-8 text" in message
