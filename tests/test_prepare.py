@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import multiprocessing
@@ -27,25 +28,23 @@ from safetensors.torch import load_file
 from ltm_pyro import cli, compare, config, evaluate, prepare, train
 from ltm_pyro.data import get_tokenizer, load_corpus, preparation, prepared, shards
 from ltm_pyro.data.corpora import hub
+from ltm_pyro.data.corpora.base import Reading
 from ltm_pyro.data.prepared import read_manifest
 from ltm_pyro.errors import InputError
+from ltm_pyro.files.stop import StopSignal
 from ltm_pyro.training import loop
 
 # Some versions of Python warn of processes that are forked from one with several threads, as NumPy's is.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
-SHAPE = shlex.split(
-    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
-    "--model.length 32 --batch-size 4 --micro-batch-size 2 --fast-steps 1 --validation-sequences 2 "
-    "--validation-samples 2 --device cpu"
-)
 DOCUMENTS = [f"Document {number} says that {number} plus {number} makes {2 * number}. " * 3 for number in range(80)]
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds rows.jsonl, and every process of the test has small chunks."""
+    """It holds rows.jsonl, every process of the test has small chunks, and nothing waits for the disk."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 700)
     write_rows("rows.jsonl", DOCUMENTS)
 
@@ -59,16 +58,21 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command in this process: (exit status, standard output, standard error)."""
+def command(run_main: Command) -> Command:
+    """Runs the command in one process, unless it is told otherwise: (exit status, standard output, standard error)."""
 
-    def run(*args: str, main: Callable = prepare.main) -> tuple[int, str, str]:
-        alone = [] if main is not prepare.main or "--processes" in args or "--verify" in args else ["--processes", "1"]
-        with pytest.raises(SystemExit) as exit:
-            cli.run(main, [*args, *alone])
-        return exit.value.code, *capsys.readouterr()
+    def run(*args: str) -> tuple[int, str, str]:
+        alone = [] if "--processes" in args or "--verify" in args else ["--processes", "1"]
+        return run_main(prepare.main, *args, *alone)
 
     return run
+
+
+@pytest.fixture
+def training(tiny_options: list[str]) -> list[str]:
+    """Options of a short training run, but for its data, steps and folder."""
+    more = "--micro-batch-size 2 --fast-steps 1 --validation-sequences 2"
+    return [*tiny_options, *shlex.split(more)]
 
 
 def contents(folder: str) -> dict[str, bytes]:
@@ -279,7 +283,6 @@ def test_after_a_crash_at_any_write_the_same_command_ends_with_the_same_files(
 
         out = f"parts-{moment}"
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", lambda descriptor: None)  # a disk's time
             patch.setattr(module, name, crash)
             status, _, err = command(*args, "--out", out)
         if status == 0:
@@ -297,26 +300,21 @@ def test_after_a_crash_at_any_write_the_same_command_ends_with_the_same_files(
     [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGKILL, 6), (signal.SIGTERM, 2), (signal.SIGINT, 3)],
 )
 def test_a_command_that_was_stopped_by_a_signal_goes_on_and_ends_with_the_same_files(number, shards_before, command):
-    write_rows("rows.jsonl", [f"{text} {count}" * 20 for count in range(10) for text in DOCUMENTS])
-    args = ("rows.jsonl", "--shard-tokens", "200000", "--processes", "2")
+    write_rows("rows.jsonl", [f"{text} {count}" * 20 for count in range(4) for text in DOCUMENTS])
+    args = ("rows.jsonl", "--shard-tokens", "80000", "--processes", "2")
     assert command(*args, "--out", "whole")[0] == 0
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_COMMAND, *args, "--out", "parts"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_slowly(*args, "--out", "parts")
     while (found := finished_shards("parts")) < shards_before:
-        assert process.poll() is None
+        assert os.waitpid(process, os.WNOHANG) == (0, 0)
         time.sleep(0.002)
     # A terminal, and what ends a session, signal all processes; a kill may leave those that encode to themselves.
-    os.kill(process.pid, number) if number == signal.SIGKILL else os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    assert err == ""
+    os.kill(process, number) if number == signal.SIGKILL else os.killpg(process, number)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status == (-number if number == signal.SIGKILL else 128 + number)
+    assert Path("stderr").read_text() == ""
     if number != signal.SIGKILL:
-        assert f"stopped by {number.name}: finished shards are kept in parts; the same command goes on" in out
+        said = f"stopped by {number.name}: finished shards are kept in parts; the same command goes on"
+        assert said in Path("stdout").read_text()
     finished = {Path(f"parts/train-{shard:05d}.{kind}.bin") for shard in range(found) for kind in ("tokens", "index")}
     written = {path: path.stat().st_mtime_ns for path in finished}
     assert "manifest.json" not in contents("parts")
@@ -325,21 +323,34 @@ def test_a_command_that_was_stopped_by_a_signal_goes_on_and_ends_with_the_same_f
     assert {path: path.stat().st_mtime_ns for path in finished} == written
 
 
-# Like the command, but reading takes a while, so that it can be stopped on the way.
-SLOW_COMMAND = """
-import sys, time
-from ltm_pyro import cli, prepare
-from ltm_pyro.data import preparation
-until = preparation.until
-def slowly(stop, documents):
-    for document in until(stop, documents):
-        time.sleep(0.001)
-        yield document
-preparation.until = slowly
-from ltm_pyro.data import shards
-shards.CHUNK_CHARACTERS = 20_000
-cli.run(prepare.main, sys.argv[1:])
-"""
+def start_slowly(*args: str) -> int:
+    """Starts the command in a process that leads a session of its own, and reads slowly, so that it can be stopped.
+
+    What it prints goes to the files `stdout` and `stderr`.
+    """
+    process = os.fork()
+    if process:
+        return process
+    until = preparation.until
+
+    def slowly(stop: StopSignal, documents: Reading) -> Reading:
+        for document in until(stop, documents):
+            time.sleep(0.001)
+            yield document
+
+    status = 1
+    try:
+        os.setsid()
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), descriptor)
+        sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(descriptor, "w", closefd=False)) for descriptor in (1, 2))
+        preparation.until, shards.CHUNK_CHARACTERS = slowly, 20_000
+        cli.run(prepare.main, args)
+    except SystemExit as exit:
+        status = exit.code
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def finished_shards(folder: str) -> int:
@@ -523,12 +534,12 @@ def metrics(run: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("packing", ["document", "stream"])
-def test_a_run_on_a_prepared_corpus_is_bit_for_bit_the_run_on_its_source(packing, command):
+def test_a_run_on_a_prepared_corpus_is_bit_for_bit_the_run_on_its_source(packing, command, run_main, training):
     assert command("rows.jsonl", "--out", "corpus", "--shard-tokens", "2000")[0] == 0
-    args = [*SHAPE, "--packing", packing, "--steps", "4", "--log-every", "1", "--validate-every", "2"]
+    args = [*training, "--packing", packing, "--steps", "4", "--log-every", "1", "--validate-every", "2"]
     outputs = []
     for data in ("rows.jsonl", "corpus"):
-        status, out, _ = command(*args, "--data", data, "--out", f"run-{data}", main=train.main)
+        status, out, _ = run_main(train.main, *args, "--data", data, "--out", f"run-{data}")
         assert status == 0
         outputs.append([line for line in out.splitlines() if "bits/byte" in line])
     assert metrics("run-corpus") == metrics("run-rows.jsonl")
@@ -537,30 +548,31 @@ def test_a_run_on_a_prepared_corpus_is_bit_for_bit_the_run_on_its_source(packing
     assert all(weight.equal(expected[name]) for name, weight in weights("run-corpus").items())
 
 
-def test_a_run_on_a_prepared_corpus_is_resumed_scored_and_compared(command, monkeypatch):
+def test_a_run_on_a_prepared_corpus_is_resumed_scored_and_compared(command, run_main, training, monkeypatch):
     assert command("rows.jsonl", "--out", "corpus")[0] == 0
-    run = (*SHAPE, "--data", "corpus", "--steps", "4", "--out")
-    assert command(*run, "whole", main=train.main)[0] == 0
+    run = (*training, "--data", "corpus", "--steps", "3", "--out")
+    assert run_main(train.main, *run, "whole")[0] == 0
     slow_step, calls = loop.slow_step, itertools.count(1)
 
     def stopped(*args: object) -> object:
-        if next(calls) == 3:
+        if next(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return slow_step(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "slow_step", stopped)
-        assert command(*run, "parts", main=train.main)[0] == 128 + signal.SIGTERM
-    assert command("--resume", "--out", "parts", main=train.main)[0] == 0
+        assert run_main(train.main, *run, "parts")[0] == 128 + signal.SIGTERM
+    assert run_main(train.main, "--resume", "--out", "parts")[0] == 0
     expected = weights("whole")
     assert all(weight.equal(expected[name]) for name, weight in weights("parts").items())
 
-    args = ("whole", "--num-sequences", "0", "--estimators", "elbo", "--json")
-    assert command(*args, "own.json", main=evaluate.main)[0] == 0
-    assert command(*args, "given.json", "--data", "./corpus", main=evaluate.main)[0] == 0
-    assert command(*args, "source.json", "--data", "held-out.jsonl", main=evaluate.main)[0] == 2
+    few = ("--num-samples", "2", "--fast-steps", "1")
+    args = ("whole", "--num-sequences", "0", "--estimators", "elbo", *few, "--json")
+    assert run_main(evaluate.main, *args, "own.json")[0] == 0
+    assert run_main(evaluate.main, *args, "given.json", "--data", "./corpus")[0] == 0
+    assert run_main(evaluate.main, *args, "source.json", "--data", "held-out.jsonl")[0] == 2
     write_rows("held-out.jsonl", load_corpus("rows.jsonl").validation)
-    assert command(*args, "source.json", "--data", "held-out.jsonl", main=evaluate.main)[0] == 0
+    assert run_main(evaluate.main, *args, "source.json", "--data", "held-out.jsonl")[0] == 0
     own, given, source = (
         json.loads(Path(f"{name}.json").read_text())["figures"][0] for name in ("own", "given", "source")
     )
@@ -568,16 +580,18 @@ def test_a_run_on_a_prepared_corpus_is_resumed_scored_and_compared(command, monk
     assert own["nats_per_token"] == given["nats_per_token"] == pytest.approx(source["nats_per_token"])
     assert own["num_bytes"] == source["num_bytes"]
     few = ("--inference", "vi", "--gradients", "4", "--num-sequences", "2", "--num-samples", "2")
-    assert command("whole", *few, main=compare.main)[0] == 0
+    assert run_main(compare.main, "whole", *few)[0] == 0
 
 
-def test_a_run_is_refused_where_the_corpus_has_changed_is_damaged_or_has_another_tokenizer(command, monkeypatch):
+def test_a_run_is_refused_where_the_corpus_has_changed_is_damaged_or_has_another_tokenizer(
+    command, run_main, training, monkeypatch
+):
     assert command("rows.jsonl", "--out", "corpus", "--shard-tokens", "3000")[0] == 0
-    args = (*SHAPE, "--data", "corpus", "--steps", "1")
-    assert command(*args, "--out", "run", main=train.main)[0] == 0
+    args = (*training, "--data", "corpus", "--steps", "1")
+    assert run_main(train.main, *args, "--out", "run")[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr(train, "get_tokenizer", lambda name: other_encoding())
-        status, _, err = command(*args, main=train.main)
+        status, _, err = run_main(train.main, *args)
     assert (status, len(err.splitlines())) == (2, 1)
     assert "corpus was prepared with the tokenizer bytes" in err
     assert "the run's is other" in err
@@ -591,7 +605,7 @@ def test_a_run_is_refused_where_the_corpus_has_changed_is_damaged_or_has_another
         (("run",), evaluate.main),
         (("run",), compare.main),
     ):
-        status, _, err = command(*again, main=main)
+        status, _, err = run_main(main, *again)
         assert (status, len(err.splitlines())) == (2, 1)
         assert "hash has changed" in err
 
@@ -599,18 +613,18 @@ def test_a_run_is_refused_where_the_corpus_has_changed_is_damaged_or_has_another
     contents = tokens.read_bytes()
     tokens.write_bytes(contents[:-2] + bytes([contents[-2] ^ 1]) + contents[-1:])  # a token is another one
     for again in ((*args, "--out", "damaged"), ("--resume", "--out", "run")):
-        status, _, err = command(*again, main=train.main)
+        status, _, err = run_main(train.main, *again)
         assert (status, len(err.splitlines())) == (2, 1)
         assert f"{tokens} is damaged: its SHA-256" in err
     assert not Path("damaged").exists()
     tokens.unlink()
-    status, _, err = command(*args, "--out", "missing", main=train.main)
+    status, _, err = run_main(train.main, *args, "--out", "missing")
     assert (status, len(err.splitlines())) == (2, 1)
     assert f"{tokens} is missing" in err
     assert not Path("missing").exists()
 
 
-def test_settings_say_that_a_prepared_folder_is_data(command):
-    _, out, _ = command("--help", main=train.main)
+def test_settings_say_that_a_prepared_folder_is_data(run_main):
+    _, out, _ = run_main(train.main, "--help")
     assert "ltm_pyro.prepare" in out
     assert config.preset("tiny").tokenizer == prepare.PrepareConfig().tokenizer
