@@ -30,9 +30,9 @@ from timing import machine, seconds_in_turns
 from ltm_pyro import train
 from ltm_pyro.config import micro_batch_size, preset
 from ltm_pyro.data import batch_indices, get_tokenizer, open_corpus
+from ltm_pyro.data.preparation import PreparationSettings, num_cores, prepare
 from ltm_pyro.data.prepared import Manifest
 from ltm_pyro.files.stop import StopSignal
-from ltm_pyro.prepare import PrepareConfig, num_cores, prepare
 from ltm_pyro.training import loop
 from ltm_pyro.training.processes import Processes
 
@@ -57,10 +57,8 @@ def rates(options: argparse.Namespace, folder: Path) -> None:
                 encoding.encode_ordinary(text)
 
     def prepared_in(processes: int) -> None:
-        config = PrepareConfig(
-            source=options.texts, out=str(next(outs)), tokenizer=options.tokenizer, processes=processes
-        )
-        manifests.append(prepare(config, StopSignal())[0])
+        settings = PreparationSettings(options.texts, tokenizer=options.tokenizer)
+        manifests.append(prepare(settings, next(outs), StopSignal(), processes=processes)[0])
 
     work = {
         "a loop of tiktoken": loop,
@@ -96,7 +94,7 @@ def with_processor_time(function: Callable[[], object], spent: list[float]) -> C
 
 def batches(options: argparse.Namespace, folder: Path) -> None:
     data = folder / "batches"
-    prepare(PrepareConfig(source=options.texts, out=str(data)), StopSignal())
+    prepare(PreparationSettings(options.texts), data, StopSignal())
     config = dataclasses.replace(preset("tiny"), data=str(data), out=str(folder / "run"), device="cpu")
     with contextlib.ExitStack() as lock:
         training = train.start_run(config, Processes(), lock)

@@ -24,8 +24,9 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 
-from ltm_pyro import cli, compare, config, evaluate, prepare, train
-from ltm_pyro.data import corpora, get_tokenizer, load_corpus, prepared, shards
+from ltm_pyro import compare, config, evaluate, prepare, train
+from ltm_pyro.data import get_tokenizer, load_corpus, preparation, prepared, shards
+from ltm_pyro.data.corpora import hub
 from ltm_pyro.data.prepared import read_manifest
 from ltm_pyro.errors import InputError
 from ltm_pyro.training import loop
@@ -33,18 +34,14 @@ from ltm_pyro.training import loop
 # Some versions of Python warn of processes that are forked from one with several threads, as NumPy's is.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
-SHAPE = shlex.split(
-    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
-    "--model.length 32 --batch-size 4 --micro-batch-size 2 --fast-steps 1 --validation-sequences 2 "
-    "--validation-samples 2 --device cpu"
-)
 DOCUMENTS = [f"Document {number} says that {number} plus {number} makes {2 * number}. " * 3 for number in range(80)]
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds rows.jsonl, and every process of the test has small chunks."""
+    """It holds rows.jsonl, every process of the test has small chunks, and nothing waits for the disk."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 700)
     write_rows("rows.jsonl", DOCUMENTS)
 
@@ -58,16 +55,21 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command in this process: (exit status, standard output, standard error)."""
+def command(run_main: Command) -> Command:
+    """Runs the command in one process, unless it is told otherwise: (exit status, standard output, standard error)."""
 
-    def run(*args: str, main: Callable = prepare.main) -> tuple[int, str, str]:
-        alone = [] if main is not prepare.main or "--processes" in args or "--verify" in args else ["--processes", "1"]
-        with pytest.raises(SystemExit) as exit:
-            cli.run(main, [*args, *alone])
-        return exit.value.code, *capsys.readouterr()
+    def run(*args: str) -> tuple[int, str, str]:
+        alone = [] if "--processes" in args or "--verify" in args else ["--processes", "1"]
+        return run_main(prepare.main, *args, *alone)
 
     return run
+
+
+@pytest.fixture
+def training(tiny_options: list[str]) -> list[str]:
+    """Options of a short training run, but for its data, steps and folder."""
+    more = "--micro-batch-size 2 --fast-steps 1 --validation-sequences 2"
+    return [*tiny_options, *shlex.split(more)]
 
 
 def contents(folder: str) -> dict[str, bytes]:
@@ -201,7 +203,7 @@ def test_where_a_stream_breaks_off_finished_shards_are_kept_and_the_same_command
             yield {"text": text}
 
     monkeypatch.setattr(datasets, "load_dataset", streams(rows))
-    monkeypatch.setattr(corpora, "BATCH_ROWS", 10)
+    monkeypatch.setattr(hub, "BATCH_ROWS", 10)
     args = ("name", "--streaming", "--shard-tokens", "1500", "--processes", processes)
     status, _, err = command(*args, "--out", "parts")
     kept = "; finished shards are kept in parts; the same command goes on" if broken_at == 50 else ""
@@ -278,7 +280,6 @@ def test_after_a_crash_at_any_write_the_same_command_ends_with_the_same_files(
 
         out = f"parts-{moment}"
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", lambda descriptor: None)  # a disk's time
             patch.setattr(module, name, crash)
             status, _, err = command(*args, "--out", out)
         if status == 0:
@@ -293,11 +294,11 @@ def test_after_a_crash_at_any_write_the_same_command_ends_with_the_same_files(
 
 @pytest.mark.parametrize(
     ("number", "shards_before"),
-    [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGKILL, 6), (signal.SIGTERM, 2), (signal.SIGINT, 3)],
+    [(signal.SIGKILL, 0), (signal.SIGKILL, 6), (signal.SIGTERM, 2), (signal.SIGINT, 3)],
 )
 def test_a_command_that_was_stopped_by_a_signal_goes_on_and_ends_with_the_same_files(number, shards_before, command):
-    write_rows("rows.jsonl", [f"{text} {count}" * 20 for count in range(10) for text in DOCUMENTS])
-    args = ("rows.jsonl", "--shard-tokens", "200000", "--processes", "2")
+    write_rows("rows.jsonl", [f"{text} {count}" * 20 for count in range(4) for text in DOCUMENTS])
+    args = ("rows.jsonl", "--shard-tokens", "80000", "--processes", "2")
     assert command(*args, "--out", "whole")[0] == 0
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_COMMAND, *args, "--out", "parts"],
@@ -328,13 +329,13 @@ def test_a_command_that_was_stopped_by_a_signal_goes_on_and_ends_with_the_same_f
 SLOW_COMMAND = """
 import sys, time
 from ltm_pyro import cli, prepare
-until = prepare.until
+from ltm_pyro.data import preparation, shards
+until = preparation.until
 def slowly(stop, documents):
     for document in until(stop, documents):
         time.sleep(0.001)
         yield document
-prepare.until = slowly
-from ltm_pyro.data import shards
+preparation.until = slowly
 shards.CHUNK_CHARACTERS = 20_000
 cli.run(prepare.main, sys.argv[1:])
 """
@@ -389,7 +390,7 @@ def test_two_commands_do_not_write_to_one_folder(command):
 
 
 def test_where_processes_are_killed_finished_shards_are_kept(command, monkeypatch):
-    until = prepare.until
+    until = preparation.until
 
     def killing(stop: object, documents: object) -> object:
         for number, document in enumerate(until(stop, documents)):
@@ -400,7 +401,7 @@ def test_where_processes_are_killed_finished_shards_are_kept(command, monkeypatc
 
     args = ("rows.jsonl", "--out", "corpus", "--shard-tokens", "3000", "--processes", "2")
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "until", killing)
+        patch.setattr(preparation, "until", killing)
         status, _, err = command(*args)
     assert (status, len(err.splitlines())) == (1, 1)
     assert "a process that encodes was killed" in err
@@ -462,7 +463,7 @@ def other_encoding() -> tiktoken.Encoding:
 
 def test_what_was_begun_with_another_tokenizer_is_refused(command, monkeypatch):
     assert command("rows.jsonl", "--out", "corpus")[0] == 0
-    monkeypatch.setattr(prepare, "get_tokenizer", lambda name: other_encoding())
+    monkeypatch.setattr(preparation, "get_tokenizer", lambda name: other_encoding())
     status, _, err = command("rows.jsonl", "--out", "corpus", "--tokenizer", "other")
     assert (status, len(err.splitlines())) == (2, 1)
     assert "corpus was begun with tokenizer bytes, and this command has other: give another folder" in err
@@ -521,12 +522,12 @@ def metrics(run: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("packing", ["document", "stream"])
-def test_a_run_on_a_prepared_corpus_is_bit_for_bit_the_run_on_its_source(packing, command):
+def test_a_run_on_a_prepared_corpus_is_bit_for_bit_the_run_on_its_source(packing, command, run_main, training):
     assert command("rows.jsonl", "--out", "corpus", "--shard-tokens", "2000")[0] == 0
-    args = [*SHAPE, "--packing", packing, "--steps", "4", "--log-every", "1", "--validate-every", "2"]
+    args = [*training, "--packing", packing, "--steps", "4", "--log-every", "1", "--validate-every", "2"]
     outputs = []
     for data in ("rows.jsonl", "corpus"):
-        status, out, _ = command(*args, "--data", data, "--out", f"run-{data}", main=train.main)
+        status, out, _ = run_main(train.main, *args, "--data", data, "--out", f"run-{data}")
         assert status == 0
         outputs.append([line for line in out.splitlines() if "bits/byte" in line])
     assert metrics("run-corpus") == metrics("run-rows.jsonl")
@@ -535,30 +536,31 @@ def test_a_run_on_a_prepared_corpus_is_bit_for_bit_the_run_on_its_source(packing
     assert all(weight.equal(expected[name]) for name, weight in weights("run-corpus").items())
 
 
-def test_a_run_on_a_prepared_corpus_is_resumed_scored_and_compared(command, monkeypatch):
+def test_a_run_on_a_prepared_corpus_is_resumed_scored_and_compared(command, run_main, training, monkeypatch):
     assert command("rows.jsonl", "--out", "corpus")[0] == 0
-    run = (*SHAPE, "--data", "corpus", "--steps", "4", "--out")
-    assert command(*run, "whole", main=train.main)[0] == 0
+    run = (*training, "--data", "corpus", "--steps", "3", "--out")
+    assert run_main(train.main, *run, "whole")[0] == 0
     slow_step, calls = loop.slow_step, itertools.count(1)
 
     def stopped(*args: object) -> object:
-        if next(calls) == 3:
+        if next(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return slow_step(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "slow_step", stopped)
-        assert command(*run, "parts", main=train.main)[0] == 128 + signal.SIGTERM
-    assert command("--resume", "--out", "parts", main=train.main)[0] == 0
+        assert run_main(train.main, *run, "parts")[0] == 128 + signal.SIGTERM
+    assert run_main(train.main, "--resume", "--out", "parts")[0] == 0
     expected = weights("whole")
     assert all(weight.equal(expected[name]) for name, weight in weights("parts").items())
 
-    args = ("whole", "--num-sequences", "0", "--estimators", "elbo", "--json")
-    assert command(*args, "own.json", main=evaluate.main)[0] == 0
-    assert command(*args, "given.json", "--data", "./corpus", main=evaluate.main)[0] == 0
-    assert command(*args, "source.json", "--data", "held-out.jsonl", main=evaluate.main)[0] == 2
+    few = ("--num-samples", "2", "--fast-steps", "1")
+    args = ("whole", "--num-sequences", "0", "--estimators", "elbo", *few, "--json")
+    assert run_main(evaluate.main, *args, "own.json")[0] == 0
+    assert run_main(evaluate.main, *args, "given.json", "--data", "./corpus")[0] == 0
+    assert run_main(evaluate.main, *args, "source.json", "--data", "held-out.jsonl")[0] == 2
     write_rows("held-out.jsonl", load_corpus("rows.jsonl").validation)
-    assert command(*args, "source.json", "--data", "held-out.jsonl", main=evaluate.main)[0] == 0
+    assert run_main(evaluate.main, *args, "source.json", "--data", "held-out.jsonl")[0] == 0
     own, given, source = (
         json.loads(Path(f"{name}.json").read_text())["figures"][0] for name in ("own", "given", "source")
     )
@@ -566,16 +568,18 @@ def test_a_run_on_a_prepared_corpus_is_resumed_scored_and_compared(command, monk
     assert own["nats_per_token"] == given["nats_per_token"] == pytest.approx(source["nats_per_token"])
     assert own["num_bytes"] == source["num_bytes"]
     few = ("--inference", "vi", "--gradients", "4", "--num-sequences", "2", "--num-samples", "2")
-    assert command("whole", *few, main=compare.main)[0] == 0
+    assert run_main(compare.main, "whole", *few)[0] == 0
 
 
-def test_a_run_is_refused_where_the_corpus_has_changed_is_damaged_or_has_another_tokenizer(command, monkeypatch):
+def test_a_run_is_refused_where_the_corpus_has_changed_is_damaged_or_has_another_tokenizer(
+    command, run_main, training, monkeypatch
+):
     assert command("rows.jsonl", "--out", "corpus", "--shard-tokens", "3000")[0] == 0
-    args = (*SHAPE, "--data", "corpus", "--steps", "1")
-    assert command(*args, "--out", "run", main=train.main)[0] == 0
+    args = (*training, "--data", "corpus", "--steps", "1")
+    assert run_main(train.main, *args, "--out", "run")[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr(train, "get_tokenizer", lambda name: other_encoding())
-        status, _, err = command(*args, main=train.main)
+        status, _, err = run_main(train.main, *args)
     assert (status, len(err.splitlines())) == (2, 1)
     assert "corpus was prepared with the tokenizer bytes" in err
     assert "the run's is other" in err
@@ -589,7 +593,7 @@ def test_a_run_is_refused_where_the_corpus_has_changed_is_damaged_or_has_another
         (("run",), evaluate.main),
         (("run",), compare.main),
     ):
-        status, _, err = command(*again, main=main)
+        status, _, err = run_main(main, *again)
         assert (status, len(err.splitlines())) == (2, 1)
         assert "hash has changed" in err
 
@@ -597,18 +601,18 @@ def test_a_run_is_refused_where_the_corpus_has_changed_is_damaged_or_has_another
     contents = tokens.read_bytes()
     tokens.write_bytes(contents[:-2] + bytes([contents[-2] ^ 1]) + contents[-1:])  # a token is another one
     for again in ((*args, "--out", "damaged"), ("--resume", "--out", "run")):
-        status, _, err = command(*again, main=train.main)
+        status, _, err = run_main(train.main, *again)
         assert (status, len(err.splitlines())) == (2, 1)
         assert f"{tokens} is damaged: its SHA-256" in err
     assert not Path("damaged").exists()
     tokens.unlink()
-    status, _, err = command(*args, "--out", "missing", main=train.main)
+    status, _, err = run_main(train.main, *args, "--out", "missing")
     assert (status, len(err.splitlines())) == (2, 1)
     assert f"{tokens} is missing" in err
     assert not Path("missing").exists()
 
 
-def test_settings_say_that_a_prepared_folder_is_data(command):
-    _, out, _ = command("--help", main=train.main)
+def test_settings_say_that_a_prepared_folder_is_data(run_main):
+    _, out, _ = run_main(train.main, "--help")
     assert "ltm_pyro.prepare" in out
     assert config.preset("tiny").tokenizer == prepare.PrepareConfig().tokenizer

@@ -1,17 +1,23 @@
 """From a name or a file to batches of tokens.
 
-Corpora, benchmark sets, tokenizers, prepared corpora, packing into sequences, the order of batches, and synthetic
-languages whose probabilities are known. This room knows the batch that a model reads, and nothing of inference.
+Corpora, tokenizers, prepared corpora (written once, as tokens), packing into sequences, the order of batches, and
+synthetic languages whose probabilities are known. This room knows the batch that a model reads, and nothing of
+inference.
 
-To add a corpus, give :func:`open_corpus` another source of documents (`corpora.py`). To add a benchmark set, give it an
-entry in `BENCHMARK_SETS` (`benchmark_sets.py`). To add a tokenizer, register a tiktoken encoding that has an
-end-of-text token as a tiktoken plugin: :func:`get_tokenizer` finds it by its name. To add a way of packing, write a
-function with the signature of :func:`pack_by_document` and give it a line in `PACKING`.
+Where something new goes:
+
+- a kind of corpus: a file in `corpora/` and a line in `CORPORA` (:mod:`ltm_pyro.data.corpora`);
+- a format of files: an entry in `FORMATS` (`corpora/formats.py`);
+- a benchmark set: an entry in `BENCHMARK_SETS` (`corpora/benchmark_sets.py`);
+- a way of packing: a function with the signature of :func:`pack_by_document` and a line in `PACKING` (`packing.py`);
+- a tokenizer: a tiktoken encoding that has an end-of-text token, registered as a tiktoken plugin;
+  :func:`get_tokenizer` finds it by its name.
 """
 
-from ltm_pyro.data.batches import batch_indices, places
-from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS, BenchmarkSet
-from ltm_pyro.data.corpora import Corpus, Texts, load_corpus, load_texts, open_corpus
+from ltm_pyro.data.batches import batch_indices, stream_positions
+from ltm_pyro.data.corpora import CORPORA, Corpus, Texts, load_corpus, load_texts, open_corpus
+from ltm_pyro.data.corpora.base import CorpusKind, CorpusSource, Split
+from ltm_pyro.data.corpora.benchmark_sets import BENCHMARK_SETS, BenchmarkSet
 from ltm_pyro.data.documents import Documents, TokenizedCorpus, TokenizedTexts, byte_counts, token_dtype, tokenize
 from ltm_pyro.data.packing import PACKING, PackedSequences, pack_as_stream, pack_by_document
 from ltm_pyro.data.synthetic import TopicLanguage, UniformLanguage, UnigramLanguage, token_batch
@@ -20,11 +26,15 @@ from ltm_pyro.data.tokenizers import begin_of_text, end_of_text, fingerprint, ge
 
 __all__ = [
     "BENCHMARK_SETS",
+    "CORPORA",
     "PACKING",
     "BenchmarkSet",
     "Corpus",
+    "CorpusKind",
+    "CorpusSource",
     "Documents",
     "PackedSequences",
+    "Split",
     "Texts",
     "TokenizedCorpus",
     "TokenizedTexts",
@@ -44,7 +54,7 @@ __all__ = [
     "open_corpus",
     "pack_as_stream",
     "pack_by_document",
-    "places",
+    "stream_positions",
     "token_batch",
     "token_dtype",
     "token_num_bytes",

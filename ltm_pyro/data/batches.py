@@ -12,29 +12,29 @@ def batch_indices(
 ) -> np.ndarray:
     """The sequences of a process's part of the batch at one step, [batch_size / num_ranks] int64.
 
-    The epochs, each a permutation of all the sequences, form one endless stream; the batch is what stands at
-    :func:`places` of it. Nothing is kept between steps, so a run that resumes at a step goes on as if it had never
-    stopped, also with another number of processes. A batch that spans two epochs may hold a sequence twice, and one
-    larger than `num_sequences` always does.
+    The epochs, each a permutation of all the sequences, form one endless stream; the batch is what stands at the
+    :func:`stream_positions` of the step. Nothing is kept between steps, so a run that resumes at a step goes on as if
+    it had never stopped, even with another number of processes. A batch that spans two epochs may hold a sequence
+    twice, and one larger than `num_sequences` always does.
 
     Args:
-        seed: of the permutations, from 0 to 2**64 - 1.
-        step: from 0.
-        batch_size: of all processes together; a multiple of their number.
-        num_sequences: at least 1.
+        seed: the seed of the permutations, from 0 to 2**64 - 1.
+        step: the number of the step, from 0.
+        batch_size: the sequences of all processes together; a multiple of the number of processes.
+        num_sequences: how many sequences there are, at least 1.
         rank: the number of the process, from 0.
         num_ranks: how many processes share the batch.
     """
-    where = places(step, batch_size, rank, num_ranks)
-    epochs, offsets = np.divmod(where, num_sequences)
+    positions = stream_positions(step, batch_size, rank, num_ranks)
+    epochs, offsets = np.divmod(positions, num_sequences)
     pieces = [_permutation(seed, epoch, num_sequences)[offsets[epochs == epoch]] for epoch in np.unique(epochs)]
     return np.concatenate(pieces)
 
 
-def places(step: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> np.ndarray:
-    """Where in the endless stream the sequences of :func:`batch_indices` stand, [batch_size / num_ranks] int64.
+def stream_positions(step: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> np.ndarray:
+    """The positions in the endless stream of the sequences of :func:`batch_indices`, [batch_size / num_ranks] int64.
 
-    No two steps or processes share a place, so a place is a name for the noise of a sequence at a step.
+    No two steps or processes share a position, so it can stand for the noise of a sequence at a step.
     """
     size = batch_size // num_ranks
     start = step * batch_size + rank * size

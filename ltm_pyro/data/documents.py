@@ -18,24 +18,24 @@ class Documents:
     """Documents, each with its end-of-text. They may be a selection of those that the arrays hold."""
 
     arrays: Sequence[np.ndarray]
-    """[n] each, of any unsigned type: token ids, the documents joined."""
+    """The token ids of the documents joined, [n] each, of any unsigned type."""
 
     starts: np.ndarray
-    """[D] int64: where each document starts, counted through all arrays."""
+    """Where each document starts, counted through all arrays, [D] int64."""
 
     sizes: np.ndarray
-    """[D] int64: the tokens of each, end-of-text included. A document lies in one array."""
+    """How many tokens each document has, end-of-text included, [D] int64. A document lies in one array."""
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     @property
     def num_tokens(self) -> int:
-        """Of all documents, end-of-text included."""
+        """How many tokens all documents have, end-of-text included."""
         return int(self.sizes.sum())
 
     def select(self, chosen: np.ndarray) -> Documents:
-        """Those of these numbers, or where a mask is true, in this order."""
+        """The documents with these numbers, in this order, or those where a mask is true."""
         return Documents(self.arrays, self.starts[chosen], self.sizes[chosen])
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -79,13 +79,13 @@ class _Runs:
     """The documents joined, as the fewest pieces of arrays."""
 
     stops: np.ndarray
-    """[R]: where each piece ends in the documents joined."""
+    """Where each piece ends in the documents joined, [R]."""
 
     arrays: np.ndarray
-    """[R]: the array in which it lies."""
+    """The number of the array in which each piece lies, [R]."""
 
     shifts: np.ndarray
-    """[R]: what to add to a place in the documents joined to have that in the array."""
+    """What to add to a position in the documents joined, to get the position in the array, [R]."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,13 @@ class TokenizedTexts:
     """All that are to be scored."""
 
     sha256: str
-    """Two figures compare only where it is equal."""
+    """A hash of what is scored: two figures compare only where it is equal."""
 
     def texts(self, encoding: tiktoken.Encoding) -> list[str]:
-        """Of all documents, without their end-of-text."""
-        sizes = self.documents.sizes
-        pieces = [self.documents.read(*place) for place in zip(np.cumsum(sizes) - sizes, np.cumsum(sizes), strict=True)]
+        """The texts of all documents, without their end-of-text."""
+        stops = np.cumsum(self.documents.sizes)
+        starts = stops - self.documents.sizes
+        pieces = [self.documents.read(start, stop) for start, stop in zip(starts, stops, strict=True)]
         return [encoding.decode(piece[:-1].tolist()) for piece in pieces]
 
     @classmethod
@@ -118,19 +119,19 @@ class TokenizedCorpus:
     """The documents of a corpus, as tokens."""
 
     name: str
-    """Short, and fit for the name of a folder."""
+    """A short name that is fit for the name of a folder."""
 
     train: Documents
-    """What to learn from."""
+    """The documents to learn from."""
 
     validation: TokenizedTexts
-    """What is held out."""
+    """The documents held out."""
 
     sha256: str
-    """Two figures compare only where it is equal."""
+    """A hash of the documents and of which are held out: two figures compare only where it is equal."""
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
+def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     """The smallest type, little-endian, that tokens are stored in."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
@@ -139,7 +140,7 @@ def check_tokens(tokens: np.ndarray, vocab_size: int) -> None:
     """Check that tokens are ids of a vocabulary.
 
     Raises:
-        InputError: one is not: what they were read from has been damaged.
+        InputError: one is not, because the file that they were read from is damaged.
     """
     if tokens.size and (highest := tokens.max()) >= vocab_size:
         raise InputError(
@@ -155,8 +156,8 @@ def encode(text: str, number: int, encoding: tiktoken.Encoding) -> np.ndarray:
 
     Args:
         text: the document.
-        number: counts the documents from 0, for the error.
-        encoding: of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
+        number: the number of the document, from 0, for the error.
+        encoding: a tokenizer of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
 
     Raises:
         InputError: it is not valid Unicode.

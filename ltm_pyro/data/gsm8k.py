@@ -1,4 +1,4 @@
-"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): word problems of grade school, each with a worked answer.
+"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): grade-school word problems, each with a worked answer.
 
 A worked answer ends in `#### ` and the final number.
 """
@@ -21,9 +21,11 @@ _NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(?:\.\d+)?|[-+]?\$?\.\d+")
 
 @dataclass(frozen=True)
 class Problem:
+    """A word problem."""
+
     question: str
     answer: str
-    """Worked out, with its final number behind the mark."""
+    """The worked answer, with its final number behind the mark."""
 
     @property
     def final(self) -> Decimal:
@@ -34,7 +36,10 @@ class Problem:
 
 
 def final_number(answer: str) -> Decimal | None:
-    """The first number behind the first mark; of an answer without a mark its last number; None where there is none."""
+    """The number that an answer ends in: the first behind the first mark, or, without a mark, the last of all.
+
+    None where there is no such number.
+    """
     _, mark, marked = answer.partition(MARK)
     numbers = _NUMBER.findall(marked if mark else answer)
     if not numbers:
@@ -51,15 +56,15 @@ def load_gsm8k(data: str | None) -> tuple[list[Problem], list[Problem]]:
             set on the Hugging Face hub.
 
     Raises:
-        InputError: if they cannot be had, or are no such problems.
+        InputError: if they cannot be read, or are no such problems.
     """
     if data is None:
-        return _of_hub("train"), _of_hub("test")
-    train, test = (_of_file(Path(data).expanduser() / f"{split}.jsonl") for split in ("train", "test"))
+        return _read_hub("train"), _read_hub("test")
+    train, test = (_read_file(Path(data).expanduser() / f"{split}.jsonl") for split in ("train", "test"))
     return train, test
 
 
-def _of_file(path: Path) -> list[Problem]:
+def _read_file(path: Path) -> list[Problem]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -70,15 +75,15 @@ def _of_file(path: Path) -> list[Problem]:
         raise InputError(f"{path} is not JSON, one object a line: {error}") from None
 
 
-def _of_hub(split: str) -> list[Problem]:
+def _read_hub(split: str) -> list[Problem]:
     import datasets
 
     try:
         rows = datasets.load_dataset(HUB_NAME, "main", split=split)
     except Exception as error:  # the library raises many kinds
         raise InputError(
-            f"{HUB_NAME} cannot be had from the Hugging Face hub ({type(error).__name__}); give --data a folder with "
-            "train.jsonl and test.jsonl"
+            f"{HUB_NAME} cannot be loaded from the Hugging Face hub ({type(error).__name__}); give --data a folder "
+            "with train.jsonl and test.jsonl"
         ) from None
     return _problems(list(rows), HUB_NAME)
 
@@ -86,10 +91,10 @@ def _of_hub(split: str) -> list[Problem]:
 def _problems(rows: list[Any], source: str) -> list[Problem]:
     problems = []
     for number, row in enumerate(rows, 1):
-        fields = [row.get(name) if isinstance(row, dict) else None for name in ("question", "answer")]
-        if not all(isinstance(field, str) for field in fields):
+        question, answer = (row.get(name) if isinstance(row, dict) else None for name in ("question", "answer"))
+        if not isinstance(question, str) or not isinstance(answer, str):
             raise InputError(f"{source}, problem {number}, has no question and answer")
-        problem = Problem(*fields)
+        problem = Problem(question, answer)
         if MARK not in problem.answer or final_number(problem.answer) is None:
             raise InputError(f"{source}, problem {number}, has no final number behind {MARK}")
         problems.append(problem)

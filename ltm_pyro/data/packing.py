@@ -1,7 +1,7 @@
 """Packing: documents become sequences of a fixed number of tokens, each of which will have its own latent z.
 
 Every document is followed by its end-of-text token, which is predicted and counts as any other. What follows the end is
-padding, of weight 0. Nothing is copied: a sequence is a place in the documents, read when a batch asks for it.
+padding, of weight 0. Nothing is copied: a sequence is a range of the documents, read when a batch asks for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ltm_pyro.models.batch import TokenBatch
 
 @dataclass(frozen=True, eq=False)
 class PackedSequences:
-    """N sequences of T tokens."""
+    """N sequences of T tokens each, which are pieces of documents."""
 
     documents: Documents
     """What the sequences are pieces of."""
@@ -31,17 +31,17 @@ class PackedSequences:
     """What the documents were encoded with."""
 
     length: int
-    """T."""
+    """How many tokens a sequence has (T)."""
 
     starts: Tensor
-    """[N] int64: where each sequence starts in the documents joined."""
+    """Where each sequence starts in the documents joined, [N] int64."""
 
     num_tokens: Tensor
-    """[N] int64: the tokens that are predicted, text and end-of-text; what follows them is padding."""
+    """How many tokens of each sequence are predicted, text and end-of-text, [N] int64; what follows is padding."""
 
     document_ids: Tensor
-    """[N] int64: numbers what is scored as one piece of evidence: the sequences of one document; in a stream, each
-    sequence by itself."""
+    """The number of the document that each sequence is a piece of, [N] int64; in a stream, each sequence counts as a
+    document of its own."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -78,9 +78,9 @@ def pack_by_document(documents: Documents, encoding: tiktoken.Encoding, length: 
     padded: no z is shared between documents.
 
     Args:
-        documents: at least one.
-        encoding: what they were encoded with.
-        length: tokens of a sequence (T).
+        documents: what to cut into sequences, at least one document.
+        encoding: the tokenizer that they were encoded with.
+        length: how many tokens a sequence has (T).
     """
     num_sequences = -(-documents.sizes // length)
     stops = np.cumsum(documents.sizes)
@@ -98,9 +98,9 @@ def pack_as_stream(documents: Documents, encoding: tiktoken.Encoding, length: in
     through the attention window: figures per document do not apply.
 
     Args:
-        documents: at least one.
-        encoding: what they were encoded with.
-        length: tokens of a sequence (T).
+        documents: what to cut into sequences, at least one document.
+        encoding: the tokenizer that they were encoded with.
+        length: how many tokens a sequence has (T).
     """
     starts = torch.arange(0, documents.num_tokens, length)
     num_tokens = (documents.num_tokens - starts).clamp(max=length)

@@ -1,12 +1,13 @@
-"""Prepared corpora: folders in which the documents lie as tokens, to be mapped into memory.
+"""Prepared corpora: folders that hold the documents of a corpus as tokens, to be mapped into memory.
 
 manifest.json               what the folder holds, and the SHA-256 of every other file; written last
 unfinished.json             the same while the folder is being written, with the shards that are finished
 train-00000.tokens.bin      a shard: token ids of many documents, each followed by its end-of-text
-train-00000.index.bin       its documents: where each ends, its bytes of text, and a hash of its text
-validation-00000.…          the same of what is held out, where that does not follow from the hashes
+train-00000.index.bin       the documents of the shard: where each ends, its bytes of text, and a hash of its text
+validation-00000.…          the same for what is held out, where that does not follow from the hashes
 
-docs/data.md describes the formats. Nothing read from here can run code.
+:mod:`~ltm_pyro.data.preparation` writes them, and docs/data.md describes the formats. Nothing that is read from them
+can run code.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tiktoken
 
-from ltm_pyro.data.corpora import HELD_OUT_OF
+from ltm_pyro.data.corpora.holding_out import HELD_OUT_OF
 from ltm_pyro.data.documents import Documents, TokenizedCorpus, TokenizedTexts, token_dtype
 from ltm_pyro.data.tokenizers import fingerprint, name_of
 from ltm_pyro.errors import InputError
@@ -34,33 +36,45 @@ FORMAT = "ltm_pyro prepared corpus"
 VERSION = 1
 TRAIN, VALIDATION = "train", "validation"
 BY_HASH, BY_SOURCE, BY_ENDS = "hashes", "source", "ends"
-"""What decides which documents are held out: their hashes, the source's own split, or, of few documents, their ends."""
+"""What decides which documents are held out: their hashes, a split of the source's own, or, where there are few
+documents, nothing: the end of each is held out."""
 INDEX = np.dtype([("end", "<u8"), ("num_bytes", "<u8"), ("hash", "<u8")])
-"""Of each document: where its tokens end in the shard, its bytes of text, and the first eight bytes of the text's
-SHA-256 as a number, the first byte the highest."""
+"""What the index says of a document: where its tokens end in the shard, its bytes of text, and the first eight bytes of
+the SHA-256 of its text, read as a number in big-endian order."""
 
-Parsed = TypeVar("Parsed")
+Index = np.ndarray[tuple[int], np.dtype[np.void]]
+"""[D] of INDEX."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a prepared corpus."""
+    """What the manifest says of a file."""
 
     num_bytes: int
+    """The size of the file."""
     sha256: str
+    """The SHA-256 (hexadecimal) of its contents."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Two files that hold some documents."""
+    """Two files that hold some documents: their tokens and their index."""
 
     num_documents: int
+    """How many documents there are."""
     num_tokens: int
-    """End-of-texts included."""
+    """How many tokens the documents have, end-of-texts included."""
     num_bytes: int
-    """Of the texts."""
+    """How many bytes the texts have."""
     tokens: StoredFile
+    """The file of the tokens."""
     index: StoredFile
+    """The file of the index."""
+
+    @property
+    def files(self) -> dict[str, StoredFile]:
+        """Both files, by their kind, as in :func:`file_name`."""
+        return {"tokens": self.tokens, "index": self.index}
 
 
 @dataclass(frozen=True)
@@ -68,49 +82,58 @@ class Manifest:
     """What a prepared corpus holds. Nothing in it depends on when or how often it was prepared."""
 
     source: str
-    """What was prepared, as it was given."""
+    """The source that was prepared, as it was given."""
     name: str
-    """Of the corpus; short, and fit for the name of a folder."""
+    """A short name of the corpus that is fit for the name of a folder."""
     text_column: str
+    """The column that holds the text, in sources with columns."""
     tokenizer: str
+    """The name of the tokenizer."""
     tokenizer_sha256: str
     """The fingerprint of the tokenizer."""
     vocab_size: int
+    """How many ids the tokenizer has."""
     dtype: str
-    """Of the tokens: uint16 or uint32, little-endian."""
+    """The type of the tokens: uint16 or uint32, little-endian."""
     shard_tokens: int
-    """A shard ends with the document with which it has as many tokens."""
+    """A shard ends with the document with which it reaches this many tokens."""
     held_out: str
-    """BY_HASH, BY_SOURCE or BY_ENDS."""
+    """What decides which documents are held out: BY_HASH, BY_SOURCE or BY_ENDS."""
     train: tuple[Shard, ...] = ()
+    """The shards to learn from; where hashes decide, they hold what is held out too."""
     validation: tuple[Shard, ...] = ()
+    """The shards that are held out."""
 
     def shards(self, split: str) -> tuple[Shard, ...]:
-        """Those of `train` or `validation`."""
-        return getattr(self, split)
+        """The shards of TRAIN or VALIDATION."""
+        return {TRAIN: self.train, VALIDATION: self.validation}[split]
 
     def with_shards(self, split: str, shards: tuple[Shard, ...]) -> Manifest:
-        """The same with other shards of a split."""
-        return dataclasses.replace(self, **{split: shards})
+        """The same manifest with other shards of a split."""
+        return dataclasses.replace(
+            self,
+            train=shards if split == TRAIN else self.train,
+            validation=shards if split == VALIDATION else self.validation,
+        )
 
     def stored(self) -> dict[str, StoredFile]:
         """All files but the manifest, by name."""
         return {
-            file_name(split, number, kind): getattr(shard, kind)
+            file_name(split, number, kind): file
             for split in (TRAIN, VALIDATION)
             for number, shard in enumerate(self.shards(split))
-            for kind in ("tokens", "index")
+            for kind, file in shard.files.items()
         }
 
     @property
     def sha256(self) -> str:
-        """Over all tokens, documents and what is held out of them; not over where they came from."""
+        """The hash of all tokens, of the documents and of what is held out of them, but not of where they came from."""
         contents = {name: file.sha256 for name, file in self.stored().items()}
         decisive = [VERSION, self.tokenizer_sha256, self.dtype, self.held_out, contents]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all."""
+        """Write the manifest as JSON, whole or not at all."""
         values = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
         durable.write(path, (json.dumps(values, indent=1) + "\n").encode())
 
@@ -139,7 +162,7 @@ def read_manifest(folder: Path, file: str = MANIFEST) -> Manifest:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         if (folder / UNFINISHED).exists():
-            raise InputError(f"{folder} is not finished: give the command of its preparation again") from None
+            raise InputError(f"{folder} is not finished: give the command that prepares it again") from None
         raise InputError(f"{folder} holds no prepared corpus: it has no {file}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
@@ -158,17 +181,24 @@ def read_manifest(folder: Path, file: str = MANIFEST) -> Manifest:
     return manifest
 
 
+Parsed = TypeVar("Parsed", StoredFile, Shard, Manifest)
+
+
 def _parse(kind: type[Parsed], values: Any) -> Parsed:
     """A dataclass from the values of JSON."""
-    fields = {entry.name: entry.type for entry in dataclasses.fields(kind)}
+    fields = {entry.name: str(entry.type) for entry in dataclasses.fields(kind)}
     if not isinstance(values, dict):
         raise ValueError(f"{_shown(values)} stands where {', '.join(fields)} should")
     if missing := [key for key in fields if key not in values]:
         raise ValueError(f"it lacks {', '.join(missing)}")
     if unknown := [key for key in values if key not in fields]:
         raise ValueError(f"it says {_shown(unknown[0])}, which means nothing")
-    readers = {"int": _number, "str": _text, "StoredFile": lambda value: _parse(StoredFile, value)}
-    readers["tuple[Shard, ...]"] = lambda value: tuple(_parse(Shard, item) for item in _list(value))
+    readers: dict[str, Callable[[Any], Any]] = {
+        "int": _number,
+        "str": _text,
+        "StoredFile": lambda value: _parse(StoredFile, value),
+        "tuple[Shard, ...]": lambda value: tuple(_parse(Shard, item) for item in _list(value)),
+    }
     return kind(**{key: readers[annotation](values[key]) for key, annotation in fields.items()})
 
 
@@ -213,8 +243,8 @@ def _check(manifest: Manifest) -> None:
 def open_prepared(folder: Path, encoding: tiktoken.Encoding) -> TokenizedCorpus:
     """Maps a prepared corpus into memory, without reading its tokens.
 
-    Sizes of all files and the SHA-256 of the indices are checked, that of the tokens by :func:`verify` alone: they are
-    much larger.
+    The sizes of all files are checked, and the SHA-256 of the indices. That of the tokens, which are much larger, is
+    checked by :func:`verify` alone.
 
     Raises:
         InputError: a file is missing or damaged, or it was prepared with another tokenizer.
@@ -247,7 +277,7 @@ def _check_tokenizer(manifest: Manifest, folder: Path, encoding: tiktoken.Encodi
 def held_out_by_hash(hashes: np.ndarray) -> np.ndarray:
     """Which documents are held out, [D] bool: the twentieth part of the distinct ones with the smallest hash.
 
-    This is the rule of :func:`~ltm_pyro.data.corpora.load_corpus`, whatever the order of the documents.
+    This is the rule of :func:`~ltm_pyro.data.corpora.holding_out.hold_out`, whatever the order of the documents.
     """
     distinct = np.unique(hashes)
     held_out = distinct[: len(distinct) // HELD_OUT_OF]
@@ -277,7 +307,7 @@ def _open(manifest: Manifest, folder: Path, split: str) -> tuple[Documents, np.n
     return Documents(arrays, np.concatenate(starts), np.concatenate(sizes)), np.concatenate(hashes)
 
 
-def read_index(path: Path, shard: Shard) -> np.ndarray:
+def read_index(path: Path, shard: Shard) -> Index:
     """The documents of a shard, [D] of INDEX.
 
     Raises:

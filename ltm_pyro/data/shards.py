@@ -1,4 +1,4 @@
-"""Writing prepared corpora: documents are encoded in several processes, and shards appear whole or not at all."""
+"""Shards of prepared corpora: documents are encoded in several processes, and a shard appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import tiktoken
 
-from ltm_pyro.data.corpora import Reading, utf8
+from ltm_pyro.data.corpora.base import Reading
+from ltm_pyro.data.corpora.holding_out import utf8
 from ltm_pyro.data.documents import encode
-from ltm_pyro.data.prepared import INDEX, Shard, StoredFile, file_name
+from ltm_pyro.data.prepared import INDEX, Index, Shard, StoredFile, file_name
 from ltm_pyro.errors import InputError
 from ltm_pyro.files import durable
 
 CHUNK_CHARACTERS = 2**19
-"""A process encodes as many documents at a time as have so many characters."""
+"""A process encodes, at a time, as many documents as have this many characters together."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Encoded:
     """Documents that follow each other."""
 
     tokens: np.ndarray
-    """[n]: of all of them, each with its end-of-text."""
+    """The tokens of all documents, each with its end-of-text, [n]."""
 
-    index: np.ndarray
-    """[D] of INDEX; `end` counts from the first token here."""
+    index: Index
+    """The index of the documents, [D] of INDEX, whose `end` counts from the first of these tokens."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -53,14 +53,15 @@ class _Chunk:
     """Documents to encode together."""
 
     first: int
-    """The number of the first."""
+    """The number of the first document."""
     texts: list[str]
+    """The documents."""
     share: float | None
-    """How much of the whole has been read with them, if that is known."""
+    """The share of the whole that has been read with them; None where that is not known."""
 
 
-def _index_of(texts: list[str]) -> np.ndarray:
-    """The documents, [D] of INDEX, before it is known where their tokens end."""
+def _index_of(texts: list[str]) -> Index:
+    """The index of documents, before it is known where their tokens end."""
     index = np.zeros(len(texts), dtype=INDEX)
     contents = [utf8(text) for text in texts]
     index["num_bytes"] = [len(content) for content in contents]
@@ -69,21 +70,21 @@ def _index_of(texts: list[str]) -> np.ndarray:
 
 
 def hash_of(content: bytes) -> int:
-    """What INDEX says of a text."""
+    """The hash of a text in an index."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
 
 
 def encoded(
     documents: Reading, first: int, encoding: tiktoken.Encoding, processes: int
-) -> Iterator[tuple[Encoded, float | None]]:
-    """Encodes documents in their order; with what has been encoded comes the share of the whole that has been read.
+) -> Generator[tuple[Encoded, float | None], None, None]:
+    """Encodes documents in their order, and gives with each piece the share of the whole that has been read.
 
     Memory holds a few chunks of documents for every process.
 
     Args:
-        documents: what is read of a corpus.
+        documents: the documents as they are read.
         first: the number of the first document, for errors.
-        encoding: of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
+        encoding: a tokenizer of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
         processes: how many encode at the same time; 1 starts none.
 
     Raises:
@@ -97,7 +98,7 @@ def encoded(
         return
     pool = ProcessPoolExecutor(processes, initializer=_start_process, initargs=(encoding,))
     try:
-        waiting = collections.deque()
+        waiting: collections.deque[Future[tuple[Encoded, float | None]]] = collections.deque()
         for chunk in chunks:
             waiting.append(pool.submit(_encode_chunk, chunk))
             if len(waiting) > 2 * processes:
@@ -122,7 +123,7 @@ def _chunks(documents: Reading, first: int) -> Iterator[_Chunk]:
 
 
 _encoding: tiktoken.Encoding
-"""Of this process."""
+"""The tokenizer of this process."""
 
 
 def _start(encoding: tiktoken.Encoding) -> None:
@@ -138,7 +139,9 @@ def _start_process(encoding: tiktoken.Encoding) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in the processes of a pool
+    parent.join()
     os._exit(1)
 
 
@@ -154,9 +157,9 @@ class ShardWriter:
 
     Args:
         folder: where the files go.
-        split: train or validation.
-        number: of the first shard.
-        shard_tokens: a shard ends with the document with which it has as many.
+        split: TRAIN or VALIDATION.
+        number: the number of the first shard.
+        shard_tokens: a shard ends with the document with which it reaches this many tokens.
         finished: called with each shard once its files are on the disk.
     """
 
@@ -165,56 +168,50 @@ class ShardWriter:
     ) -> None:
         self.folder, self.split, self.number = folder, split, number
         self.shard_tokens, self.finished = shard_tokens, finished
-        self.file: BinaryIO | None = None
+        self.begun: _BegunShard | None = None
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.file is not None:
-            self.file.close()
+        if self.begun is not None:
+            self.begun.file.close()
 
     def add(self, documents: Encoded) -> None:
         """Append documents, ending every shard that they fill."""
         while len(documents):
-            if self.file is None:
-                self._begin()
-            missing = self.shard_tokens - self.num_tokens
+            self.begun = self.begun or _BegunShard(self.folder / f"{self._path('tokens').name}.partial")
+            missing = self.shard_tokens - self.begun.num_tokens
             count = min(int(np.searchsorted(documents.index["end"], missing)) + 1, len(documents))
             part, documents = documents.split(count)
-            self._append(part)
-            if self.num_tokens >= self.shard_tokens:
+            self.begun.append(part)
+            if self.begun.num_tokens >= self.shard_tokens:
                 self.end()
 
     def end(self) -> None:
         """End the shard that has been begun, if there is one."""
-        if self.file is None:
+        if self.begun is None:
             return
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        self.file = None
-        index = np.concatenate(self.indices)
-        durable.write(self.folder / file_name(self.split, self.number, "index"), index.tobytes())
-        os.replace(self._partial(), self.folder / file_name(self.split, self.number, "tokens"))
-        durable.sync_folder(self.folder)
-        shard = Shard(
-            num_documents=len(index),
-            num_tokens=self.num_tokens,
-            num_bytes=int(index["num_bytes"].sum()),
-            tokens=StoredFile(self.num_token_bytes, self.sha256.hexdigest()),
-            index=StoredFile(index.nbytes, hashlib.sha256(index.tobytes()).hexdigest()),
-        )
+        shard = self.begun.write(self._path("tokens"), self._path("index"))
+        self.begun = None
         self.number += 1
         self.finished(shard)
 
-    def _begin(self) -> None:
-        self.file = self._partial().open("wb")
+    def _path(self, kind: str) -> Path:
+        return self.folder / file_name(self.split, self.number, kind)
+
+
+class _BegunShard:
+    """A shard that is being written, under a name of its own."""
+
+    def __init__(self, partial: Path) -> None:
+        self.partial = partial
+        self.file = partial.open("wb")
         self.sha256 = hashlib.sha256()
         self.num_tokens = self.num_token_bytes = 0
-        self.indices: list[np.ndarray] = []
+        self.indices: list[Index] = []
 
-    def _append(self, documents: Encoded) -> None:
+    def append(self, documents: Encoded) -> None:
         contents = documents.tokens.tobytes()
         self.file.write(contents)
         self.sha256.update(contents)
@@ -224,20 +221,34 @@ class ShardWriter:
         self.num_tokens += len(documents.tokens)
         self.num_token_bytes += len(contents)
 
-    def _partial(self) -> Path:
-        return self.folder / f"{file_name(self.split, self.number, 'tokens')}.partial"
+    def write(self, tokens_path: Path, index_path: Path) -> Shard:
+        """Put both files in their places, once they are on the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        index = np.concatenate(self.indices)
+        durable.write(index_path, index.tobytes())
+        os.replace(self.partial, tokens_path)
+        durable.sync_folder(tokens_path.parent)
+        return Shard(
+            num_documents=len(index),
+            num_tokens=self.num_tokens,
+            num_bytes=int(index["num_bytes"].sum()),
+            tokens=StoredFile(self.num_token_bytes, self.sha256.hexdigest()),
+            index=StoredFile(index.nbytes, hashlib.sha256(index.tobytes()).hexdigest()),
+        )
 
 
-def without_finished(documents: Reading, indices: Iterable[np.ndarray], changed: str) -> Reading:
+def without_finished(documents: Reading, indices: Iterable[Index], changed: str) -> Reading:
     """What comes after the documents that finished shards hold, which must be the same as they are now.
 
     Args:
-        documents: what is read of the corpus.
-        indices: of the finished shards, [D] of INDEX each.
-        changed: the error where they are not the same.
+        documents: the documents as they are read.
+        indices: the indices of the finished shards.
+        changed: the message of the error where the documents are not the same.
 
     Raises:
-        InputError: see above.
+        InputError: the documents are not the same.
     """
     for index in indices:
         for expected in index["hash"].tolist():

@@ -25,16 +25,18 @@ class TopicLanguage:
     """
 
     topic_probs: Tensor
-    """[K]: the prior of the topics."""
+    """The prior of the topics, [K]."""
 
     initial_probs: Tensor
-    """[K, S]: of the state before the first symbol, which emits none itself (as in Pyro's DiscreteHMM)."""
+    """The probabilities of the state before the first symbol, which emits none itself (as in Pyro's DiscreteHMM),
+    [K, S]."""
 
     transition_probs: Tensor
-    """[K, S, S]: from the state of the second dimension to that of the third, before every symbol."""
+    """The probabilities of going, before every symbol, from the state of the second dimension to that of the third,
+    [K, S, S]."""
 
     emission_probs: Tensor
-    """[K, S, V]: of the symbol that a state emits."""
+    """The probabilities of the symbol that a state emits, [K, S, V]."""
 
     @classmethod
     def random(
@@ -43,12 +45,13 @@ class TopicLanguage:
         """A language whose topics are equally likely and whose other probabilities are Dirichlet draws.
 
         Args:
-            num_topics: K.
-            num_states: S.
-            vocab_size: V.
+            num_topics: how many topics there are (K).
+            num_states: how many hidden states there are (S).
+            vocab_size: how many symbols there are (V).
             seed: the same seed gives the same language.
-            concentration: of the Dirichlet, positive. The smaller, the more the topics differ: with 4 topics, 3 states
-                and 16 symbols at 0.3, Bayes' rule names the topic of 64 symbols more than 95 times in 100.
+            concentration: the concentration of the Dirichlet, positive. The smaller, the more the topics differ: with
+                4 topics, 3 states and 16 symbols at 0.3, Bayes' rule names the topic of 64 symbols more than 95 times
+                in 100.
         """
         rng = np.random.default_rng(seed)
 
@@ -78,12 +81,13 @@ class TopicLanguage:
 
     def log_joint(self, tokens: Tensor) -> Tensor:
         """log p(text, topic) in nats, [N, K] float64, of texts [N, T]; its softmax is the posterior of the topic."""
-        chain = dist.DiscreteHMM(
+        chain = dist.DiscreteHMM(  # type: ignore[no-untyped-call]  # as much of Pyro
             self.initial_probs.log(),
             self.transition_probs.log()[:, None],
             dist.Categorical(logits=self.emission_probs.log()[:, None]),
         )
-        return self.topic_probs.log() + chain.log_prob(tokens[:, None])
+        log_prob: Tensor = chain.log_prob(tokens[:, None])  # type: ignore[no-untyped-call]
+        return self.topic_probs.log() + log_prob
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """log p(text) in nats, [N] float64, of texts [N, T]: exact, by the forward algorithm, summed over topics."""
@@ -95,7 +99,7 @@ class UniformLanguage:
     """Every symbol is drawn independently and uniformly: no model can need fewer than log V nats per token."""
 
     vocab_size: int
-    """V."""
+    """How many symbols there are (V)."""
 
     def sample(self, num_sequences: int, length: int, generator: torch.Generator) -> Tensor:
         """Texts [num_sequences, length] int64."""
@@ -115,10 +119,10 @@ class UnigramLanguage:
     """
 
     vocab_size: int
-    """V."""
+    """How many symbols there are (V)."""
 
     concentration: float
-    """Of the Dirichlet, positive. The smaller, the more the texts differ."""
+    """The concentration of the Dirichlet, positive. The smaller, the more the texts differ."""
 
     def sample(self, num_sequences: int, length: int, generator: torch.Generator) -> Tensor:
         """Texts [num_sequences, length] int64."""

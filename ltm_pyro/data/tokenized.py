@@ -1,4 +1,4 @@
-"""Corpora and texts as tokens: encoded when they are loaded, or mapped into memory where they lie prepared."""
+"""Corpora and texts as tokens: encoded when they are loaded, or mapped into memory where they are prepared corpora."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_tokenized_corpus(data: str, text_column: str, encoding: tiktoken.Encodi
         data: a folder that `python -m ltm_pyro.prepare` has written, or as in
             :func:`~ltm_pyro.data.corpora.load_corpus`.
         text_column: the column that holds the text, in files and data sets with columns.
-        encoding: of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
+        encoding: a tokenizer of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
 
     Raises:
         InputError: there is no such corpus, it cannot be read, or it was prepared with another tokenizer.
@@ -27,7 +27,7 @@ def load_tokenized_corpus(data: str, text_column: str, encoding: tiktoken.Encodi
         return open_prepared(Path(data).expanduser(), encoding)
     corpus = load_corpus(data, text_column)
     validation = tokenize(corpus.validation, encoding)
-    sha256 = Texts.of(corpus.name, corpus.validation).sha256
+    sha256 = Texts(corpus.name, corpus.validation).sha256
     held_out = TokenizedTexts.held_out_of(corpus.name, validation, sha256)
     return TokenizedCorpus(corpus.name, tokenize(corpus.train, encoding), held_out, corpus.sha256)
 
@@ -39,7 +39,7 @@ def load_tokenized_texts(data: str, text_column: str, encoding: tiktoken.Encodin
         data: a folder that `python -m ltm_pyro.prepare` has written, or as in
             :func:`~ltm_pyro.data.corpora.load_texts`.
         text_column: the column that holds the text, in files and data sets with columns; benchmark sets know theirs.
-        encoding: of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
+        encoding: a tokenizer of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
 
     Raises:
         InputError: there are no such texts, they cannot be read, or they were prepared with another tokenizer.

@@ -51,7 +51,7 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
             f"folder that holds its files as tiktoken keeps them ({reason})"
         ) from error
     if END_OF_TEXT not in encoding.special_tokens_set:
-        raise InputError(f"the tokenizer {name!r} has no {END_OF_TEXT} token; choose one that has")
+        raise InputError(f"the tokenizer {name!r} has no {END_OF_TEXT} token; choose one that has one")
     return tiktoken.Encoding(
         name + _SUFFIX,
         pat_str=encoding._pat_str,

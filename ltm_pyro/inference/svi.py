@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
-from torch.distributions import kl_divergence
 
-from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, require_positive
+from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, kl, require_positive
 
 
 @dataclass(frozen=True)
@@ -93,19 +91,11 @@ def elbo_backward(model: Model, guide: Guide, batch: Batch, num_tokens: float) -
         traced_model, traced_guide = poutine.trace(model), poutine.trace(guide)
         nelbo = TraceMeanField_ELBO().differentiable_loss(traced_model, traced_guide, batch)  # type: ignore[no-untyped-call]
     latent = traced_guide.trace.nodes[LATENT]
-    kl = _kl(latent["fn"], traced_model.trace.nodes[LATENT]["fn"], latent["value"])
+    prior = traced_model.trace.nodes[LATENT]["fn"]
+    with torch.no_grad():
+        divergence = kl(latent["fn"], prior, latent["value"]).sum().item()
     (nelbo / num_tokens).backward()
-    return SlowLoss(nelbo.item(), kl)
-
-
-@torch.no_grad()
-def _kl(q: Any, prior: Any, z: Any) -> float:
-    """KL(q ‖ p) summed over the sequences, in closed form; where there is none, its estimate at the draw z of q."""
-    try:
-        kl = kl_divergence(q, prior)
-    except NotImplementedError:
-        kl = q.log_prob(z) - prior.log_prob(z)
-    return float(kl.sum().item())
+    return SlowLoss(nelbo.item(), divergence)
 
 
 class WeightOptimizer:

@@ -19,7 +19,7 @@ from ltm_pyro.data import (
     PackedSequences,
     TokenizedCorpus,
     batch_indices,
-    places,
+    stream_positions,
 )
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import figures
@@ -155,9 +155,10 @@ def micro_batches(training: Training) -> list[TokenBatch]:
     ranks = processes.rank, processes.size
     indices = batch_indices(config.seed, *position, len(sequences), *ranks)
     size = micro_batch_size(config, processes.size)
+    positions = stream_positions(*position, *ranks)
     return [
         dataclasses.replace(sequences.batch(part), sequence_ids=torch.from_numpy(ids))
-        for part, ids in zip(indices.reshape(-1, size), places(*position, *ranks).reshape(-1, size), strict=True)
+        for part, ids in zip(indices.reshape(-1, size), positions.reshape(-1, size), strict=True)
     ]
 
 

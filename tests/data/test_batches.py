@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ltm_pyro.data import batches
-from ltm_pyro.data.batches import batch_indices, places
+from ltm_pyro.data.batches import batch_indices, stream_positions
 
 
 def stream(seed, num_steps, batch_size, num_sequences):
@@ -53,11 +53,11 @@ def test_processes_share_a_batch_whatever_their_number(num_ranks):
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_a_place_belongs_to_one_step_and_one_process(num_ranks):
     """Together they are all numbers from 0, whoever has them."""
-    taken = [places(step, 6, rank, num_ranks) for step in range(5) for rank in range(num_ranks)]
+    taken = [stream_positions(step, 6, rank, num_ranks) for step in range(5) for rank in range(num_ranks)]
     assert np.concatenate(taken).tolist() == list(range(30))
 
 
 def test_a_place_says_which_sequence_of_which_epoch_it_is():
     for step in range(9):
-        alone = [batch_indices(2, int(place), 1, 7)[0] for place in places(step, 6)]
+        alone = [batch_indices(2, int(place), 1, 7)[0] for place in stream_positions(step, 6)]
         assert batch_indices(2, step, 6, 7).tolist() == alone

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ltm_pyro.data.benchmark_sets import BENCHMARK_SETS
+from ltm_pyro.data.corpora.benchmark_sets import BENCHMARK_SETS
 
 # Words joined
 
@@ -100,48 +100,3 @@ def test_lambada():
 def test_ag_news_is_left_as_it_is():
     row = " Stocks fell ( again ) , Reuters - says \\$5 isn 't #39;much' "
     assert BENCHMARK_SETS["ag-news"].detokenize(row) == row
-
-
-# Documents
-
-ARTICLES = [
-    *("", " = First = ", "", " It starts . ", " It goes on . "),
-    *("", " = = Part = = ", "", " More of it , where ", " = x and y = ", " stands in a formula . "),
-    *("", " = Second = ", "", " = = Part = = ", "", " It ends . ", ""),
-]
-JOINED = [
-    "= First =\n\nIt starts.\nIt goes on.\n\n== Part ==\n\nMore of it, where\n= x and y =\nstands in a formula.",
-    "= Second =\n\n== Part ==\n\nIt ends.",
-]
-
-
-@pytest.mark.parametrize("name", ["wikitext-2", "wikitext-103"])
-def test_an_article_starts_at_a_heading_of_the_first_level(name):
-    benchmark = BENCHMARK_SETS[name]
-    assert [article for article in benchmark.documents(ARTICLES) if article] == JOINED
-    # On the hub, rows keep the ends of their lines, but blank ones are empty.
-    rows = [f"{row}\n" if row.strip() else "" for row in ARTICLES]
-    assert [article for article in benchmark.documents(rows) if article] == JOINED
-
-
-def test_text_before_the_first_heading_is_a_document():
-    documents = BENCHMARK_SETS["wikitext-2"].documents(["Cut off here .", "", " = Next = ", "", "It starts ."])
-    assert documents == ["Cut off here.", "= Next =\n\nIt starts."]
-
-
-def test_ptb_is_one_stream_of_sentences():
-    rows = [" it rose N N ", "", " it did n't fall "]
-    assert BENCHMARK_SETS["ptb"].documents(rows) == ["it rose 1 1\nit didn't fall"]
-
-
-@pytest.mark.parametrize("name", ["lm1b", "lambada", "ag-news", "pubmed", "arxiv"])
-def test_a_row_is_a_document(name):
-    benchmark = BENCHMARK_SETS[name]
-    rows = ["One .", "Two .", ""]
-    assert benchmark.documents(rows) == [benchmark.detokenize(row) for row in rows]
-
-
-@pytest.mark.parametrize("name", BENCHMARK_SETS)
-def test_nothing_to_join(name):
-    assert not any(document.strip() for document in BENCHMARK_SETS[name].documents([]))
-    assert not any(document.strip() for document in BENCHMARK_SETS[name].documents(["", " \n"]))

@@ -1,4 +1,4 @@
-"""The embedded corpus: the documentation that every Python installation carries.
+"""The default corpus: the documentation that every Python installation carries.
 
 About 2.5 MB of English: the docstrings of the standard library, and the topics of `help()`. It differs between versions
 of Python, so two figures on it compare only where the corpus hash is the same.
@@ -13,11 +13,34 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from ltm_pyro.data.corpora.base import CorpusKind, CorpusSource, Split
+from ltm_pyro.data.corpora.holding_out import hold_out
 from ltm_pyro.errors import InputError
+
+PYTHON_DOCS = "python-docs"
 
 _TESTS = {"test", "tests", "idle_test"}
 _TOPICS = "pydoc_data.topics"
 _Definition = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+class PythonDocs(CorpusKind):
+    """The documentation that Python itself carries.
+
+    What is scored is what would be held out of it for validation.
+    """
+
+    label = PYTHON_DOCS
+    summary = "the documentation that Python itself carries"
+
+    def recognises(self, data: str) -> bool:
+        return data == PYTHON_DOCS
+
+    def open(self, data: str, text_column: str) -> CorpusSource:
+        return CorpusSource(PYTHON_DOCS, Split.of(read_python_docs))
+
+    def open_to_score(self, data: str, text_column: str) -> tuple[str, Split]:
+        return PYTHON_DOCS, Split.of(lambda: hold_out(self.open(data, text_column).train.documents())[1])
 
 
 def read_python_docs() -> list[str]:
@@ -46,7 +69,7 @@ def read_python_docs() -> list[str]:
     if not documents:
         raise InputError(
             f"python-docs finds no documentation in {root} (are the sources of the standard library installed?); "
-            "give --data a file, a folder or a Hugging Face dataset"
+            "give --data a file, a folder or a Hugging Face data set"
         )
     return documents
 
@@ -77,7 +100,7 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[str]:
 
 def _topics(module: ast.Module) -> list[str]:
     """The texts of the dictionary of literals that the module assigns, in the order of their names."""
-    texts = {}
+    texts: dict[str, str] = {}
     for node in module.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             texts |= ast.literal_eval(node.value)
