@@ -85,6 +85,8 @@ class PosteriorScheme(Protocol):
 
     has_density: ClassVar[bool]
     """Whether q is a distribution with a density over z, as an ELBO needs; false for points and draws."""
+    has_chains: ClassVar[bool]
+    """Whether its draws come from Markov chains, with the settings `num_chains` and `num_kept`."""
     loss_is_bound: bool
     """Whether the negative ELBO at a draw of `guide` is, in expectation, an upper bound on -log p(x)."""
     num_steps: int

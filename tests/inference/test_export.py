@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ltm_pyro.inference import SCHEMES, SequenceNoise, infer
-from ltm_pyro.inference.export import to_arviz
+from ltm_pyro.inference.export import evaluate_draws, to_arviz
 from ltm_pyro.inference.posterior import import_arviz
 from ltm_pyro.inference.weights import ImportanceWeights
 
@@ -28,7 +28,7 @@ def exported(linear_gaussian, tmp_path):
         state = infer(scheme, world, batch, rng)
         posterior = scheme.posterior(state, num_draws, rng)
         q = scheme.distribution(state, rng) if scheme.has_density else None
-        data = to_arviz(posterior, world, batch, TEXTS, {"x": batch.x.numpy()}, q)
+        data = to_arviz(posterior, evaluate_draws(posterior, world, batch), TEXTS, {"x": batch.x.numpy()}, q)
         data.to_netcdf(str(tmp_path / "posterior.nc"))
         return arviz.from_netcdf(str(tmp_path / "posterior.nc")), posterior.samples, world, batch, q
 

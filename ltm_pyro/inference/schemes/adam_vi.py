@@ -71,6 +71,7 @@ class AdamVI:
     That is for reproducing it only: the loss it reports is no bound."""
 
     has_density: ClassVar[bool] = True
+    has_chains: ClassVar[bool] = False
     num_draws: ClassVar[None] = None
 
     @property

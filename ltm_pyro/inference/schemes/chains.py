@@ -63,6 +63,7 @@ class Chains:
     0: they start at draws of the prior, and move alike in every dimension."""
 
     has_density: ClassVar[bool] = False
+    has_chains: ClassVar[bool] = True
     loss_is_bound: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
