@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from ltm_pyro.files import durable
+from ltm_pyro.files import durable, strict_json
 from ltm_pyro.errors import InputError
 
 WEIGHTS = "model.safetensors"
@@ -114,7 +114,7 @@ def mark_best(checkpoint: Path, figure: dict[str, Any]) -> None:
     Raises:
         WriteError: if it cannot be written.
     """
-    content = strict_json({"best_by": "nats_per_token", "split": "validation", **figure})
+    content = strict_json.dumps({"best_by": "nats_per_token", "split": "validation", **figure})
     # A crash in between leaves a figure without a sum. The line in `metrics.jsonl` is not there yet then, so that the
     # resumed run validates and marks once more.
     digest = _write(checkpoint / BEST, content.encode())
@@ -131,12 +131,6 @@ def read_best(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(figure, dict) or type(figure.get("nats_per_token")) is not float:
         raise InputError(f"{checkpoint / BEST} holds no figure")
     return figure
-
-
-def strict_json(record: dict[str, Any]) -> str:
-    """The record as JSON; numbers that are not finite, which JSON does not have, become null."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(finite, allow_nan=False)
 
 
 def restore(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer) -> tuple[Path, Progress, list[InputError]]:

@@ -26,7 +26,7 @@ import yaml
 from torch import nn
 
 from ltm_pyro.runs import checkpoint
-from ltm_pyro.files import durable
+from ltm_pyro.files import durable, strict_json
 from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.config import TrainConfig, from_dict, to_dict
 from ltm_pyro.data import (
@@ -125,7 +125,7 @@ class Run:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`; numbers that are not finite become null."""
-        durable.append(self.metrics_path, f"{checkpoint.strict_json(record)}\n".encode())
+        durable.append(self.metrics_path, f"{strict_json.dumps(record)}\n".encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, but for the last one if a crash has cut it short.

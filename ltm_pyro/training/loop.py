@@ -22,7 +22,8 @@ from ltm_pyro.data import (
 )
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import figures
-from ltm_pyro.evaluation.estimators import EstimatorSettings, Inference, inference_of
+from ltm_pyro.evaluation.estimators import EstimatorSettings
+from ltm_pyro.evaluation.inferred import Inference, inference_of
 from ltm_pyro.files.stop import StopSignal
 from ltm_pyro.inference import Noise, SequenceNoise, infer
 from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer, elbo_backward
@@ -312,7 +313,7 @@ def report(training: Training, run: Run, corpus: TokenizedCorpus, trained: Train
     if config.inference != NO_INFERENCE:
         # Of a run that takes no fast steps, VI would be the prior.
         vi_steps = config.fast_steps or preset(config.preset).fast_steps
-        inferences += [inference_of(config, "vi", vi_steps), Inference.without()]
+        inferences += [inference_of(config, "vi", vi_steps), Inference.from_prior()]
     order_zero = figures.order_zero_bits_per_byte(corpus.validation.documents, trained.tokenizer)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
     for inference in dict.fromkeys(inferences):
