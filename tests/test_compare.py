@@ -19,8 +19,8 @@ from ltm_pyro.config import preset
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import comparison
 from ltm_pyro.evaluation.comparison import Comparison
-from ltm_pyro.evaluation.estimators import inference_of
 from ltm_pyro.evaluation.figures import chosen_sequences
+from ltm_pyro.evaluation.inferred import inference_of
 from ltm_pyro.inference import SCHEMES, SequenceNoise, bounds, infer, log_joint
 from ltm_pyro.inference.diagnostics import Mixing
 from ltm_pyro.models import TokenBatch

@@ -123,10 +123,7 @@ class Figure:
         variance = self.variance
         # Where the tail of the weights is too heavy, so is that of their spread, and the error would be far too small.
         is_heavy = pareto_k is not None and pareto_k > highest_pareto_k(self.num_samples)
-        if variance is None or math.isnan(variance) or is_heavy:
-            error = None
-        else:
-            error = math.sqrt(variance) / self.num_tokens
+        error = None if variance is None or math.isnan(variance) or is_heavy else math.sqrt(variance) / self.num_tokens
         return {
             "estimator": self.estimator,
             "posterior": self.z_from,

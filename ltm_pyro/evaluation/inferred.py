@@ -17,6 +17,8 @@ from ltm_pyro.models import LatentThoughtModel, TokenBatch
 
 GAUSSIAN_STEPS = 16
 """Steps in which the scales of the Gaussian around a point or around draws are fitted."""
+GAUSSIAN = VI(num_steps=GAUSSIAN_STEPS)
+REUSED_NOISE = AdamVI(noise="reused")
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class Inference:
     name: str
     """The name of the scheme, as tables show it."""
     scheme: PosteriorScheme
-    gaussian: VI = VI(num_steps=GAUSSIAN_STEPS)
+    gaussian: VI = GAUSSIAN
     """Fits the scales of a Gaussian around the points or draws of a scheme without a density, so that there is a q."""
-    reused: AdamVI = AdamVI(noise="reused")
+    reused: AdamVI = REUSED_NOISE
     """Fits q to a single noise, for the figure of the reference implementation; the number of steps is the scheme's."""
 
     @property

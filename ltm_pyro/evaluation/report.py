@@ -124,10 +124,10 @@ def write_records(path: str, settings: dict[str, Any], **records: list[dict[str,
 LEGEND = """\
 nats/token ± standard error over documents. Δ bits/byte: the difference from the same (or the exact) figure of the first
 run, paired over documents; empty where a run reads other sequences.
-rate: KL(q ‖ p), and distortion: -E log p(x | z), both in bits/token. MC error: the Monte Carlo error of nats/token, over
-the draws of z. ESS and k̂: effective sample size and tail shape of the importance weights, medians over texts; the error
-is left out where k̂ is too high for it to be trusted. op/token: floating-point operations of the figure for each token
-of a sequence."""
+rate: KL(q ‖ p), and distortion: -E log p(x | z), both in bits/token. MC error: the Monte Carlo error of nats/token over
+the draws of z; it is left out where k̂ is too high for it to be trusted. ESS and k̂: effective sample size and tail
+shape of the importance weights, medians over texts. op/token: floating-point operations of the figure for each token of
+a sequence."""
 
 
 def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
@@ -266,7 +266,12 @@ def plot(rows: list[Row], path: str | Path) -> None:
         values = [point.figure.record() for point in points]
         bits = [value["bits_per_byte"] for value in values]
         if points[0].figure.z_from is None:
-            axes.axhline(bits[0], color="black", linestyle=[":", "--", "-."][number % 3], label=f"{label} ({points[0].estimator})")
+            axes.axhline(
+                bits[0],
+                color="black",
+                linestyle=[":", "--", "-."][number % 3],
+                label=f"{label} ({points[0].estimator})",
+            )
             continue
         # Only the error over the draws: the texts are the same in all points, and so is the error over them.
         errors = [

@@ -41,7 +41,7 @@ def evaluate_draws(posterior: Posterior, model: Model, batch: Batch) -> DrawTerm
         for z in samples.flatten(0, 1):
             joint = log_joint(model, batch, z)
             terms.append(torch.stack([joint.log_likelihood, joint.log_prior]).double().cpu())
-    return DrawTerms(*torch.stack(terms, dim=1).unflatten(1, samples.shape[:2]))
+    return DrawTerms(*torch.stack(terms, dim=1).reshape(2, *samples.shape[:3]))
 
 
 def to_arviz(

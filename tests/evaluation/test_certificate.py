@@ -9,12 +9,13 @@ import torch
 
 from ltm_pyro.evaluation import certificate
 from ltm_pyro.evaluation.certificate import Certificate, certify
-from ltm_pyro.evaluation.estimators import EstimatorSettings, Inference
+from ltm_pyro.evaluation.estimators import EstimatorSettings
+from ltm_pyro.evaluation.inferred import Inference
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, simulate
 
-INFERENCE = Inference("vi", AdamVI(num_steps=8), AdamVI())
+INFERENCE = Inference("vi", AdamVI(num_steps=8))
 NUM_TEXTS = 40
 
 

@@ -13,14 +13,17 @@ import torch
 
 from ltm_pyro.data import TopicLanguage, token_batch
 from ltm_pyro.evaluation import figures
-from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred, annealing_plan
+from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, of_models
+from ltm_pyro.evaluation.estimators.ais import annealing_plan
+from ltm_pyro.evaluation.inferred import Inference, Inferred
 from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, bounds, infer
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
 
-VALID = [name for name, estimator in ESTIMATORS.items() if estimator.is_valid]
+WITH_Z = of_models(with_z=True)
+VALID = [name for name, estimator in WITH_Z.items() if estimator.is_valid]
 SETTINGS = EstimatorSettings(num_samples=32, block_size=2, num_temperatures=16, num_leapfrogs=2, num_chains=8)
 GAUSSIAN = VI(num_steps=8)
 INFERENCES = {
@@ -33,7 +36,7 @@ INFERENCES = {
     "mala": Inference("mala", SCHEMES["mala"](num_steps=8, num_chains=4), GAUSSIAN),
     "hmc": Inference("hmc", SCHEMES["hmc"](num_steps=4, num_chains=4, num_leapfrogs=3), GAUSSIAN),
     "underdamped": Inference("underdamped", SCHEMES["underdamped"](num_steps=8, num_chains=4), GAUSSIAN),
-    "the prior": Inference.without(),
+    "the prior": Inference.from_prior(),
 }
 CONFIG = DecoderConfig(num_layers=1, width=2, num_heads=1, hidden=4, num_slots=1, window=2, length=6)
 
@@ -95,7 +98,7 @@ def exact(ltm: LatentThoughtModel, written: TokenBatch) -> torch.Tensor:
 
 def test_z_matters_in_that_model(ltm, written, exact):
     """Else no test below could tell a figure from another."""
-    prior = ESTIMATORS["elbo"].score(
+    prior = ESTIMATORS["elbo"].estimate(
         Inferred(ltm, written, INFERENCES["the prior"], SequenceNoise(0)),
         dataclasses.replace(SETTINGS, num_samples=400),
     )
@@ -105,7 +108,7 @@ def test_z_matters_in_that_model(ltm, written, exact):
 @pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
 @pytest.mark.parametrize("name", ["elbo", "iwae", "ais"])
 def test_a_bound_is_not_below_the_integral(name, inference, ltm, written, exact):
-    scores = ESTIMATORS[name].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
+    scores = ESTIMATORS[name].estimate(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
     excess = scores.nats - exact
     # Its own error on these very texts. From below it will do: the large weight that lowers a figure raises its error.
     error = max(scores.variance.sum().sqrt().item() / len(excess), 1e-9)
@@ -124,7 +127,7 @@ def test_from_the_prior_the_figures_of_weights_are_the_integral(name, ltm, writt
     show it in their spread.
     """
     settings = dataclasses.replace(SETTINGS, num_samples=400, num_chains=128)
-    scores = ESTIMATORS[name].score(Inferred(ltm, written, INFERENCES["the prior"], SequenceNoise(0)), settings)
+    scores = ESTIMATORS[name].estimate(Inferred(ltm, written, INFERENCES["the prior"], SequenceNoise(0)), settings)
     error = scores.variance.sum().sqrt() / len(written)
     # The logarithm's own part is half the variance, to second order.
     assert -5 * error < (scores.nats - exact).mean() - scores.variance.mean() / 2 < 5 * error
@@ -133,19 +136,19 @@ def test_from_the_prior_the_figures_of_weights_are_the_integral(name, ltm, writt
 
 @pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
 def test_the_prequential_code_is_no_shorter_than_the_entropy_of_the_models_own_texts(inference, ltm, written, exact):
-    scores = ESTIMATORS["prequential"].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
+    scores = ESTIMATORS["prequential"].estimate(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
     excess = scores.nats - exact
     assert excess.mean() > -3 * excess.std() / math.sqrt(len(excess))
-    assert scores.posterior == inference.name
+    assert scores.z_from == inference.name
     assert scores.num_samples == (inference.scheme.num_draws or 32)
 
 
 def test_the_reused_noise_is_not_the_settings_of_a_bound(ltm, written):
-    scores = ESTIMATORS["reused-noise"].score(Inferred(ltm, written, INFERENCES["vi"], SequenceNoise(0)), SETTINGS)
+    scores = ESTIMATORS["reused-noise"].estimate(Inferred(ltm, written, INFERENCES["vi"], SequenceNoise(0)), SETTINGS)
     assert not ESTIMATORS["reused-noise"].is_valid
-    assert "BOUND" in ESTIMATORS["reused-noise"].meaning
+    assert ESTIMATORS["reused-noise"].meaning.value == "NOT A BOUND"
     assert scores.variance is None
-    assert "reused" in scores.posterior
+    assert "reused" in scores.z_from
 
 
 def test_a_model_without_z_has_one_figure_and_it_is_exact():
@@ -158,7 +161,7 @@ def test_a_model_without_z_has_one_figure_and_it_is_exact():
         model, [token_batch(tokens)], torch.arange(5), VALID, INFERENCES["vi"], SETTINGS, SequenceNoise(0)
     )
     assert figure.nats == pytest.approx(expected, rel=1e-12)
-    assert (figure.estimator, figure.posterior, figure.num_samples, figure.rate) == ("exact", None, 1, 0)
+    assert (figure.estimator, figure.z_from, figure.num_samples, figure.kl) == ("exact", None, 1, 0)
 
 
 def padded(batch: TokenBatch, columns: int) -> TokenBatch:
@@ -178,7 +181,7 @@ def test_no_figure_depends_on_batch_size_order_or_padding(inference, ltm, writte
         [padded(written[:10], 5), padded(written[10:], 2)],
     ]
     results = [
-        figures.score(ltm, batches, documents, ESTIMATORS, inference, settings, SequenceNoise(1)) for batches in ways
+        figures.score(ltm, batches, documents, WITH_Z, inference, settings, SequenceNoise(1)) for batches in ways
     ]
     for others in results[1:]:
         for first, other in zip(results[0], others, strict=True):
@@ -221,7 +224,7 @@ def test_no_valid_figure_is_below_the_probability_of_the_language(inference, lea
     settings = dataclasses.replace(SETTINGS, num_samples=16, block_size=8, num_temperatures=8)
     inferred = Inferred(learned, batch, inference, SequenceNoise(0))
     for name in VALID:
-        excess = ESTIMATORS[name].score(inferred, settings).nats - truth
+        excess = ESTIMATORS[name].estimate(inferred, settings).nats - truth
         error = excess.std() / math.sqrt(len(excess))
         assert excess.mean() > -3 * error, name
         # It has learnt enough for the test to mean something: a uniform guess would be at 1.
@@ -260,7 +263,7 @@ def test_no_random_number_serves_twice_in_a_bound(name, inference, ltm, written)
     """Not in the fit of q and in the draws that are scored, nor in the pilot and in the chains."""
     rng = Recording(0)
     settings = dataclasses.replace(SETTINGS, num_samples=4, num_temperatures=4)
-    ESTIMATORS[name].score(Inferred(ltm, written[:2], inference, rng), settings)
+    ESTIMATORS[name].estimate(Inferred(ltm, written[:2], inference, rng), settings)
     assert len(rng.streams) >= 4
     assert len(set(rng.streams)) == len(rng.streams)
 
@@ -276,7 +279,7 @@ def test_the_variance_of_a_figure_is_that_of_repetitions(name, ltm, written, exa
     same = written[exact.argmin().expand(400)]
     batch = dataclasses.replace(same, sequence_ids=torch.arange(400))
     settings = dataclasses.replace(SETTINGS, num_samples=64, num_temperatures=2, num_chains=64)
-    scores = ESTIMATORS[name].score(Inferred(ltm, batch, INFERENCES["the prior"], SequenceNoise(0)), settings)
+    scores = ESTIMATORS[name].estimate(Inferred(ltm, batch, INFERENCES["the prior"], SequenceNoise(0)), settings)
     assert scores.variance.mean() == pytest.approx(scores.nats.var().item(), rel=0.5)
     assert scores.variance.mean() < 0.1  # so that a root would be seen
 
@@ -284,7 +287,7 @@ def test_the_variance_of_a_figure_is_that_of_repetitions(name, ltm, written, exa
 def test_the_settings_reach_the_estimates(ltm, written):
     settings = EstimatorSettings(num_samples=27, block_size=3, num_temperatures=4, num_leapfrogs=3, num_chains=5)
     inferred = Inferred(ltm, written[:2], INFERENCES["vi"], SequenceNoise(0))
-    scores = {name: estimator.score(inferred, settings) for name, estimator in ESTIMATORS.items()}
+    scores = {name: estimator.estimate(inferred, settings) for name, estimator in WITH_Z.items()}
     assert {name: score.num_samples for name, score in scores.items()} == {
         "elbo": 27,
         "iwae": 27,
@@ -294,14 +297,14 @@ def test_the_settings_reach_the_estimates(ltm, written):
     }
     plan = annealing_plan(inferred, inferred.q("annealing"), settings)
     assert (len(plan.betas), plan.num_leapfrogs, plan.num_chains) == (5, 3, 5)
-    assert scores["ais"].posterior == "vi, annealed"
+    assert scores["ais"].z_from == "vi, annealed"
     assert scores["iwae"].pareto_k.isfinite().all()  # 27 draws have a tail
     assert [name for name, score in scores.items() if score.pareto_k is not None] == ["iwae"]
 
 
 def test_the_figure_at_reused_noise_takes_the_steps_that_were_asked_for(ltm, written):
     inference = Inference("map", SCHEMES["map"](num_steps=3), GAUSSIAN)
-    scores = ESTIMATORS["reused-noise"].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
+    scores = ESTIMATORS["reused-noise"].estimate(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
     scheme = AdamVI(num_steps=3, noise="reused")
     state = infer(scheme, ltm, written, SequenceNoise(0))
     assert scores.nats.equal(bounds.reused_noise(ltm, written, scheme, state).nelbo)

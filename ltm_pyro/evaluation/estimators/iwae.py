@@ -26,4 +26,6 @@ def of_weights(weights: ImportanceWeights, z_from: str) -> Estimate:
     )
 
 
-IWAE = Estimator(estimate, "importance-weighted, a tighter bound where q is close to the posterior", Meaning.UPPER_BOUND)
+IWAE = Estimator(
+    estimate, "importance-weighted, a tighter bound where q is close to the posterior", Meaning.UPPER_BOUND
+)

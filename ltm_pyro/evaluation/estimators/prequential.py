@@ -19,6 +19,4 @@ def estimate(inferred: Inferred, settings: EstimatorSettings) -> Estimate:
     return Estimate(code.nats, inference.name, num_samples)
 
 
-PREQUENTIAL = Estimator(
-    estimate, "every block predicted from the tokens before it, a code length", Meaning.CODE_LENGTH
-)
+PREQUENTIAL = Estimator(estimate, "every block predicted from the tokens before it, a code length", Meaning.CODE_LENGTH)
