@@ -13,7 +13,7 @@ import torch
 
 from ltm_pyro.data import TopicLanguage, token_batch
 from ltm_pyro.evaluation import figures
-from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, of_models
+from ltm_pyro.evaluation.estimators import ESTIMATORS, Estimate, Estimator, EstimatorSettings, Meaning, of_models
 from ltm_pyro.evaluation.estimators.ais import annealing_plan
 from ltm_pyro.evaluation.inferred import Inference, Inferred
 from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, bounds, infer
@@ -205,7 +205,7 @@ def learned() -> LatentThoughtModel:
         num_layers=2, width=16, num_heads=2, hidden=32, num_slots=2, window=4, length=LENGTH, encoder_layers=1
     )
     model = LatentThoughtModel(shape, LANGUAGE.vocab_size + 2, LANGUAGE.vocab_size)
-    config, num_steps = OptimizerConfig(learning_rate=2e-2, final_learning_rate=1e-3, warmup_steps=20), 150
+    config, num_steps = OptimizerConfig(learning_rate=2e-2, final_learning_rate=1e-3, warmup_steps=20), 100
     optimizer, generator = WeightOptimizer(model, config, num_steps), torch.Generator().manual_seed(0)
     scheme = VI(num_steps=4)
     for step in range(num_steps):
@@ -303,9 +303,40 @@ def test_the_settings_reach_the_estimates(ltm, written):
     assert [name for name, score in scores.items() if score.pareto_k is not None] == ["iwae"]
 
 
-def test_the_figure_at_reused_noise_takes_the_steps_that_were_asked_for(ltm, written):
-    inference = Inference("map", SCHEMES["map"](num_steps=3), GAUSSIAN)
+def test_the_figure_at_reused_noise_takes_the_steps_that_were_asked_for_and_the_settings_of_the_run(ltm, written):
+    """And all other settings of the run: another learning rate gives another figure."""
+    settings = AdamVI(learning_rate=0.3, noise="reused")
+    inference = Inference("map", SCHEMES["map"](num_steps=3), GAUSSIAN, settings)
     scores = ESTIMATORS["reused-noise"].estimate(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
-    scheme = AdamVI(num_steps=3, noise="reused")
-    state = infer(scheme, ltm, written, SequenceNoise(0))
-    assert scores.nats.equal(bounds.reused_noise(ltm, written, scheme, state).nelbo)
+    for learning_rate, is_it in ((0.3, True), (0.1, False)):
+        scheme = AdamVI(num_steps=3, learning_rate=learning_rate, noise="reused")
+        state = infer(scheme, ltm, written, SequenceNoise(0))
+        assert scores.nats.equal(bounds.reused_noise(ltm, written, scheme, state).nelbo) is is_it
+
+
+def test_a_new_figure_is_one_function_and_one_line(ltm, written, monkeypatch):
+    """Its meaning, its validity and what is printed follow from what it states; here, a code of 8 bits a token."""
+
+    def estimate(inferred: Inferred, settings: EstimatorSettings) -> Estimate:
+        nats = 8 * math.log(2) * inferred.batch.weights.sum(1).double()
+        return Estimate(nats, "nothing", settings.num_samples)
+
+    monkeypatch.setitem(ESTIMATORS, "uniform", Estimator(estimate, "every token alike", Meaning.CODE_LENGTH))
+    assert "uniform" in of_models(with_z=True)
+    documents = torch.arange(len(written))
+    (figure,) = figures.score(ltm, [written], documents, ["uniform"], INFERENCES["vi"], SETTINGS, SequenceNoise(0))
+    record = figure.record()
+    assert record["nats_per_token"] == pytest.approx(8 * math.log(2))
+    assert record["valid_bound"] is True
+    assert record["posterior"] == "nothing"
+    assert str(figure).startswith("z from nothing: 8.000 bits/byte; ")
+    invalid = Estimator(estimate, "every token alike", Meaning.NOT_A_BOUND)
+    monkeypatch.setitem(ESTIMATORS, "uniform", invalid)
+    assert figure.record()["valid_bound"] is False
+    assert "NOT A BOUND" in str(figure)
+
+
+def test_every_figure_is_of_models_with_z_or_of_those_without():
+    with_z, without = of_models(with_z=True), of_models(with_z=False)
+    assert [*with_z, *without] == list(ESTIMATORS)
+    assert list(without) == ["exact"]

@@ -45,6 +45,20 @@ def test_a_model_without_z_costs_a_pass_to_score_and_three_to_train():
     assert all(weight.grad is None for weight in model.parameters())
 
 
+def test_counting_a_training_step_leaves_gradients_weights_and_random_numbers_alone():
+    model = model_of()
+    gradients = {name: torch.rand_like(weight) for name, weight in model.named_parameters()}
+    for name, weight in model.named_parameters():
+        weight.grad = gradients[name].clone()
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    generator = torch.random.get_rng_state()
+    assert operations.of_training(model, VI(num_steps=1)) > 0
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight.grad, gradients[name])
+        assert torch.equal(weight, weights[name])
+
+
 def test_a_window_costs_what_its_blocks_do():
     """Blocks of W queries see 2 W keys, the first W."""
     wide, narrow = (
