@@ -9,20 +9,16 @@ import bisect
 import dataclasses
 import sys
 import time
-import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import torch
 import tyro
 from torch import Tensor
-from torch.distributions import kl_divergence
 from tqdm import tqdm
 
 from ltm_pyro import cli
@@ -30,20 +26,23 @@ from ltm_pyro.config import NO_INFERENCE
 from ltm_pyro.data import PACKING
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import comparison, figures
-from ltm_pyro.evaluation.comparison import Comparison
-from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred, inference_of
+from ltm_pyro.evaluation.comparison import Comparison, kl_per_slot
+from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings
 from ltm_pyro.evaluation.figures import Figure
+from ltm_pyro.evaluation.inferred import Inference, Inferred, inference_of
 from ltm_pyro.files.numbering import create_folder
-from ltm_pyro.inference import SCHEMES, Posterior, PosteriorScheme, SequenceNoise, StepInfo, infer, log_joint
-from ltm_pyro.inference.base import frozen
+from ltm_pyro.inference import SCHEMES, SequenceNoise, StepInfo, infer
 from ltm_pyro.inference.diagnostics import mixing
 from ltm_pyro.inference.export import evaluate_draws, to_arviz
-from ltm_pyro.inference.schemes.chains import Chains
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs.run import check_is_free
 from ltm_pyro.runs.trained import load, texts_to_score
 
-SchemeName = Literal[tuple(SCHEMES)]  # type: ignore[valid-type]
+if TYPE_CHECKING:
+    SchemeName = str
+else:
+    SchemeName = Literal[tuple(SCHEMES)]
+
 SAMPLES_OF_CURVE = 16
 """Draws of z for the bounds at smaller budgets, which are drawn as a curve."""
 
@@ -54,15 +53,20 @@ class CompareConfig:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
     """Folder of a run."""
-    inference: tuple[SchemeName, ...] = ("vi", "map", "langevin", "mala")
-    """Schemes to compare, each with the run's settings for it. The plots set the others against the first."""
+    inference: Annotated[
+        tuple[SchemeName, ...],
+        cli.choices(
+            "Schemes to compare, each with the run's settings for it. The plots set the others against the first.",
+            SCHEMES,
+        ),
+    ] = ("vi", "map", "langevin", "mala")
     gradients: int = 256
-    """Gradient evaluations that a scheme may spend on a sequence, those of all its chains together. One without a
-    density takes 16 more for the Gaussian around its point or draws, of which its bound, KL and k-hat are."""
+    """Gradient evaluations that a scheme may spend on a sequence, all its chains together. A scheme without a density
+    takes 16 more, to fit a Gaussian around its point or draws; its bound, KL and k-hat are those of that Gaussian."""
     num_chains: int = 4
     """Chains of the schemes that sample, at least two, as R-hat needs. The second half of each is kept."""
     num_samples: int = 64
-    """Draws of z for the bound and for k-hat, and of a q with a density for what is written."""
+    """Draws of z for the bound and for k-hat, and the draws that are written of a q with a density."""
     data: str | None = None
     """Texts, as in evaluate. Default: what the run has held out of its own corpus."""
     text_column: str = "text"
@@ -90,11 +94,8 @@ def parse(args: Sequence[str]) -> CompareConfig:
         raise InputError(f"give at least one of --inference {' '.join(SCHEMES)}")
     if config.num_chains < 2:
         raise InputError(f"--num-chains must be at least 2, not {config.num_chains}: R̂ needs two chains")
-    for name, least in (("num_samples", 2), ("num_sequences", 1), ("gradients", 1)):
-        if getattr(config, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(config, name)}")
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"--seed must be at least 0 and below 2^32, not {config.seed}")
+    cli.require_at_least(config, num_samples=2, num_sequences=1, gradients=1)
+    cli.require_seed(config.seed)
     if config.out is not None:
         check_is_free(config.out)
     return config
@@ -106,22 +107,19 @@ def within_budget(inference: Inference, config: CompareConfig) -> Inference:
     Raises:
         InputError: if not even one step is allowed.
     """
-    scheme: PosteriorScheme = inference.scheme
-    if isinstance(scheme, Chains):
-        scheme = dataclasses.replace(scheme, num_chains=config.num_chains)
+    if inference.scheme.has_chains:
+        inference = inference.with_settings(num_chains=config.num_chains)
 
     def needed(num_steps: int) -> int:
-        return dataclasses.replace(scheme, num_steps=num_steps).num_gradients
+        return inference.with_settings(num_steps=num_steps).scheme.num_gradients
 
     num_steps = bisect.bisect_right(range(1, config.gradients + 1), config.gradients, key=needed)
     if num_steps < 1:
         raise InputError(
             f"--gradients {config.gradients} is too few for {inference.name}, whose first step takes {needed(1)}"
         )
-    scheme = dataclasses.replace(scheme, num_steps=num_steps)
-    if isinstance(scheme, Chains):
-        scheme = dataclasses.replace(scheme, num_kept=num_steps - num_steps // 2)
-    return dataclasses.replace(inference, scheme=scheme)
+    inference = inference.with_settings(num_steps=num_steps)
+    return inference.with_settings(num_kept=num_steps - num_steps // 2) if inference.scheme.has_chains else inference
 
 
 def at_smaller_budgets(inference: Inference, config: CompareConfig) -> list[Inference]:
@@ -137,17 +135,8 @@ def at_smaller_budgets(inference: Inference, config: CompareConfig) -> list[Infe
 
 
 def noise_of(name: str, seed: int) -> SequenceNoise:
-    """The noise of a scheme, whichever others it is compared with: schemes that shared it would agree for its sake."""
+    """The noise of a scheme, the same whatever it is compared with; shared noise would make schemes agree."""
     return SequenceNoise(int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0]))
-
-
-@torch.no_grad()
-def log_joint_of(posterior: Posterior, model: LatentThoughtModel, batch: TokenBatch) -> Tensor:
-    """log p(x, z) of every draw, [chain, draw, B], nats, on the CPU."""
-    with frozen(model, batch) as batch:
-        # The same draw of all chains at once: memory does not grow with the draws.
-        joints = [log_joint(model, batch, z, num_sample_dims=1) for z in posterior.samples.transpose(0, 1)]
-    return torch.stack([joint.log_likelihood + joint.log_prior for joint in joints], dim=1).cpu()
 
 
 def compared(
@@ -155,8 +144,8 @@ def compared(
 ) -> Comparison:
     """Infer z of the texts by one scheme, and look at the posteriors.
 
-    For the curve it is run anew at every smaller budget: a state on the way of a long run is not what a short one
-    gives where the step sizes or the warm-up depend on the number of steps.
+    For the curve it is run again at every smaller budget: where step sizes or the warm-up depend on the number of
+    steps, a state in the middle of a long run is not what a short run gives.
     """
     scheme, rng = inference.scheme, noise_of(inference.name, config.seed)
     objectives: list[Tensor] = []
@@ -170,7 +159,7 @@ def compared(
 
     def figure(name: str, inferred: Inferred, num_samples: int) -> Figure:
         found = Figure(name, inferred.inference.scheme.num_steps)
-        found.add(ESTIMATORS[name].score(inferred, EstimatorSettings(num_samples)), batch, document_ids)
+        found.add(ESTIMATORS[name].estimate(inferred, EstimatorSettings(num_samples)), batch, document_ids)
         return found
 
     started = time.perf_counter()
@@ -179,9 +168,6 @@ def compared(
     num_draws = config.num_samples if scheme.num_draws is None else scheme.num_draws
     posterior = scheme.posterior(state, num_draws, rng)
     inferred = Inferred(model, batch, inference, rng, state)
-    q = inferred.q()
-    # Of the marginal of each number of z, a Gaussian, against the prior N(0, 1): [B, L, S].
-    kl = kl_divergence(dist.Normal(q.mean, q.stddev), dist.Normal(torch.zeros_like(q.mean), 1)).sum(-1)
     bound = figure("elbo", inferred, config.num_samples)
     gaussian_gradients = 0 if scheme.has_density else inference.gaussian.num_gradients
     curve = []
@@ -196,14 +182,15 @@ def compared(
         bound=bound,
         weights=figure("iwae", inferred, config.num_samples),
         posterior=posterior,
-        q=q if scheme.has_density else None,
-        mixing=mixing(posterior) if isinstance(scheme, Chains) else None,
-        log_joint=log_joint_of(posterior, model, batch) if isinstance(scheme, Chains) else None,
+        q=inferred.q() if scheme.has_density else None,
+        terms=evaluate_draws(posterior, model, batch),
+        has_chains=scheme.has_chains,
+        mixing=mixing(posterior) if scheme.has_chains else None,
         acceptance=torch.stack(acceptances[len(acceptances) // 2 :]).mean().item() if acceptances else None,
         objective="-ELBO" if scheme.has_density else "-log p(x, z)",
         objectives=(torch.stack(objectives) / batch.weights.sum(1)).cpu(),
         curve=[*curve, (scheme.num_gradients + gaussian_gradients, bound.nats / bound.num_tokens)],
-        kl_per_slot=kl.mean(0).cpu(),
+        kl_per_slot=kl_per_slot(inferred, config.num_samples),
     )
 
 
@@ -222,13 +209,11 @@ def main(args: Sequence[str]) -> int:
     written, observed = trained.texts(batch), {"tokens": batch.tokens.cpu().numpy()}
     out = create_folder(config.out, Path(config.run), "comparison")
     results: list[Comparison] = []
-    with pyro.validation_enabled(False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Encountered NaN")  # such steps are left out
+    with cli.numerics_of_commands():
         try:
             for inference in tqdm(inferences, unit="scheme", disable=not sys.stderr.isatty(), leave=False):
                 result = compared(inference, trained.model, batch, document_ids, config)
-                terms = evaluate_draws(result.posterior, trained.model, batch)
-                draws = to_arviz(result.posterior, terms, written, observed, result.q)
+                draws = to_arviz(result.posterior, result.terms, written, observed, result.q)
                 (out / inference.name).mkdir()
                 draws.to_netcdf(str(out / inference.name / "posterior.nc"))
                 results.append(result)

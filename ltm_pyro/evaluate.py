@@ -8,31 +8,36 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pyro
 import torch
 import tyro
 from tqdm import tqdm
 
 from ltm_pyro import cli
-from ltm_pyro.config import NO_INFERENCE, InferenceName, TrainConfig, scheme_of
-from ltm_pyro.data import PACKING, PackedSequences, TokenizedTexts
+from ltm_pyro.config import NO_INFERENCE, InferenceName
+from ltm_pyro.data import PACKING
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import figures, operations, report
 from ltm_pyro.evaluation.certificate import certify
-from ltm_pyro.evaluation.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference, inference_of
-from ltm_pyro.evaluation.report import Row, Source
+from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, of_models
+from ltm_pyro.evaluation.inferred import Inference, inferences_of
+from ltm_pyro.evaluation.report import Row, ScoredRun
 from ltm_pyro.files.numbering import free_path
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.models import TokenBatch
-from ltm_pyro.runs.trained import TrainedModel, load, texts_to_score
+from ltm_pyro.runs.trained import load, texts_to_score
 
-EstimatorName = Literal[tuple(ESTIMATORS)]  # type: ignore[valid-type]
+WITH_Z = of_models(with_z=True)
+"""The figures to choose from; a model without z has only one."""
+
+if TYPE_CHECKING:
+    EstimatorName = str
+else:
+    EstimatorName = Literal[tuple(WITH_Z)]
 
 
 @dataclass(frozen=True)
@@ -53,20 +58,19 @@ class EvaluateConfig:
     fast_steps: tuple[int, ...] = ()
     """Steps of inference (T). Several give a scaling curve, and a plot of it.
     Default: as the run was trained."""
-    estimators: tuple[EstimatorName, ...] = ("elbo", "iwae", "prequential")
-    """Figures. elbo: -E log p(x|z) + KL, a bound.
-    iwae: importance-weighted, a tighter bound where q is close.
-    ais: annealed importance sampling, the tightest bound, some hundred times the cost.
-    prequential: every block predicted from the tokens before it, a code length.
-    reused-noise: the published figure of this model class, which is NOT a bound."""
+    estimators: Annotated[tuple[EstimatorName, ...], cli.choices("Figures for -log p(x).", WITH_Z)] = (
+        "elbo",
+        "iwae",
+        "prequential",
+    )
     certify: int = 0
     """Texts to draw from the model, on which -log p(x) is bounded from both sides. 0: none.
-    Costs as much as ais, twice."""
+    Costs twice as much as ais."""
     settings: Annotated[EstimatorSettings, tyro.conf.arg(name="")] = field(default_factory=EstimatorSettings)
     num_sequences: int = 64
     """Sequences to score, drawn from all of the text, the same ones every time. 0: all."""
     batch_size: int = 16
-    """Sequences that are scored together. Figures do not depend on it, but which texts --certify draws does."""
+    """Sequences that are scored together. Figures do not depend on it; the texts that --certify draws do."""
     seed: int = 0
     """Seed of all draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -78,16 +82,6 @@ class EvaluateConfig:
     Default, for several of them: fast-steps.png in the folder of the first run, numbered if that exists."""
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A run, ready to be scored."""
-
-    trained: TrainedModel
-    texts: TokenizedTexts
-    packed: PackedSequences
-    source: Source
-
-
 def parse(args: Sequence[str]) -> EvaluateConfig:
     """The settings.
 
@@ -95,85 +89,64 @@ def parse(args: Sequence[str]) -> EvaluateConfig:
         InputError: if they cannot be used.
     """
     if any(arg.partition("=")[0] == "--task" for arg in args):
-        raise InputError("--task has a command of its own: python -m ltm_pyro.tasks TASK RUN [RUN ...]")
+        raise InputError("--task is a command of its own: python -m ltm_pyro.tasks TASK RUN [RUN ...]")
     config = cli.parse(EvaluateConfig(), args, "evaluate")
     if not config.runs:
         raise InputError("give at least one RUN, a folder that python -m ltm_pyro.train has written")
-    if config.batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, not {config.batch_size}")
-    for name in ("num_sequences", "certify", "seed"):
-        if getattr(config, name) < 0:
-            raise InputError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(config, name)}")
-    if config.seed >= 2**32:
-        raise InputError(f"--seed must be below 2^32, not {config.seed}")
+    cli.require_at_least(config, batch_size=1, num_sequences=0, certify=0)
+    cli.require_seed(config.seed)
     if any(steps < 0 for steps in config.fast_steps):
         raise InputError("--fast-steps must not be negative")
     if not config.estimators:
-        raise InputError(f"give at least one of --estimators {' '.join(ESTIMATORS)}")
+        raise InputError(f"give at least one of --estimators {' '.join(WITH_Z)}")
     if config.plot is not None and not config.plot.endswith(".png"):
         raise InputError(f"--plot {config.plot} must end in .png")
-    for option in ("json", "plot"):
-        path = getattr(config, option)
-        if path is not None and (not Path(path).absolute().parent.is_dir() or Path(path).is_dir()):
-            raise InputError(f"--{option} {path}: there is no folder for such a file")
+    cli.require_file_path("--json", config.json)
+    cli.require_file_path("--plot", config.plot)
     return config
 
 
-def load_run(path: str, config: EvaluateConfig, device: torch.device) -> Loaded:
+def load_run(path: str, config: EvaluateConfig, device: torch.device) -> ScoredRun:
     """The model of a run and the text to score with it.
 
     Raises:
-        InputError: if there is no such run, or its text cannot be had.
+        InputError: if there is no such run, or its text cannot be read.
     """
     trained = load(path, device)
-    texts = texts_to_score(trained, config.data, config.text_column)
     length = trained.config.model.length
     if (config.settings.block_size or 0) > length:
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")
+    texts = texts_to_score(trained, config.data, config.text_column)
     packed = PACKING[trained.config.packing](texts.documents, trained.tokenizer, length)
-    progress = trained.progress
-    training = operations.of_training(trained.model, scheme_of(trained.config))
-    num_weights = trained.num_weights
-    source = Source(
-        path, trained.config, num_weights, progress.step, progress.tokens_seen, training, texts.name, texts.sha256
-    )
-    return Loaded(trained, texts, packed, source)
+    return ScoredRun(trained, texts, packed)
 
 
-def inferences(config: EvaluateConfig, trained: TrainConfig) -> list[Inference]:
-    """The ways in which z of a run is inferred, each once.
-
-    Raises:
-        InputError: if one of them needs what the run does not have.
-    """
-    if trained.inference == NO_INFERENCE:
-        return [Inference.without()]
-    names = config.inference or (trained.inference,)
-    steps = config.fast_steps or (trained.fast_steps,)
-    return list(dict.fromkeys(inference_of(trained, name, number) for name in names for number in steps))
-
-
-def score(loaded: Loaded, inference: Inference, config: EvaluateConfig) -> list[Row]:
+def score(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> list[Row]:
     """The figures of a run with z inferred in one way."""
-    model, packed = loaded.trained.model, loaded.packed
+    trained, packed = run.trained, run.packed
     chosen = figures.chosen_sequences(len(packed), config.num_sequences or len(packed))
-    device = model.decoder.embedding.weight.device
 
     def batches() -> Iterator[TokenBatch]:
-        title = f"{Path(loaded.source.run).name}, {inference.posterior}, T = {inference.scheme.num_steps}"
+        title = f"{trained.path.name}, {inference.z_from}, T = {inference.scheme.num_steps}"
         parts = [chosen[start : start + config.batch_size] for start in range(0, len(chosen), config.batch_size)]
         for part in tqdm(parts, desc=title, unit="batch", disable=not sys.stderr.isatty(), leave=False):
-            yield packed.batch(part).to(device)
+            yield packed.batch(part).to(trained.device)
 
-    rng = SequenceNoise(config.seed)
-    scored = figures.score(model, batches(), packed.document_ids, config.estimators, inference, config.settings, rng)
-    trained = loaded.trained.config
-    pairing = (loaded.texts.sha256, trained.tokenizer, trained.packing, trained.model.length, len(chosen))
+    scored = figures.score(
+        trained.model,
+        batches(),
+        packed.document_ids,
+        config.estimators,
+        inference,
+        config.settings,
+        SequenceNoise(config.seed),
+    )
+    settings = trained.config
+    pairing = (run.texts.sha256, settings.tokenizer, settings.packing, settings.model.length, len(chosen))
     rows = []
     for figure in scored:
-        estimator = ESTIMATORS.get(figure.estimator, EXACT)
-        cost = operations.of_estimate(model, estimator, inference, config.settings)
-        rows.append(Row(loaded.source, figure, inference.name, cost, pairing))
+        cost = operations.of_estimate(trained.model, ESTIMATORS[figure.estimator], inference, config.settings)
+        rows.append(Row(run, figure, inference.name, cost, pairing))
     return rows
 
 
@@ -181,12 +154,11 @@ def main(args: Sequence[str]) -> int:
     config = parse(args)
     device = cli.pick_device(config.device)
     loaded = [load_run(path, config, device) for path in config.runs]
-    # Of all runs before the first is scored: one may not have what is asked for.
-    plan = [(run, inferences(config, run.trained.config)) for run in loaded]
+    # For all runs before the first is scored: one may not have what is asked for.
+    plan = [(run, inferences_of(run.trained.config, config.inference, config.fast_steps)) for run in loaded]
     rows: list[Row] = []
     certificates: list[dict[str, Any]] = []
-    with pyro.validation_enabled(False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Encountered NaN")  # such steps are left out
+    with cli.numerics_of_commands():
         try:
             for run, ways in plan:
                 for inference in ways:
@@ -194,7 +166,7 @@ def main(args: Sequence[str]) -> int:
                     save(config, rows, certificates)
                     if not sys.stdout.isatty():
                         for row in new:
-                            print(f"{row.source.run}: {row.figure}", flush=True)
+                            print(f"{row.run.name}: {row.figure}", flush=True)
                     if config.certify and run.trained.config.inference != NO_INFERENCE:
                         certificates.append(certified(run, inference, config))
                         save(config, rows, certificates)
@@ -211,10 +183,10 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def certified(run: Loaded, inference: Inference, config: EvaluateConfig) -> dict[str, Any]:
+def certified(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> dict[str, Any]:
     """Both sides of -log p(x) on texts from the model."""
     certificate = certify(run.trained.model, inference, config.settings, config.certify, config.batch_size, config.seed)
-    names = {"run": run.source.run, "inference": inference.name, "fast_steps": inference.scheme.num_steps}
+    names = {"run": run.name, "inference": inference.name, "fast_steps": inference.scheme.num_steps}
     return names | certificate.record()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 import zlib
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import arviz
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -19,29 +22,26 @@ from ltm_pyro.config import preset
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import comparison
 from ltm_pyro.evaluation.comparison import Comparison
-from ltm_pyro.evaluation.estimators import inference_of
 from ltm_pyro.evaluation.figures import chosen_sequences
+from ltm_pyro.evaluation.inferred import Inferred, inference_of
 from ltm_pyro.inference import SCHEMES, SequenceNoise, bounds, infer, log_joint
 from ltm_pyro.inference.diagnostics import Mixing
-from ltm_pyro.models import TokenBatch
+from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs.trained import TrainedModel, load
 
 SCHEMES_OF_A_RUN = [name for name in SCHEMES if name != "amortized"]
 """All that need no encoder."""
-SHAPE = shlex.split(
-    "--model.width 8 --model.num-heads 2 --model.hidden 12 --model.num-layers 2 --model.num-slots 3 --model.window 8 "
-    "--model.length 24 --batch-size 4 --steps 3 --validation-sequences 2 --validation-samples 2 --device cpu"
-)
-FAST = shlex.split("--device cpu --num-sequences 3 --num-samples 30 --num-chains 2 --gradients 62")
+FAST = shlex.split("--device cpu --num-sequences 3 --num-samples 30 --num-chains 2 --gradients 42")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_options: list[str]) -> Path:
     """A folder with a run of `vi`, one with an encoder, and one without z."""
     folder = tmp_path_factory.mktemp("runs")
     rows = [{"text": f"Ünit {n} of {2 * n}."} for n in range(60)]
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = [*SHAPE, "--data", str(folder / "text.jsonl")]
+    data = ["--data", str(folder / "text.jsonl"), "--steps", "3", "--validation-sequences", "2"]
+    common = [*tiny_options, *data, "--model.num-slots", "3"]
     assert train.main([*common, "--out", str(folder / "vi"), "--fast-steps", "2"]) == 0
     encoder = [*common, "--out", str(folder / "amortized"), "--inference", "amortized", "--model.encoder-layers", "1"]
     assert train.main(encoder) == 0
@@ -111,7 +111,7 @@ def records_of(out: Path) -> dict[str, dict]:
     return {record["inference"]: record for record in json.loads((out / "comparison.json").read_text())}
 
 
-@pytest.mark.parametrize("gradients", [20, 62, 300])
+@pytest.mark.parametrize("gradients", [20, 300])
 @pytest.mark.parametrize("name", SCHEMES_OF_A_RUN)
 def test_a_scheme_takes_as_many_steps_as_the_budget_has_and_no_more(name, gradients):
     config = compare.CompareConfig(gradients=gradients, num_chains=3)
@@ -135,7 +135,7 @@ def test_the_table_says_what_each_scheme_cost_and_gave(compared):
     assert list(records) == SCHEMES_OF_A_RUN
     for name, record in records.items():
         assert record["valid_bound"] is True
-        assert 31 < record["gradients_per_sequence"] <= 62
+        assert 21 < record["gradients_per_sequence"] <= 42
         assert record["monte_carlo_standard_error"] > 0
         assert record["inference_seconds"] > 0
         steps = [gradients for gradients, _ in record["bound_by_gradients"]]
@@ -144,7 +144,7 @@ def test_the_table_says_what_each_scheme_cost_and_gave(compared):
         assert record["gradients_of_gaussian"] == (0 if SCHEMES[name].has_density else 16)
         assert steps[-1] == record["gradients_per_sequence"] + record["gradients_of_gaussian"]
         assert record["bound_by_gradients"][-1][1] == record["nats_per_token"]
-        # hmc has kept three draws a chain, too few to say.
+        # hmc has kept two draws a chain, too few to say.
         is_chain = name in ("langevin", "mala", "underdamped")
         assert (record["r_hat"] is not None) == is_chain
         assert (record["acceptance"] is not None) == (name in ("mala", "hmc"))
@@ -165,7 +165,7 @@ def test_the_bound_is_that_of_evaluate(compared, trained):
     data = arviz.from_netcdf(str(compared / "vi" / "posterior.nc"))
     batch = trained.batch([str(text) for text in data.posterior["text"].values])
     batch = dataclasses.replace(batch, sequence_ids=torch.tensor(data.posterior["sequence"].values))
-    scheme, rng = inference_of(trained.config, "vi", 62).scheme, noise_of("vi", 0)
+    scheme, rng = inference_of(trained.config, "vi", 42).scheme, noise_of("vi", 0)
     state = infer(scheme, trained.model, batch, rng)
     expected = bounds.elbo(trained.model, batch, scheme.distribution(state, rng), 30)
     assert record["nelbo_nats_per_token"] == pytest.approx(
@@ -248,9 +248,10 @@ def test_chains_that_have_not_mixed_have_no_kl(results):
     assert well.record()["kl_nats_per_token"] == results["mala"].bound.record()["kl_nats_per_token"]
     assert badly.record()["kl_nats_per_token"] is None
     assert unknown.record()["kl_nats_per_token"] is None
-    huge = dataclasses.replace(badly, kl_per_slot=1000 + badly.kl_per_slot)
+    high = dataclasses.replace(badly.kl_per_slot, nats=1000 + badly.kl_per_slot.nats)
+    huge = dataclasses.replace(badly, kl_per_slot=high)
     vi, of_badly, of_unknown, *_ = comparison.kl_plot([results["vi"], huge, unknown]).axes
-    assert vi.images[0].norm.vmax == pytest.approx(results["vi"].kl_per_slot.max().item())
+    assert vi.images[0].norm.vmax == pytest.approx(results["vi"].kl_per_slot.nats.max().item())
     assert not of_badly.images
     assert "R̂ = 1.11: not mixed" in of_badly.texts[0].get_text()
     assert "too few draws" in of_unknown.texts[0].get_text()
@@ -274,6 +275,67 @@ def test_the_heat_map_has_the_kl_of_each_layer_in_its_row(results):
     assert (bottom, top) == ((1.5, -0.5) if image.origin == "upper" else (-0.5, 1.5))
 
 
+class OfAnotherPrior(torch.nn.Module):
+    """A program with the model's likelihood, and another prior for z."""
+
+    def __init__(self, model: LatentThoughtModel, prior: dist.TorchDistribution) -> None:
+        super().__init__()
+        self.model, self.config, self.prior = model, model.config, prior
+
+    def forward(self, batch: TokenBatch) -> torch.Tensor:
+        with pyro.plate("sequences", len(batch), dim=-1):
+            z = pyro.sample("z", self.prior)
+        return pyro.condition(self.model, data={"z": z})(batch)
+
+
+def inferred_under(prior: dist.TorchDistribution, trained: TrainedModel, batch: TokenBatch) -> Inferred:
+    """A Gaussian of mean 0.5 and scale 0.2 in each dimension, held against another prior."""
+    inference, rng = inference_of(trained.config, "vi", 0), SequenceNoise(0)
+    state = infer(inference.scheme, trained.model, batch, rng)
+    state = dataclasses.replace(state, mean=torch.full_like(state.mean, 0.5))
+    inferred = Inferred(OfAnotherPrior(trained.model, prior), batch, inference, rng, state)
+    base = dist.Normal(torch.full_like(state.mean, 0.5), 0.2).to_event(3)
+    inferred.q = lambda purpose: base
+    return inferred
+
+
+def test_the_kl_of_a_slot_is_from_the_programs_own_prior(trained, batch):
+    shape = trained.model.config.latent_shape
+    prior = dist.Normal(torch.full(shape, 2.0), 3.0).to_event(3)
+    kl = comparison.kl_per_slot(inferred_under(prior, trained, batch), 8)
+    # KL(N(0.5, 0.2²) ‖ N(2, 3²)) in each of a slot's dimensions.
+    expected = math.log(3 / 0.2) + (0.2**2 + 1.5**2) / (2 * 9) - 0.5
+    assert torch.allclose(kl.nats, torch.full(shape[:2], shape[2] * expected), rtol=1e-5)
+    assert not kl.is_estimate
+
+
+def test_the_kl_of_a_slot_without_a_closed_form_is_an_estimate_from_draws(trained, batch):
+    """Against Student's t, whose expected log density under the Gaussian is summed here on a grid."""
+    shape = trained.model.config.latent_shape
+    prior = dist.StudentT(torch.full(shape, 3.0)).to_event(3)
+    kl = comparison.kl_per_slot(inferred_under(prior, trained, batch), 400)
+    z = torch.linspace(-1, 2, 3001, dtype=torch.float64)
+    log_q = dist.Normal(0.5, 0.2).log_prob(z)
+    integrand = log_q.exp() * (log_q - dist.StudentT(torch.tensor(3.0, dtype=torch.float64)).log_prob(z))
+    expected = integrand.sum().item() * 0.001
+    # One draw of the difference varies by less than 1: five standard errors of 400 draws, 3 texts and D dimensions.
+    num_draws = 400 * 3 * shape[2]
+    assert torch.allclose(kl.nats / shape[2], torch.full(shape[:2], expected), atol=5 / num_draws**0.5)
+    assert kl.is_estimate
+    assert abs(expected) > 10 * 5 / num_draws**0.5  # so that it would be told from none
+
+
+def test_a_slot_has_no_kl_where_the_prior_does_not_tell_slots_apart(trained, batch, results):
+    shape = trained.model.config.latent_shape
+    parts = dist.Normal(torch.stack([torch.ones(shape), -torch.ones(shape)]), 1.0).to_event(3)
+    prior = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts)
+    assert comparison.kl_per_slot(inferred_under(prior, trained, batch), 8) is None
+    without = dataclasses.replace(results["vi"], kl_per_slot=None)
+    axes, *_ = comparison.kl_plot([without, results["map"]]).axes
+    assert not axes.images
+    assert "not independent" in axes.texts[0].get_text()
+
+
 def test_the_traces_are_those_of_each_chain(results, trained, batch):
     result = results["mala"]
     canvas = comparison.traces_plot([results["vi"], result])
@@ -286,7 +348,7 @@ def test_the_traces_are_those_of_each_chain(results, trained, batch):
             expected = (at.log_likelihood + at.log_prior)[text].item()
             assert joint.lines[chain].get_ydata()[4] == pytest.approx(expected, rel=1e-5)
             assert np.array_equal(first.lines[chain].get_ydata(), samples[chain, :, text, 0, 0, 0])
-            assert np.array_equal(last.lines[chain].get_ydata(), samples[chain, :, text, 1, 2, 7])
+            assert np.array_equal(last.lines[chain].get_ydata(), samples[chain, :, text, 1, 2, 15])
         assert len(joint.lines) == len(first.lines) == len(last.lines) == 2
 
 
@@ -295,7 +357,7 @@ def test_the_draws_can_be_read_by_arviz_with_their_texts_and_densities(compared,
         data = arviz.from_netcdf(str(compared / name / "posterior.nc"))
         z = data.posterior["z"]
         assert z.dims == ("chain", "draw", "sequence", "layer", "slot", "dim")
-        assert z.shape[2:] == (3, 2, 3, 8)
+        assert z.shape[2:] == (3, 2, 3, 16)
         assert z.shape[0] * z.shape[1] == records_of(compared)[name]["num_draws"]
         texts = [str(text) for text in data.posterior["text"].values]
         assert all(text.startswith("Ünit ") for text in texts)
@@ -309,7 +371,7 @@ def test_the_draws_can_be_read_by_arviz_with_their_texts_and_densities(compared,
         tokens = data.observed_data["tokens"].values
         assert [text.strip() for text in trained.decode(torch.tensor(tokens))] == texts
         if name != "map":  # a single point has no spread
-            assert len(arviz.summary(data, kind="stats")) == 3 * 2 * 3 * 8
+            assert len(arviz.summary(data, kind="stats")) == 3 * 2 * 3 * 16
 
 
 def test_the_plots_are_there(compared):
@@ -322,7 +384,7 @@ def test_what_is_printed_is_a_table_and_where_the_results_are(command):
     assert (status, err) == (0, "")
     (line,) = [line for line in out.splitlines() if line.startswith("| map")]
     record = records_of(Path("one"))["map"]
-    assert " 62 + 16 |" in line
+    assert " 42 + 16 |" in line
     assert f"{record['nats_per_token']:.4f} ± {record['monte_carlo_standard_error']:.4f}" in line
     assert out.splitlines()[-1].endswith(": one")
     assert not Path("one/agreement.png").exists()  # with nothing
@@ -332,7 +394,7 @@ def test_what_is_printed_is_a_table_and_where_the_results_are(command):
 def test_an_encoder_is_refined_within_the_budget(command):
     assert command("amortized", "--inference", "amortized", "vi", "--out", "refined")[0] == 0
     records = records_of(Path("refined"))
-    assert [record["gradients_per_sequence"] for record in records.values()] == [62, 62]
+    assert [record["gradients_per_sequence"] for record in records.values()] == [42, 42]
     assert records["amortized"]["valid_bound"] is True
 
 

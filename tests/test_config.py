@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ltm_pyro.config import differences, from_dict, micro_batch_size, preset, scheme_of, to_dict, validate
 from ltm_pyro.errors import InputError
-from ltm_pyro.evaluation.estimators import inference_of
+from ltm_pyro.evaluation.inferred import inference_of
 from ltm_pyro.inference import SCHEMES
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.inference.schemes.amortized import Amortized

@@ -15,6 +15,7 @@ import torch
 
 from ltm_pyro import cli, evaluate
 from ltm_pyro.data import load_corpus
+from ltm_pyro.evaluation import operations
 
 FAST = shlex.split(
     "--device cpu --num-sequences 5 --num-samples 4 --block-size 8 --num-temperatures 3 --num-leapfrogs 1 "
@@ -255,6 +256,23 @@ def test_bad_input_ends_in_one_line_with_status_2(args, mentioned, command):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert mentioned in err
+
+
+@pytest.mark.parametrize("option", [["--task", "gsm8k"], ["--task=gsm8k"]])
+def test_tasks_are_said_to_be_a_command_of_their_own(option, command):
+    status, out, err = command("vi", *option)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "python -m ltm_pyro.tasks TASK RUN" in err
+
+
+def test_operations_of_training_are_counted_when_they_are_first_shown_and_once_a_run(command, monkeypatch):
+    count, counted = operations.of_training, []
+    monkeypatch.setattr(operations, "of_training", lambda *args: (counted.append(args), count(*args))[1])
+    config = evaluate.parse(["vi", *FAST])
+    run = evaluate.load_run("vi", config, torch.device("cpu"))
+    assert not counted
+    assert str(run) == str(run)
+    assert len(counted) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,9 +1,9 @@
 """How far a model's figures lie from the truth: both sides of -log p(x), on texts that the model itself wrote.
 
-Bidirectional Monte Carlo (Grosse, Ghahramani & Adams 2015, arXiv 1511.02543): of a text that was drawn together with
-its z, that z is an exact draw of p(z | x), from which annealing can also be run backwards. Forward and backward
-chains bound -log p(x) from above and from below. On real text only the upper side can be had; what this says of it
-is how tight the same estimators are where both sides are known.
+Bidirectional Monte Carlo (Grosse, Ghahramani & Adams 2015, arXiv 1511.02543): where a text was drawn together with
+its z, that z is an exact draw from p(z | x), and annealing can also be run backwards from it. Forward and backward
+chains bound -log p(x) from above and from below. On real text only the upper side is available; the certificate shows
+how tight the same estimators are where both sides are known.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltm_pyro.evaluation.estimators import EstimatorSettings, Inference, Inferred, annealing_plan, elbo
+from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings
+from ltm_pyro.evaluation.estimators.ais import annealing_plan
+from ltm_pyro.evaluation.inferred import Inference, Inferred
 from ltm_pyro.inference import SequenceNoise, ais
 from ltm_pyro.models import LatentThoughtModel, simulate
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Figures of -log p(x) of N texts from the model, each [N] float64 in nats."""
+    """Figures of -log p(x) for N texts from the model, each [N] float64 in nats."""
 
     num_tokens: Tensor
-    """[N]: predicted tokens."""
+    """Predicted tokens of each text."""
     lower: Tensor
     """Reverse annealing: in expectation at most -log p(x)."""
     upper: Tensor
@@ -45,7 +47,7 @@ class Certificate:
         return record
 
     def _error(self, nats: Tensor) -> float | None:
-        """Over texts: their chains are independent, while those of one text start at the same z."""
+        """Standard error per token, over texts: their chains are independent, while those of one text share a start."""
         if len(nats) < 2:
             return None
         residuals = nats - nats.sum() / self.num_tokens.sum() * self.num_tokens
@@ -78,5 +80,6 @@ def certify(
         plan = annealing_plan(inferred, q, settings)
         upper = ais.forward_ais(model, batch, q, plan, rng).nats
         lower = ais.reverse_ais(model, batch, q, plan, z, rng).nats
-        parts.append((batch.weights.sum(1).cpu().double(), lower, upper, elbo(inferred, settings).nats))
+        nelbo = ESTIMATORS["elbo"].estimate(inferred, settings).nats
+        parts.append((batch.weights.sum(1).cpu().double(), lower, upper, nelbo))
     return Certificate(*(torch.cat(values) for values in zip(*parts, strict=True)))

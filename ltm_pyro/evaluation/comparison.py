@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import Independent, kl_divergence
 
 from ltm_pyro.evaluation.figures import Figure
-from ltm_pyro.evaluation.report import finite_or_null, number_text, print_rows
+from ltm_pyro.evaluation.inferred import Inferred
+from ltm_pyro.evaluation.report import number_text, print_rows
+from ltm_pyro.files import durable, strict_json
 from ltm_pyro.inference import Posterior
+from ltm_pyro.inference.base import frozen, latent_prior
 from ltm_pyro.inference.diagnostics import Mixing
+from ltm_pyro.inference.export import DrawTerms
 
 HIGHEST_R_HAT = 1.1
-"""Above it chains are still so far apart that their effective sample size has no meaning, nor has their mean, around
+"""Above it chains are still so far apart that neither their effective sample size nor their mean has a meaning, around
 which the KL of chains is taken."""
 MOST_OBJECTIVES = 4
 """Sequences whose objectives are drawn."""
@@ -27,16 +33,52 @@ MOST_TRACES = 2
 
 
 @dataclass(frozen=True)
+class SlotKL:
+    """How much each slot of z says: KL of the marginals of q from the prior, summed over a slot's dimensions."""
+
+    nats: Tensor
+    """[L, S]: mean over the sequences."""
+    is_estimate: bool
+    """Whether it was estimated from draws of q, since it has no closed form."""
+
+
+@torch.no_grad()
+def kl_per_slot(inferred: Inferred, num_samples: int) -> SlotKL | None:
+    """The KL of each slot; None where the dimensions of the prior are not independent, so that no slot has one alone.
+
+    The marginal of each number of z under q is a Gaussian.
+
+    Args:
+        num_samples: draws of z where the KL has no closed form.
+    """
+    q = inferred.q("kl per slot")
+    marginals: TorchDistribution = dist.Normal(q.mean, q.stddev)
+    with frozen(inferred.model):
+        prior = latent_prior(inferred.model, inferred.batch)
+    while isinstance(prior, Independent):
+        prior = prior.base_dist
+    if prior.event_shape:
+        return None
+    try:
+        kl, is_estimate = kl_divergence(marginals, prior), False
+    except NotImplementedError:
+        z = q.sample(torch.Size([num_samples]))
+        kl, is_estimate = (marginals.log_prob(z) - prior.log_prob(z)).mean(0), True
+    return SlotKL(kl.sum(-1).mean(0).cpu(), is_estimate)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What a scheme gave for B sequences, and at what cost."""
 
     name: str
+    """The name of the scheme."""
     num_gradients: int
     """Gradient evaluations for each sequence, all chains together."""
     gaussian_gradients: int
-    """Those of the Gaussian around points or draws, which are not among them; 0 where the scheme has a density."""
+    """Further ones, for the Gaussian around points or draws; 0 where the scheme has a density."""
     seconds: float
-    """Of inference, for all sequences together."""
+    """Time of inference, for all sequences together."""
     bound: Figure
     """The ELBO of q: the scheme's own, or the Gaussian around its point or draws."""
     weights: Figure
@@ -45,31 +87,33 @@ class Comparison:
     """Draws of the scheme itself."""
     q: TorchDistribution | None
     """What they were drawn from, where that has a density."""
+    terms: DrawTerms
+    """What the model says of those draws."""
+    has_chains: bool
+    """Whether they come from Markov chains."""
     mixing: Mixing | None
-    """Of chains; None where too few of their draws are kept to say."""
-    log_joint: Tensor | None
-    """[chain, draw, B]: log p(x, z) of the draws of chains, nats; None of schemes without chains."""
+    """How well chains have mixed; None for other schemes, and where too few draws are kept to say."""
     acceptance: float | None
-    """In the second half of the steps, where proposals may be refused."""
+    """Share of the proposals that were accepted in the second half of the steps; None where none can be refused."""
     objective: str
-    """What each step sees an estimate of. Chains sample, and do not lower it for long."""
+    """What each step estimates. Optimisers lower it; chains sample, and lower it only at first."""
     objectives: Tensor
-    """[T, B]: the estimates, in nats per token; of chains, the mean over them."""
+    """[T, B]: the estimates, in nats per token; for chains, the mean over them."""
     curve: list[tuple[int, float]]
-    """(gradient evaluations, those of the Gaussian among them; nats per token of the bound) at budgets up to the whole,
-    each of a run of its own."""
-    kl_per_slot: Tensor
-    """[L, S]: KL of the marginals of q from the prior, nats, mean over the sequences."""
+    """The bound at budgets up to the whole, each from a run of its own: gradient evaluations, including those of the
+    Gaussian, and nats per token."""
+    kl_per_slot: SlotKL | None
+    """How much each slot says; None where the prior does not tell slots apart."""
 
     @property
     def r_hat(self) -> float | None:
-        """The largest of all numbers of z of all sequences."""
+        """The largest R̂ over all numbers of z and all sequences."""
         return None if self.mixing is None else self.mixing.largest_r_hat.max().item()
 
     @property
     def has_kl(self) -> bool:
-        """Whether the KL is that of q, and not Monte Carlo error of the mean of chains that have not mixed."""
-        return self.log_joint is None or (self.r_hat is not None and self.r_hat <= HIGHEST_R_HAT)
+        """Whether the KL means something: around the mean of chains that have not mixed it is Monte Carlo error."""
+        return not self.has_chains or (self.r_hat is not None and self.r_hat <= HIGHEST_R_HAT)
 
     def record(self) -> dict[str, Any]:
         """The line of the table, as in `comparison.json`."""
@@ -96,12 +140,13 @@ class Comparison:
 
 
 LEGEND = """\
-bound: -ELBO in nats/token ± Monte Carlo error, an upper bound on -log p(x); of map and of chains, that of a Gaussian
-around the point or the mean of the draws. KL: its rate, in nats/token. gradients: evaluations for each sequence, those
-of all its chains, + those for that Gaussian. k̂: tail shape of the importance weights of that q, median over texts;
-above 0.7 q is far from the posterior. R̂: the largest of all numbers of z; above 1.01 the chains have not mixed. ESS:
-effective sample size of a number of z (above the number of draws where they alternate), median over z and texts, and
-per gradient and second of all texts. No ESS and no KL of chains whose R̂ is unknown or above 1.1."""
+bound: -ELBO in nats/token ± Monte Carlo error, an upper bound on -log p(x). For map and chains it is that of a Gaussian
+around the point or around the mean of the draws. KL: KL(q ‖ p), the part of the bound that pays for z, in nats/token.
+gradients: evaluations for each sequence, all chains together, + those for that Gaussian. k̂: tail shape of the
+importance weights of that q, median over texts; above 0.7 q is far from the posterior. R̂: the largest over all numbers
+of z; above 1.01 the chains have not mixed. ESS: effective sample size of a number of z (larger than the number of draws
+where they alternate), median over z and texts, and per gradient and second of all texts. KL and ESS are omitted for
+chains that have not mixed (R̂ unknown or above 1.1)."""
 
 
 def print_table(results: list[Comparison]) -> None:
@@ -134,14 +179,12 @@ def print_table(results: list[Comparison]) -> None:
 
 def write(results: list[Comparison], out: Path) -> None:
     """Write `comparison.json` and the plots into the folder."""
-    partial, path = out / "comparison.partial", out / "comparison.json"
-    records = [finite_or_null(result.record()) for result in results]
-    partial.write_text(json.dumps(records, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    records = strict_json.dumps([result.record() for result in results], indent=2)
+    durable.write(out / "comparison.json", f"{records}\n".encode())
     plots = {"bound": bound_plot, "objectives": objectives_plot, "kl": kl_plot}
     if len(results) > 1:
         plots["agreement"] = agreement_plot
-    if any(result.log_joint is not None for result in results):
+    if any(result.has_chains for result in results):
         plots["traces"] = traces_plot
     for name, plot in plots.items():
         plot(results).savefig(out / f"{name}.png", dpi=130)
@@ -181,7 +224,7 @@ def objectives_plot(results: list[Comparison]) -> Any:
     canvas = _canvas(8, 1.7 * len(results) + 0.5)
     for axes, result in zip(np.atleast_1d(canvas.subplots(len(results), 1)), results, strict=True):
         values = result.objectives[:, :MOST_OBJECTIVES].numpy()
-        # Texts differ by far more than a step changes.
+        # Texts differ from each other by far more than a step changes.
         values = values - np.median(values[len(values) // 2 :], axis=0)
         lines = axes.plot(np.arange(len(values)), values, linewidth=0.8)
         axes.set_title(result.name, fontsize="medium", loc="left")
@@ -205,19 +248,20 @@ def traces_plot(results: list[Comparison]) -> Any:
 
     A row for each scheme of chains and each of the first sequences.
     """
-    of_chains = [result for result in results if result.log_joint is not None]
+    of_chains = [result for result in results if result.has_chains]
     num_texts = min(MOST_TRACES, len(results[0].posterior.sequence_ids))
     canvas = _canvas(10, 1.6 * len(of_chains) * num_texts + 0.6)
     grid = canvas.subplots(len(of_chains) * num_texts, 3, squeeze=False)
     rows = iter(grid)
     for result in of_chains:
         samples = result.posterior.samples.cpu()
-        # Of [chain, draw, layer, slot, dim]: one that all of the model reads, and one that only its last layer does.
-        first, last = (0, 0, 0), tuple(size - 1 for size in samples.shape[3:])
+        # In [layer, slot, dim]: a number that all of the model reads, and one that only its last layer does.
+        first, last = [0, 0, 0], [size - 1 for size in samples.shape[3:]]
+        log_joint = result.terms.log_joint
         for text, sequence in enumerate(result.posterior.sequence_ids[:num_texts].tolist()):
-            joint, z = result.log_joint[:, :, text], samples[:, :, text]
+            joint, z = log_joint[:, :, text], samples[:, :, text]
             panels = {"log p(x, z) [nats]": joint}
-            panels |= {f"z[{', '.join(map(str, index))}]": z[(..., *index)] for index in (first, last)}
+            panels |= {f"z{index}": z.flatten(2)[:, :, place] for index, place in ((first, 0), (last, -1))}
             row = next(rows)
             row[0].set_title(f"{result.name}, text {sequence}", fontsize="medium", loc="left")
             for axes, (what, values) in zip(row, panels.items(), strict=True):
@@ -235,37 +279,45 @@ def traces_plot(results: list[Comparison]) -> Any:
 
 
 def kl_plot(results: list[Comparison]) -> Any:
-    """KL per layer and slot as a heat map for each scheme; none of chains that have not mixed."""
+    """KL per layer and slot as a heat map for each scheme; omitted for chains that have not mixed."""
     canvas = _canvas(1.4 + 2.4 * len(results), 2.8)
-    highest = max((result.kl_per_slot.max().item() for result in results if result.has_kl), default=0)
+    known = {result.name: result.kl_per_slot for result in results if result.has_kl}
+    shown = {name: kl for name, kl in known.items() if kl is not None}
+    highest = max((kl.nats.max().item() for kl in shown.values()), default=0)
     all_axes = np.atleast_1d(canvas.subplots(1, len(results)))
     image = None
     for axes, result in zip(all_axes, results, strict=True):
         axes.set_title(result.name, fontsize="medium")
-        if not result.has_kl:
-            known = "no R̂: too few draws" if result.r_hat is None else f"R̂ = {result.r_hat:.2f}: not mixed"
-            axes.text(0.5, 0.5, f"{known}\nno KL", ha="center", va="center", transform=axes.transAxes)
+        if result.name not in shown:
+            if result.has_kl:
+                reason = "the slots of the prior\nare not independent"
+            else:
+                reason = "no R̂: too few draws" if result.r_hat is None else f"R̂ = {result.r_hat:.2f}: not mixed"
+            axes.text(0.5, 0.5, f"{reason}\nno KL", ha="center", va="center", transform=axes.transAxes)
             axes.set_xticks([])
             axes.set_yticks([])
             continue
-        image = axes.imshow(result.kl_per_slot.numpy(), vmin=0, vmax=highest, cmap="viridis", aspect="auto")
+        nats = shown[result.name].nats
+        image = axes.imshow(nats.numpy(), vmin=0, vmax=highest, cmap="viridis", aspect="auto")
         axes.set_xlabel("slot")
         axes.set_ylabel("layer")
-        axes.set_xticks(range(result.kl_per_slot.shape[1]))
-        axes.set_yticks(range(result.kl_per_slot.shape[0]))
+        axes.set_xticks(range(nats.shape[1]))
+        axes.set_yticks(range(nats.shape[0]))
     if image is not None:
-        canvas.colorbar(image, ax=list(all_axes), label="KL of a slot [nats]")
+        is_estimate = any(kl.is_estimate for kl in shown.values())
+        label = "KL of a slot [nats]" + (", estimated from draws" if is_estimate else "")
+        canvas.colorbar(image, ax=list(all_axes), label=label)
     return canvas
 
 
-def _moments(result: Comparison) -> dict[str, np.ndarray]:
-    """Mean and scale of every number of z, flattened: exact where q has a density, else of the draws."""
+def _moments(result: Comparison) -> dict[str, npt.NDArray[Any]]:
+    """Mean and scale of every number of z, flattened: those of q where it has a density, else those of the draws."""
     if result.q is not None:
         moments = {"mean": result.q.mean, "scale": result.q.stddev}
     else:
         draws = result.posterior.samples.flatten(0, 1)
         moments = {"mean": draws.mean(0)}
-        if len(draws.unique(dim=0)) > 1:
+        if (draws != draws[0]).any():
             moments["scale"] = draws.std(0)
     return {what: values.flatten().cpu().numpy() for what, values in moments.items()}
 

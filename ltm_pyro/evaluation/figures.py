@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tiktoken
 from torch import Tensor
 
 from ltm_pyro.data import Documents, byte_counts
-from ltm_pyro.evaluation.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference, Inferred, Scores
+from ltm_pyro.evaluation.estimators import ESTIMATORS, Estimate, EstimatorSettings, Meaning, of_models
+from ltm_pyro.evaluation.inferred import Inference, Inferred
 from ltm_pyro.inference import Noise
 from ltm_pyro.inference.weights import highest_pareto_k
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
@@ -24,9 +26,11 @@ class Document:
     """What was scored of a document."""
 
     nats: float = 0.0
+    """-log p(x) of its sequences."""
     num_tokens: int = 0
     """Predicted tokens, end-of-text included."""
     num_bytes: int = 0
+    """Bytes of its text."""
 
 
 @dataclass
@@ -34,24 +38,25 @@ class Figure:
     """-log p(x) of a set of texts, by one estimator."""
 
     estimator: str
-    """A name of ESTIMATORS, or `exact`."""
+    """The name of the estimator in ESTIMATORS."""
     fast_steps: int
     """T, the steps in which z was inferred."""
-    posterior: str | None = None
-    """What z was drawn from; None of a model without z."""
+    z_from: str | None = None
+    """What z was drawn from; None for a model without z."""
     num_samples: int = 0
     """Draws of z, or chains, for each text."""
-    rate: float | None = None
-    """KL(q ‖ p) [nats, all texts]; None where the figure has no such part."""
+    kl: float | None = None
+    """KL(q ‖ p) of all texts [nats]; None where the figure has no such part."""
     variance: float | None = None
-    """Of the nats of all texts, over the draws of z [nats squared]; None where there are no draws."""
+    """Variance of the nats of all texts over the draws of z [nats squared]; None where there are no draws."""
     num_sequences: int = 0
+    """Sequences that were scored."""
     documents: dict[int, Document] = field(default_factory=dict)
-    """Of each, several sequences may have been scored."""
+    """The documents by id; several sequences of one may have been scored."""
     effective_sample_sizes: list[float] = field(default_factory=list)
-    """Of the importance weights of each sequence, where the figure has any."""
+    """The effective sample size of each sequence's importance weights, where the figure has any."""
     pareto_ks: list[float] = field(default_factory=list)
-    """The shape of the tail of those weights."""
+    """The shape of the tail of those weights, likewise."""
 
     @property
     def nats(self) -> float:
@@ -71,31 +76,30 @@ class Figure:
     @property
     def is_valid(self) -> bool:
         """Whether it is an upper bound on -log p(x) in expectation, a code length, or exact; and finite."""
-        estimator = EXACT if self.estimator == "exact" else ESTIMATORS[self.estimator]
-        return estimator.is_valid and math.isfinite(self.nats)
+        return ESTIMATORS[self.estimator].is_valid and math.isfinite(self.nats)
 
-    def add(self, scores: Scores, batch: TokenBatch, document_ids: Tensor) -> None:
-        """Count the texts of a batch in; `document_ids` [B] says which of them belong together."""
-        self.posterior = scores.posterior
-        self.num_samples = scores.num_samples
+    def add(self, estimate: Estimate, batch: TokenBatch, document_ids: Tensor) -> None:
+        """Add the texts of a batch; `document_ids` [B] says which of them belong together."""
+        self.z_from = estimate.z_from
+        self.num_samples = estimate.num_samples
         self.num_sequences += len(batch)
-        self.rate = _sum(self.rate, _total(scores.rate))
-        self.variance = _sum(self.variance, _total(scores.variance))
-        if scores.effective_sample_size is not None:
-            self.effective_sample_sizes += scores.effective_sample_size.tolist()
-        if scores.pareto_k is not None:
-            self.pareto_ks += scores.pareto_k.tolist()
+        self.kl = _sum(self.kl, _total(estimate.kl))
+        self.variance = _sum(self.variance, _total(estimate.variance))
+        if estimate.effective_sample_size is not None:
+            self.effective_sample_sizes += estimate.effective_sample_size.tolist()
+        if estimate.pareto_k is not None:
+            self.pareto_ks += estimate.pareto_k.tolist()
         num_tokens = batch.weights.sum(1).long().tolist()
-        rows = zip(document_ids.tolist(), scores.nats.tolist(), num_tokens, batch.num_bytes.tolist(), strict=True)
+        rows = zip(document_ids.tolist(), estimate.nats.tolist(), num_tokens, batch.num_bytes.tolist(), strict=True)
         for document_id, *parts in rows:
             self._add_document(document_id, Document(*parts))
 
     def join(self, other: Figure) -> None:
-        """Count in what the same estimator found of other texts, or of other sequences of the same documents."""
+        """Add what the same estimator found for other texts, or for other sequences of the same documents."""
         if other.num_sequences:
-            self.posterior, self.num_samples = other.posterior, other.num_samples
+            self.z_from, self.num_samples = other.z_from, other.num_samples
         self.num_sequences += other.num_sequences
-        self.rate = _sum(self.rate, other.rate)
+        self.kl = _sum(self.kl, other.kl)
         self.variance = _sum(self.variance, other.variance)
         self.effective_sample_sizes += other.effective_sample_sizes
         self.pareto_ks += other.pareto_ks
@@ -109,25 +113,26 @@ class Figure:
 
     @property
     def standard_error(self) -> float | None:
-        """Of the nats per token as an estimate for other documents like these; unknown from a single one."""
+        """Standard error of the nats per token as an estimate for other documents like these; None for a single one."""
         documents = self.documents.values()
         return ratio_error([(document.nats, document.num_tokens) for document in documents])
 
     def record(self) -> dict[str, Any]:
         """The figures under the names of `metrics.jsonl` and of JSON reports."""
         pareto_k = _median(self.pareto_ks)
-        has_error = self.variance is not None and not math.isnan(self.variance)
+        variance = self.variance
         # Where the tail of the weights is too heavy, so is that of their spread, and the error would be far too small.
-        has_error &= pareto_k is None or pareto_k <= highest_pareto_k(self.num_samples)
+        is_heavy = pareto_k is not None and pareto_k > highest_pareto_k(self.num_samples)
+        error = None if variance is None or math.isnan(variance) or is_heavy else math.sqrt(variance) / self.num_tokens
         return {
             "estimator": self.estimator,
-            "posterior": self.posterior,
+            "posterior": self.z_from,
             "fast_steps": self.fast_steps,
             "num_samples": self.num_samples,
             "valid_bound": self.is_valid,
             "nats_per_token": self.nats / self.num_tokens,
-            **per_token(self.nats, self.rate, self.num_tokens, self.num_bytes),
-            "monte_carlo_standard_error": math.sqrt(self.variance) / self.num_tokens if has_error else None,
+            **per_token(self.nats, self.kl, self.num_tokens, self.num_bytes),
+            "monte_carlo_standard_error": error,
             "standard_error": self.standard_error,
             "effective_sample_size": _median(self.effective_sample_sizes),
             "pareto_k": pareto_k,
@@ -139,18 +144,20 @@ class Figure:
 
     def __str__(self) -> str:
         record = self.record()
-        at_most = "at most " if self.estimator in ("elbo", "iwae", "ais") else ""
-        in_bytes = f"{at_most}{record['bits_per_byte']:.3f} bits/byte; " if self.num_bytes else ""
-        if self.num_bytes and self.rate is not None and self.estimator != "exact":
-            kl_bits = self.rate / math.log(2) / self.num_bytes
-            in_bytes = f"{at_most}{record['bits_per_byte']:.3f} bits/byte, of which KL {kl_bits:.3f}; "
+        in_bytes = ""
+        if self.num_bytes:
+            at_most = "at most " if ESTIMATORS[self.estimator].meaning is Meaning.UPPER_BOUND else ""
+            in_bytes = f"{at_most}{record['bits_per_byte']:.3f} bits/byte"
+            if self.kl is not None and self.z_from is not None:
+                in_bytes += f", of which KL {self.kl / math.log(2) / self.num_bytes:.3f}"
+            in_bytes += "; "
         error = "" if self.standard_error is None else f" ± {self.standard_error:.3f} (over documents)"
         figure = f"{in_bytes}{record['nats_per_token']:.3f}{error} nats/token"
-        if self.estimator == "exact":
-            return f"no z: {figure} [exact, {self.num_sequences} texts]"
+        if self.z_from is None:
+            return f"no z: {figure} [{self.estimator}, {self.num_sequences} texts]"
         warning = "" if self.is_valid else ", NOT A BOUND"
         return (
-            f"z from {self.posterior}: {figure} "
+            f"z from {self.z_from}: {figure} "
             f"[{self.estimator}, T = {self.fast_steps}, {self.num_sequences} texts, {self.num_samples} draws{warning}]"
         )
 
@@ -169,7 +176,7 @@ def _median(values: list[float]) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def ratio_error(documents: list[tuple[float, float]]) -> float | None:
+def ratio_error(documents: Sequence[tuple[float, float]]) -> float | None:
     """Standard error of Σ y / Σ x over documents (y, x) as an estimate for other documents like these.
 
     The usual one of a ratio of two totals (Cochran 1977, eq. 6.4); None for a single document.
@@ -199,13 +206,16 @@ def difference(figure: Figure, reference: Figure) -> tuple[float, float | None]:
     return sum(bits for bits, _ in pairs) / figure.num_bytes, ratio_error(pairs)
 
 
-def per_token(nats: float, rate: float | None, num_tokens: int, num_bytes: int) -> dict[str, float | None]:
-    """Figures of -log p(x) and its rate, given in nats and summed over all texts; None where one does not exist."""
-    is_elbo = rate is not None
+def per_token(nats: float, kl: float | None, num_tokens: int, num_bytes: int) -> dict[str, float | None]:
+    """Figures of -log p(x), given in nats and summed over all texts; None where one does not exist.
+
+    Args:
+        kl: the part of the nats that pays for z; None where they are no ELBO.
+    """
     return {
-        "nelbo_nats_per_token": nats / num_tokens if is_elbo else None,
-        "nll_nats_per_token": (nats - rate) / num_tokens if is_elbo else None,
-        "kl_nats_per_token": rate / num_tokens if is_elbo else None,
+        "nelbo_nats_per_token": None if kl is None else nats / num_tokens,
+        "nll_nats_per_token": None if kl is None else (nats - kl) / num_tokens,
+        "kl_nats_per_token": None if kl is None else kl / num_tokens,
         "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else None,
         "perplexity": math.exp(nats / num_tokens) if nats / num_tokens < 700 else None,
     }
@@ -220,27 +230,28 @@ def score(
     settings: EstimatorSettings,
     rng: Noise,
 ) -> list[Figure]:
-    """Figures of the texts in the batches, one for each estimator; of a model without z, the exact one alone.
+    """Figures of the texts in the batches, one for each estimator.
 
-    Nothing depends on the order of the texts or on how they are batched, but for rounding.
+    A model without z has the figures of such models, whichever are asked for: it has nothing to estimate. Nothing
+    depends on the order of the texts or on how they are batched, except for rounding.
 
     Args:
         document_ids: the document of each sequence id.
-        estimators: names in ESTIMATORS.
+        estimators: names of figures of models with z.
         inference: how z is inferred from each text, or for `prequential` from what stands before a block.
         rng: makes the noise of a text its own, as `SequenceNoise` does.
     """
-    used = {name: ESTIMATORS[name] for name in estimators} if model.config.num_slots else {"exact": EXACT}
+    used = {name: ESTIMATORS[name] for name in estimators} if model.config.num_slots else of_models(with_z=False)
     figures = {name: Figure(name, inference.scheme.num_steps) for name in used}
     for batch in batches:
         inferred = Inferred(model, batch, inference, rng)
         for name, estimator in used.items():
-            figures[name].add(estimator.score(inferred, settings), batch, document_ids[batch.sequence_ids])
+            figures[name].add(estimator.estimate(inferred, settings), batch, document_ids[batch.sequence_ids])
     return list(figures.values())
 
 
-def chosen_sequences(num_sequences: int, num_chosen: int) -> np.ndarray:
-    """The sequences that a figure is of: drawn from all of them, and the same every time, so that runs compare."""
+def chosen_sequences(num_sequences: int, num_chosen: int) -> npt.NDArray[np.int64]:
+    """The sequences that are scored: drawn from all of them, and the same every time, so that runs can be compared."""
     return np.random.Generator(np.random.Philox(key=[0, 0])).permutation(num_sequences)[:num_chosen]
 
 

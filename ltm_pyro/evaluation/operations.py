@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltm_pyro.data import token_batch
-from ltm_pyro.evaluation.estimators import Estimator, EstimatorSettings, Inference, Inferred
+from ltm_pyro.evaluation.estimators import Estimator, EstimatorSettings
+from ltm_pyro.evaluation.inferred import Inference, Inferred
 from ltm_pyro.inference import PosteriorScheme, SequenceNoise, infer
 from ltm_pyro.inference.svi import elbo_backward
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
@@ -25,7 +26,7 @@ def count(work: Callable[[], object]) -> int:
     in_place = {torch.ops.aten.addmm_: _of_product_added}  # nor is the sum in place
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         work()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _of_product_added(total: torch.Size, a: torch.Size, b: torch.Size, **unused: object) -> int:
@@ -33,17 +34,24 @@ def _of_product_added(total: torch.Size, a: torch.Size, b: torch.Size, **unused:
 
 
 def of_training(model: LatentThoughtModel, scheme: PosteriorScheme) -> float:
-    """Operations per token of a training step: inference of z, then the gradient of the weights."""
+    """Operations per token of a training step: inference of z, then the gradient of the weights.
+
+    A step is taken and thrown away: the weights, their `.grad` and torch's global generator are as before.
+    """
     batch, rng = _full_sequence(model), SequenceNoise(0)
 
     def step() -> None:
         state = infer(scheme, model, batch, rng)
         elbo_backward(model, scheme.guide(model, state, batch, rng), batch, batch.tokens.numel())
 
+    gradients = {weight: weight.grad for weight in model.parameters()}
+    model.zero_grad()  # what is added to would be changed in place
     try:
-        return count(step) / batch.tokens.numel()
+        with torch.random.fork_rng(devices=[]):
+            return count(step) / batch.tokens.numel()
     finally:
-        model.zero_grad()
+        for weight, gradient in gradients.items():
+            weight.grad = gradient
 
 
 def of_estimate(
@@ -52,10 +60,10 @@ def of_estimate(
     """Operations per token of a figure: inference of z, and all draws that are scored."""
     batch = _full_sequence(model)
     inferred = Inferred(model, batch, inference, SequenceNoise(0))
-    return count(lambda: estimator.score(inferred, settings)) / batch.tokens.numel()
+    return count(lambda: estimator.estimate(inferred, settings)) / batch.tokens.numel()
 
 
 def _full_sequence(model: LatentThoughtModel) -> TokenBatch:
-    """One sequence without padding; which tokens it holds is no matter."""
+    """One sequence without padding; the count does not depend on which tokens it holds."""
     tokens = torch.zeros(1, model.config.length, dtype=torch.int64)
     return token_batch(tokens).to(model.decoder.embedding.weight.device)

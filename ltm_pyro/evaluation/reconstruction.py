@@ -1,8 +1,8 @@
-"""What z holds of a text: the text written again from z alone, and compared token by token.
+"""How much of a text z holds: the text is written again from z alone, and compared token by token.
 
-Where z of the first l layers is kept and the others are drawn from the prior, it shows how much of the text those
-layers hold. A text that has slipped by one token counts as wrong from there on, so that the share of right tokens is a
-strict figure; of z from the prior it says what is right by chance.
+With z of the first l layers kept and that of the others drawn from the prior, this shows how much of the text those
+layers hold. The share of right tokens is a strict figure, since a text that has slipped by one token counts as wrong
+from there on; with all of z from the prior it is the share that is right by chance.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltm_pyro.inference import Noise
+from ltm_pyro.inference import PRIOR, Noise, infer
 from ltm_pyro.models import LatentThoughtModel, Sampling, TokenBatch
 
 
@@ -28,15 +28,14 @@ def token_accuracy(model: LatentThoughtModel, batch: TokenBatch, z_BLSD: Tensor)
 
 
 def accuracy_by_layers(model: LatentThoughtModel, batch: TokenBatch, z_BLSD: Tensor, rng: Noise) -> Tensor:
-    """Token accuracy with z of the first 0, 1, … L layers, and of the others from the prior: [L + 1, B] float64."""
-    steps = torch.zeros_like(batch.sequence_ids)
-    prior = rng.normal("reconstruction", batch.sequence_ids, steps, z_BLSD.shape[1:], like=z_BLSD)
+    """Token accuracy with z of the first 0, 1, … L layers kept, and the others from the prior: [L + 1, B] float64."""
+    prior = PRIOR.distribution(infer(PRIOR, model, batch, rng), rng, "reconstruction").sample()
     kept = [torch.cat([z_BLSD[:, :layers], prior[:, layers:]], dim=1) for layers in range(z_BLSD.shape[1] + 1)]
     return torch.stack([token_accuracy(model, batch, z) for z in kept])
 
 
 def plot(accuracies: Tensor, path: str | Path) -> None:
-    """Mean over texts of what `accuracy_by_layers` gives, with its standard error."""
+    """Draw the mean over texts of what `accuracy_by_layers` gives, with its standard error."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(5, 3.5), layout="constrained")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import math
-import os
 import platform
 import sys
 import textwrap
@@ -15,50 +14,60 @@ from typing import Any
 import pyro
 import torch
 
-from ltm_pyro.config import NO_INFERENCE, TrainConfig
-from ltm_pyro.evaluation import figures
-from ltm_pyro.evaluation.estimators import ESTIMATORS, EXACT
+from ltm_pyro.config import NO_INFERENCE, scheme_of
+from ltm_pyro.data import PackedSequences, TokenizedTexts
+from ltm_pyro.evaluation import figures, operations
+from ltm_pyro.evaluation.estimators import ESTIMATORS, Meaning
 from ltm_pyro.evaluation.figures import Figure
+from ltm_pyro.files import durable, strict_json
+from ltm_pyro.runs.trained import TrainedModel
 
 
-@dataclass(frozen=True)
-class Source:
-    """What a figure is of: a run, and a text."""
+@dataclass(frozen=True, eq=False)
+class ScoredRun:
+    """A trained model and the text that it is scored on."""
 
-    run: str
-    """Its folder."""
-    config: TrainConfig
-    num_weights: int
-    step: int
-    """Slow steps taken."""
-    tokens_seen: int
-    """Predicted tokens that they read."""
-    training_operations_per_token: float
-    data: str
-    """Name of the text."""
-    data_sha256: str
+    trained: TrainedModel
+    texts: TokenizedTexts
+    packed: PackedSequences
+    """The text, cut into the model's sequences."""
+
+    @property
+    def name(self) -> str:
+        """The folder of the run."""
+        return str(self.trained.path)
+
+    @functools.cached_property
+    def training_operations_per_token(self) -> float:
+        """Operations of training for each token, counted when they are first shown."""
+        return operations.of_training(self.trained.model, scheme_of(self.trained.config))
+
+    @property
+    def training_operations(self) -> float:
+        """Operations of all training."""
+        return self.training_operations_per_token * self.trained.progress.tokens_seen
 
     def __str__(self) -> str:
-        per_token = self.training_operations_per_token
-        thinking = f"{self.config.inference}, T = {self.config.fast_steps}"
+        config, progress = self.trained.config, self.trained.progress
+        z_from = "no z" if config.inference == NO_INFERENCE else f"{config.inference}, T = {config.fast_steps}"
         return (
-            f"{self.run}: {self.num_weights:,} weights, "
-            f"{'no z' if self.config.inference == NO_INFERENCE else thinking}; "
-            f"{self.step:,} slow steps on {self.tokens_seen:,} tokens, {in_units(per_token)} operations a token, "
-            f"{in_units(per_token * self.tokens_seen)} in all"
+            f"{self.name}: {self.trained.num_weights:,} weights, {z_from}; "
+            f"{progress.step:,} slow steps on {progress.tokens_seen:,} tokens, "
+            f"{in_units(self.training_operations_per_token)} operations a token, "
+            f"{in_units(self.training_operations)} in all"
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One line of the table: a figure, and what it cost."""
 
-    source: Source
+    run: ScoredRun
     figure: Figure
     inference: str
-    """Name of the scheme."""
+    """The name of the scheme."""
     operations: float
-    """Of this figure, per token scored."""
+    """Operations of this figure for each token that is scored."""
     pairing: tuple[object, ...]
     """Equal for figures of the same sequences."""
 
@@ -67,26 +76,32 @@ class Row:
         alike = (
             row
             for row in rows
-            if row.source == rows[0].source and row.figure.estimator in ("exact", self.figure.estimator)
+            if row.run is rows[0].run
+            and (row.estimator == self.estimator or ESTIMATORS[row.estimator].meaning is Meaning.EXACT)
         )
         found = next(alike, None)
         is_comparable = found is not None and found is not self and found.pairing == self.pairing
         return found if is_comparable and self.figure.num_bytes else None
 
+    @property
+    def estimator(self) -> str:
+        """The name of the estimator."""
+        return self.figure.estimator
+
     def record(self, rows: list[Row]) -> dict[str, Any]:
-        """The line under the names that docs/metrics.md explains, as one of these."""
-        source, reference = self.source, self.reference(rows)
+        """The line under the names that docs/metrics.md explains, as one of these rows."""
+        run, reference = self.run, self.reference(rows)
         difference, error = figures.difference(self.figure, reference.figure) if reference else (None, None)
         return {
-            "run": source.run,
+            "run": run.name,
             "inference": self.inference,
-            "step": source.step,
-            "tokens_seen": source.tokens_seen,
-            "data": source.data,
-            "data_sha256": source.data_sha256,
+            "step": run.trained.progress.step,
+            "tokens_seen": run.trained.progress.tokens_seen,
+            "data": run.texts.name,
+            "data_sha256": run.texts.sha256,
             **self.figure.record(),
-            "training_operations_per_token": source.training_operations_per_token,
-            "training_operations": source.training_operations_per_token * source.tokens_seen,
+            "training_operations_per_token": run.training_operations_per_token,
+            "training_operations": run.training_operations,
             "test_operations_per_token": self.operations,
             "difference_bits_per_byte": difference,
             "difference_standard_error": error,
@@ -102,30 +117,23 @@ def write_json(path: str, settings: dict[str, Any], rows: list[Row], certificate
 def write_records(path: str, settings: dict[str, Any], **records: list[dict[str, Any]]) -> None:
     """Write lists of records by name, whole or not at all; numbers that are not finite become null."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": pyro.__version__}
-    contents = {"settings": settings, "versions": versions}
-    contents |= {name: [finite_or_null(record) for record in values] for name, values in records.items()}
-    partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(contents, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
-
-
-def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
-    """The values, with null for numbers that are not finite, which JSON does not have."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    contents = {"settings": settings, "versions": versions, **records}
+    durable.write(Path(path), f"{strict_json.dumps(contents, indent=2)}\n".encode())
 
 
 LEGEND = """\
-nats/token ± standard error over documents; Δ bits/byte: less the same (or exact) figure of the first run, paired
-over documents; none where a run reads other sequences.
-rate KL(q ‖ p) and distortion -E log p(x | z) in bits/token; MC error: of nats/token, over the draws of z.
-ESS and k̂: effective sample size and tail shape of the importance weights, medians over texts; there is no error where
-k̂ says that it cannot be trusted. op/token: floating-point operations of the figure for each token of a sequence."""
+nats/token ± standard error over documents. Δ bits/byte: the difference from the same (or the exact) figure of the first
+run, paired over documents; empty where a run reads other sequences.
+rate: KL(q ‖ p), and distortion: -E log p(x | z), both in bits/token. MC error: the Monte Carlo error of nats/token over
+the draws of z; it is left out where k̂ is too high for it to be trusted. ESS and k̂: effective sample size and tail
+shape of the importance weights, medians over texts. op/token: floating-point operations of the figure for each token of
+a sequence."""
 
 
 def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
     """Print the runs, the table and the certificates: with lines on a terminal, as Markdown elsewhere."""
-    for source in dict.fromkeys(row.source for row in rows):
-        print(source)
+    for run in dict.fromkeys(str(row.run) for row in rows):
+        print(run)
     for line in dict.fromkeys(_text_scored(row) for row in rows):
         print(line)
     print_rows([_cells(row, rows) for row in rows], words=("run", "figure", "z from", "meaning"))
@@ -134,30 +142,10 @@ def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
         print(_certificate_text(certificate))
 
 
-def print_tasks(records: list[dict[str, Any]]) -> None:
-    """Print what tasks gave, and what each metric means."""
-    rows = [
-        {
-            "run": record["run"],
-            "task": record["task"],
-            "z from": record["z_from"] or "",
-            "T": "" if record["fast_steps"] is None else str(record["fast_steps"]),
-            "metric": record["metric"],
-            "value": number_text(record["value"], 4, record["standard_error"]),
-            "items": str(record["num_items"]),
-        }
-        for record in records
-    ]
-    print_rows(rows, words=("run", "task", "z from", "metric"))
-    for metric, meaning in dict.fromkeys((record["metric"], record["meaning"]) for record in records):
-        print(f"{metric}: {meaning}")
-    print("± standard error over items")
-
-
 def _text_scored(row: Row) -> str:
     figure = row.figure
     return (
-        f"{row.source.data}: {figure.num_sequences:,} sequences of {len(figure.documents):,} documents, "
+        f"{row.run.texts.name}: {figure.num_sequences:,} sequences of {len(figure.documents):,} documents, "
         f"{figure.num_tokens:,} tokens, {figure.num_bytes:,} bytes"
     )
 
@@ -202,17 +190,17 @@ def print_rows(rows: list[dict[str, str]], words: tuple[str, ...]) -> None:
 def _cells(row: Row, rows: list[Row]) -> dict[str, str]:
     """A line of the table for people."""
     figure, values = row.figure, row.figure.record()
-    estimator = ESTIMATORS.get(figure.estimator, EXACT)
-    has_z = figure.posterior is not None
+    estimator = ESTIMATORS[figure.estimator]
+    has_z = figure.z_from is not None
     reference = row.reference(rows)
     difference = figures.difference(figure, reference.figure) if reference else None
     size = values["effective_sample_size"]
     return {
-        "run": row.source.run,
+        "run": row.run.name,
         "figure": figure.estimator,
-        "z from": figure.posterior or "",
+        "z from": figure.z_from or "",
         "T": str(figure.fast_steps) if has_z else "",
-        "meaning": "not finite" if estimator.is_valid and not figure.is_valid else estimator.meaning,
+        "meaning": "not finite" if estimator.is_valid and not figure.is_valid else estimator.meaning.value,
         "nats/token": number_text(values["nats_per_token"], 4, values["standard_error"]),
         "bits/byte": number_text(values["bits_per_byte"], 4),
         "Δ bits/byte": number_text(difference[0], 4, difference[1], sign="+") if difference else "",
@@ -270,17 +258,22 @@ def plot(rows: list[Row], path: str | Path) -> None:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         if row.figure.is_valid and row.figure.num_bytes:
-            run = row.source.run
-            label = run if row.figure.posterior is None else f"{run}: {row.figure.estimator}, {row.figure.posterior}"
+            run = row.run.name
+            label = run if row.figure.z_from is None else f"{run}: {row.figure.estimator}, {row.figure.z_from}"
             lines.setdefault(label, []).append(row)
-    steps = sorted({row.figure.fast_steps for row in rows if row.figure.posterior is not None})
+    steps = sorted({row.figure.fast_steps for row in rows if row.figure.z_from is not None})
     for number, (label, points) in enumerate(lines.items()):
         values = [point.figure.record() for point in points]
         bits = [value["bits_per_byte"] for value in values]
-        if points[0].figure.posterior is None:
-            axes.axhline(bits[0], color="black", linestyle=[":", "--", "-."][number % 3], label=f"{label} (exact)")
+        if points[0].figure.z_from is None:
+            axes.axhline(
+                bits[0],
+                color="black",
+                linestyle=[":", "--", "-."][number % 3],
+                label=f"{label} ({points[0].estimator})",
+            )
             continue
-        # Of the draws alone: the texts are the same in all points, and so is the error over them.
+        # Only the error over the draws: the texts are the same in all points, and so is the error over them.
         errors = [
             (value["monte_carlo_standard_error"] or 0) * value["num_tokens"] / value["num_bytes"] / math.log(2)
             for value in values
@@ -294,7 +287,7 @@ def plot(rows: list[Row], path: str | Path) -> None:
     figure = rows[0].figure
     axes.set_xlabel("steps of inference (T)")
     axes.set_ylabel("bits per byte")
-    names = ", ".join(dict.fromkeys(row.source.data for row in rows))
+    names = ", ".join(dict.fromkeys(row.run.texts.name for row in rows))
     axes.set_title(f"{names}: {figure.num_sequences} sequences", fontsize="medium")
     canvas.legend(loc="outside right upper", fontsize="small")
     axes.grid(alpha=0.3)

@@ -90,10 +90,11 @@ def elbo_backward(model: Model, guide: Guide, batch: Batch, num_tokens: float) -
     with pyro.get_param_store().scope():
         traced_model, traced_guide = poutine.trace(model), poutine.trace(guide)
         nelbo = TraceMeanField_ELBO().differentiable_loss(traced_model, traced_guide, batch)  # type: ignore[no-untyped-call]
-    latent = traced_guide.trace.nodes[LATENT]
-    prior = traced_model.trace.nodes[LATENT]["fn"]
+    # Pyro's types do not know that the nodes of a trace are sample sites with values.
+    latent: Any = traced_guide.trace.nodes[LATENT]
+    prior: Any = traced_model.trace.nodes[LATENT]
     with torch.no_grad():
-        divergence = kl(latent["fn"], prior, latent["value"]).sum().item()
+        divergence = kl(latent["fn"], prior["fn"], latent["value"]).sum().item()
     (nelbo / num_tokens).backward()
     return SlowLoss(nelbo.item(), divergence)
 

@@ -16,10 +16,9 @@ import tyro
 from ltm_pyro import cli
 from ltm_pyro.config import NO_INFERENCE, InferenceName
 from ltm_pyro.errors import InputError
-from ltm_pyro.evaluation.estimators import Inference, inference_of
 from ltm_pyro.evaluation.report import number_text, print_rows, write_records
 from ltm_pyro.inference import SCHEMES
-from ltm_pyro.runs.trained import TrainedModel, load
+from ltm_pyro.runs.trained import load
 from ltm_pyro.tasks import TASKS, Task, TaskContext
 
 if TYPE_CHECKING:
@@ -96,20 +95,6 @@ def parse(args: Sequence[str]) -> tuple[str, TasksConfig]:
     return name, config
 
 
-def inferences(config: TasksConfig, ltm: TrainedModel) -> list[Inference]:
-    """The ways in which z is inferred with a run, each once.
-
-    Raises:
-        InputError: if one of them needs what the run does not have.
-    """
-    trained = ltm.config
-    if trained.inference == NO_INFERENCE:
-        return [Inference.without()]
-    names = config.inference or (trained.inference,)
-    steps = config.fast_steps or (trained.fast_steps,)
-    return list(dict.fromkeys(inference_of(trained, name, number) for name in names for number in steps))
-
-
 def main(args: Sequence[str]) -> int:
     name, config = parse(args)
     device = cli.pick_device(config.device)
@@ -118,7 +103,7 @@ def main(args: Sequence[str]) -> int:
     plan = [
         (path, ltm, inference)
         for path, ltm in zip(config.runs, models, strict=True)
-        for inference in inferences(config, ltm)
+        for inference in inferences_of(ltm.config, config.inference, config.fast_steps)
     ]
     records: list[dict[str, Any]] = []
     with cli.numerics_of_commands():

@@ -23,7 +23,8 @@ from ltm_pyro.data import (
 )
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import figures
-from ltm_pyro.evaluation.estimators import EstimatorSettings, Inference, inference_of
+from ltm_pyro.evaluation.estimators import EstimatorSettings
+from ltm_pyro.evaluation.inferred import Inference, inference_of
 from ltm_pyro.files.stop import StopSignal
 from ltm_pyro.inference import PosteriorScheme, SequenceNoise
 from ltm_pyro.inference.objectives import OBJECTIVES
@@ -322,7 +323,7 @@ def report(training: Training, stop: StopSignal) -> None:
         # A run that takes no fast steps says nothing about how many the reference should take: with none, it would be
         # the prior.
         fast_steps = config.fast_steps or preset(config.preset).fast_steps
-        inferences += [inference_of(config, REFERENCE, fast_steps), Inference.without()]
+        inferences += [inference_of(config, REFERENCE, fast_steps), Inference.from_prior()]
     order_zero = figures.order_zero_bits_per_byte(corpus.validation.documents, trained.tokenizer)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
     for inference in dict.fromkeys(inferences):

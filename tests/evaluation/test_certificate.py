@@ -9,13 +9,14 @@ import torch
 
 from ltm_pyro.evaluation import certificate
 from ltm_pyro.evaluation.certificate import Certificate, certify
-from ltm_pyro.evaluation.estimators import EstimatorSettings, Inference
+from ltm_pyro.evaluation.estimators import EstimatorSettings
+from ltm_pyro.evaluation.inferred import Inference
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, simulate
 
-INFERENCE = Inference("vi", AdamVI(num_steps=8), AdamVI())
-NUM_TEXTS = 40
+INFERENCE = Inference("vi", AdamVI(num_steps=8))
+NUM_TEXTS = 100
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +44,22 @@ def integral(model: LatentThoughtModel, tokens: torch.Tensor, weights: torch.Ten
 
 
 def test_the_sides_hold_the_integral_and_close_as_temperatures_are_added(ltm):
+    """In expectation, so that each is tested to three of its own standard errors over texts.
+
+    The last line holds by three or four of them, over seeds.
+    """
     _, batch = simulate(ltm, NUM_TEXTS, first_id=0, seed=5)
     exact = torch.stack([integral(ltm, *text) for text in zip(batch.tokens, batch.weights, strict=True)])
     gaps = []
-    for num_temperatures in (2, 32):
-        settings = EstimatorSettings(num_samples=64, num_temperatures=num_temperatures, num_leapfrogs=3, num_chains=4)
+    for num_temperatures in (1, 24):
+        settings = EstimatorSettings(num_samples=16, num_temperatures=num_temperatures, num_leapfrogs=3, num_chains=4)
         sides = certify(ltm, INFERENCE, settings, NUM_TEXTS, batch_size=NUM_TEXTS, seed=5)
-        for excess in (sides.upper - exact, exact - sides.lower, sides.elbo - exact):
+        gap = sides.upper - sides.lower
+        for excess in (sides.upper - exact, exact - sides.lower, sides.elbo - exact, gap):
             assert excess.mean() > -3 * excess.std() / math.sqrt(NUM_TEXTS)
-        gaps.append((sides.upper - sides.lower).mean().item())
-    assert 0 < gaps[1] < 0.4 * gaps[0]
+        gaps.append(gap)
+    assert gaps[0].mean() > 3 * gaps[0].std() / math.sqrt(NUM_TEXTS)
+    assert gaps[1].mean() < 0.4 * gaps[0].mean()
 
 
 def test_texts_are_drawn_with_the_z_that_made_them(ltm):

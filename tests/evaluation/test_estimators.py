@@ -13,14 +13,17 @@ import torch
 
 from ltm_pyro.data import TopicLanguage, token_batch
 from ltm_pyro.evaluation import figures
-from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred, annealing_plan
+from ltm_pyro.evaluation.estimators import ESTIMATORS, Estimate, Estimator, EstimatorSettings, Meaning, of_models
+from ltm_pyro.evaluation.estimators.ais import annealing_plan
+from ltm_pyro.evaluation.inferred import Inference, Inferred
 from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, bounds, infer
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backward
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
 
-VALID = [name for name, estimator in ESTIMATORS.items() if estimator.is_valid]
+WITH_Z = of_models(with_z=True)
+VALID = [name for name, estimator in WITH_Z.items() if estimator.is_valid]
 SETTINGS = EstimatorSettings(num_samples=32, block_size=2, num_temperatures=16, num_leapfrogs=2, num_chains=8)
 GAUSSIAN = VI(num_steps=8)
 INFERENCES = {
@@ -33,7 +36,7 @@ INFERENCES = {
     "mala": Inference("mala", SCHEMES["mala"](num_steps=8, num_chains=4), GAUSSIAN),
     "hmc": Inference("hmc", SCHEMES["hmc"](num_steps=4, num_chains=4, num_leapfrogs=3), GAUSSIAN),
     "underdamped": Inference("underdamped", SCHEMES["underdamped"](num_steps=8, num_chains=4), GAUSSIAN),
-    "the prior": Inference.without(),
+    "the prior": Inference.from_prior(),
 }
 CONFIG = DecoderConfig(num_layers=1, width=2, num_heads=1, hidden=4, num_slots=1, window=2, length=6)
 
@@ -95,7 +98,7 @@ def exact(ltm: LatentThoughtModel, written: TokenBatch) -> torch.Tensor:
 
 def test_z_matters_in_that_model(ltm, written, exact):
     """Else no test below could tell a figure from another."""
-    prior = ESTIMATORS["elbo"].score(
+    prior = ESTIMATORS["elbo"].estimate(
         Inferred(ltm, written, INFERENCES["the prior"], SequenceNoise(0)),
         dataclasses.replace(SETTINGS, num_samples=400),
     )
@@ -105,7 +108,7 @@ def test_z_matters_in_that_model(ltm, written, exact):
 @pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
 @pytest.mark.parametrize("name", ["elbo", "iwae", "ais"])
 def test_a_bound_is_not_below_the_integral(name, inference, ltm, written, exact):
-    scores = ESTIMATORS[name].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
+    scores = ESTIMATORS[name].estimate(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
     excess = scores.nats - exact
     # Its own error on these very texts. From below it will do: the large weight that lowers a figure raises its error.
     error = max(scores.variance.sum().sqrt().item() / len(excess), 1e-9)
@@ -124,7 +127,7 @@ def test_from_the_prior_the_figures_of_weights_are_the_integral(name, ltm, writt
     show it in their spread.
     """
     settings = dataclasses.replace(SETTINGS, num_samples=400, num_chains=128)
-    scores = ESTIMATORS[name].score(Inferred(ltm, written, INFERENCES["the prior"], SequenceNoise(0)), settings)
+    scores = ESTIMATORS[name].estimate(Inferred(ltm, written, INFERENCES["the prior"], SequenceNoise(0)), settings)
     error = scores.variance.sum().sqrt() / len(written)
     # The logarithm's own part is half the variance, to second order.
     assert -5 * error < (scores.nats - exact).mean() - scores.variance.mean() / 2 < 5 * error
@@ -133,19 +136,19 @@ def test_from_the_prior_the_figures_of_weights_are_the_integral(name, ltm, writt
 
 @pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
 def test_the_prequential_code_is_no_shorter_than_the_entropy_of_the_models_own_texts(inference, ltm, written, exact):
-    scores = ESTIMATORS["prequential"].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
+    scores = ESTIMATORS["prequential"].estimate(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
     excess = scores.nats - exact
     assert excess.mean() > -3 * excess.std() / math.sqrt(len(excess))
-    assert scores.posterior == inference.name
+    assert scores.z_from == inference.name
     assert scores.num_samples == (inference.scheme.num_draws or 32)
 
 
 def test_the_reused_noise_is_not_the_settings_of_a_bound(ltm, written):
-    scores = ESTIMATORS["reused-noise"].score(Inferred(ltm, written, INFERENCES["vi"], SequenceNoise(0)), SETTINGS)
+    scores = ESTIMATORS["reused-noise"].estimate(Inferred(ltm, written, INFERENCES["vi"], SequenceNoise(0)), SETTINGS)
     assert not ESTIMATORS["reused-noise"].is_valid
-    assert "BOUND" in ESTIMATORS["reused-noise"].meaning
+    assert ESTIMATORS["reused-noise"].meaning.value == "NOT A BOUND"
     assert scores.variance is None
-    assert "reused" in scores.posterior
+    assert "reused" in scores.z_from
 
 
 def test_a_model_without_z_has_one_figure_and_it_is_exact():
@@ -158,7 +161,7 @@ def test_a_model_without_z_has_one_figure_and_it_is_exact():
         model, [token_batch(tokens)], torch.arange(5), VALID, INFERENCES["vi"], SETTINGS, SequenceNoise(0)
     )
     assert figure.nats == pytest.approx(expected, rel=1e-12)
-    assert (figure.estimator, figure.posterior, figure.num_samples, figure.rate) == ("exact", None, 1, 0)
+    assert (figure.estimator, figure.z_from, figure.num_samples, figure.kl) == ("exact", None, 1, 0)
 
 
 def padded(batch: TokenBatch, columns: int) -> TokenBatch:
@@ -168,17 +171,18 @@ def padded(batch: TokenBatch, columns: int) -> TokenBatch:
 
 @pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
 def test_no_figure_depends_on_batch_size_order_or_padding(inference, ltm, written):
+    written = written[:7]
     documents = torch.arange(len(written)) // 3
     order = torch.randperm(len(written), generator=torch.Generator().manual_seed(0))
-    settings = dataclasses.replace(SETTINGS, num_samples=6, num_temperatures=4)
+    settings = dataclasses.replace(SETTINGS, num_samples=6, num_temperatures=3, num_chains=4)
     ways = [
         [written],
         [written[i : i + 1] for i in range(len(written))],  # one by one
-        [written[order][:7], written[order][7:]],
-        [padded(written[:10], 5), padded(written[10:], 2)],
+        [written[order][:3], written[order][3:]],
+        [padded(written[:4], 5), padded(written[4:], 2)],
     ]
     results = [
-        figures.score(ltm, batches, documents, ESTIMATORS, inference, settings, SequenceNoise(1)) for batches in ways
+        figures.score(ltm, batches, documents, WITH_Z, inference, settings, SequenceNoise(1)) for batches in ways
     ]
     for others in results[1:]:
         for first, other in zip(results[0], others, strict=True):
@@ -201,7 +205,7 @@ def learned() -> LatentThoughtModel:
         num_layers=2, width=16, num_heads=2, hidden=32, num_slots=2, window=4, length=LENGTH, encoder_layers=1
     )
     model = LatentThoughtModel(shape, LANGUAGE.vocab_size + 2, LANGUAGE.vocab_size)
-    config, num_steps = OptimizerConfig(learning_rate=2e-2, final_learning_rate=1e-3, warmup_steps=20), 150
+    config, num_steps = OptimizerConfig(learning_rate=2e-2, final_learning_rate=1e-3, warmup_steps=20), 100
     optimizer, generator = WeightOptimizer(model, config, num_steps), torch.Generator().manual_seed(0)
     scheme = VI(num_steps=4)
     for step in range(num_steps):
@@ -218,10 +222,10 @@ def test_no_valid_figure_is_below_the_probability_of_the_language(inference, lea
     """In expectation over texts -log p_model is at least -log p_true, and so is every bound on it and every code."""
     texts, _ = LANGUAGE.sample(64, LENGTH, torch.Generator().manual_seed(1))
     batch, truth = token_batch(texts), -LANGUAGE.log_prob(texts)
-    settings = dataclasses.replace(SETTINGS, num_samples=16, block_size=8, num_temperatures=8)
+    settings = dataclasses.replace(SETTINGS, num_samples=8, block_size=16, num_temperatures=4, num_chains=4)
     inferred = Inferred(learned, batch, inference, SequenceNoise(0))
     for name in VALID:
-        excess = ESTIMATORS[name].score(inferred, settings).nats - truth
+        excess = ESTIMATORS[name].estimate(inferred, settings).nats - truth
         error = excess.std() / math.sqrt(len(excess))
         assert excess.mean() > -3 * error, name
         # It has learnt enough for the test to mean something: a uniform guess would be at 1.
@@ -260,7 +264,7 @@ def test_no_random_number_serves_twice_in_a_bound(name, inference, ltm, written)
     """Not in the fit of q and in the draws that are scored, nor in the pilot and in the chains."""
     rng = Recording(0)
     settings = dataclasses.replace(SETTINGS, num_samples=4, num_temperatures=4)
-    ESTIMATORS[name].score(Inferred(ltm, written[:2], inference, rng), settings)
+    ESTIMATORS[name].estimate(Inferred(ltm, written[:2], inference, rng), settings)
     assert len(rng.streams) >= 4
     assert len(set(rng.streams)) == len(rng.streams)
 
@@ -276,7 +280,7 @@ def test_the_variance_of_a_figure_is_that_of_repetitions(name, ltm, written, exa
     same = written[exact.argmin().expand(400)]
     batch = dataclasses.replace(same, sequence_ids=torch.arange(400))
     settings = dataclasses.replace(SETTINGS, num_samples=64, num_temperatures=2, num_chains=64)
-    scores = ESTIMATORS[name].score(Inferred(ltm, batch, INFERENCES["the prior"], SequenceNoise(0)), settings)
+    scores = ESTIMATORS[name].estimate(Inferred(ltm, batch, INFERENCES["the prior"], SequenceNoise(0)), settings)
     assert scores.variance.mean() == pytest.approx(scores.nats.var().item(), rel=0.5)
     assert scores.variance.mean() < 0.1  # so that a root would be seen
 
@@ -284,7 +288,7 @@ def test_the_variance_of_a_figure_is_that_of_repetitions(name, ltm, written, exa
 def test_the_settings_reach_the_estimates(ltm, written):
     settings = EstimatorSettings(num_samples=27, block_size=3, num_temperatures=4, num_leapfrogs=3, num_chains=5)
     inferred = Inferred(ltm, written[:2], INFERENCES["vi"], SequenceNoise(0))
-    scores = {name: estimator.score(inferred, settings) for name, estimator in ESTIMATORS.items()}
+    scores = {name: estimator.estimate(inferred, settings) for name, estimator in WITH_Z.items()}
     assert {name: score.num_samples for name, score in scores.items()} == {
         "elbo": 27,
         "iwae": 27,
@@ -294,14 +298,45 @@ def test_the_settings_reach_the_estimates(ltm, written):
     }
     plan = annealing_plan(inferred, inferred.q("annealing"), settings)
     assert (len(plan.betas), plan.num_leapfrogs, plan.num_chains) == (5, 3, 5)
-    assert scores["ais"].posterior == "vi, annealed"
+    assert scores["ais"].z_from == "vi, annealed"
     assert scores["iwae"].pareto_k.isfinite().all()  # 27 draws have a tail
     assert [name for name, score in scores.items() if score.pareto_k is not None] == ["iwae"]
 
 
-def test_the_figure_at_reused_noise_takes_the_steps_that_were_asked_for(ltm, written):
-    inference = Inference("map", SCHEMES["map"](num_steps=3), GAUSSIAN)
-    scores = ESTIMATORS["reused-noise"].score(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
-    scheme = AdamVI(num_steps=3, noise="reused")
-    state = infer(scheme, ltm, written, SequenceNoise(0))
-    assert scores.nats.equal(bounds.reused_noise(ltm, written, scheme, state).nelbo)
+def test_the_figure_at_reused_noise_takes_the_steps_that_were_asked_for_and_the_settings_of_the_run(ltm, written):
+    """And all other settings of the run: another learning rate gives another figure."""
+    settings = AdamVI(learning_rate=0.3, noise="reused")
+    inference = Inference("map", SCHEMES["map"](num_steps=3), GAUSSIAN, settings)
+    scores = ESTIMATORS["reused-noise"].estimate(Inferred(ltm, written, inference, SequenceNoise(0)), SETTINGS)
+    for learning_rate, is_it in ((0.3, True), (0.1, False)):
+        scheme = AdamVI(num_steps=3, learning_rate=learning_rate, noise="reused")
+        state = infer(scheme, ltm, written, SequenceNoise(0))
+        assert scores.nats.equal(bounds.reused_noise(ltm, written, scheme, state).nelbo) is is_it
+
+
+def test_a_new_figure_is_one_function_and_one_line(ltm, written, monkeypatch):
+    """Its meaning, its validity and what is printed follow from what it states; here, a code of 8 bits a token."""
+
+    def estimate(inferred: Inferred, settings: EstimatorSettings) -> Estimate:
+        nats = 8 * math.log(2) * inferred.batch.weights.sum(1).double()
+        return Estimate(nats, "nothing", settings.num_samples)
+
+    monkeypatch.setitem(ESTIMATORS, "uniform", Estimator(estimate, "every token alike", Meaning.CODE_LENGTH))
+    assert "uniform" in of_models(with_z=True)
+    documents = torch.arange(len(written))
+    (figure,) = figures.score(ltm, [written], documents, ["uniform"], INFERENCES["vi"], SETTINGS, SequenceNoise(0))
+    record = figure.record()
+    assert record["nats_per_token"] == pytest.approx(8 * math.log(2))
+    assert record["valid_bound"] is True
+    assert record["posterior"] == "nothing"
+    assert str(figure).startswith("z from nothing: 8.000 bits/byte; ")
+    invalid = Estimator(estimate, "every token alike", Meaning.NOT_A_BOUND)
+    monkeypatch.setitem(ESTIMATORS, "uniform", invalid)
+    assert figure.record()["valid_bound"] is False
+    assert "NOT A BOUND" in str(figure)
+
+
+def test_every_figure_is_of_models_with_z_or_of_those_without():
+    with_z, without = of_models(with_z=True), of_models(with_z=False)
+    assert [*with_z, *without] == list(ESTIMATORS)
+    assert list(without) == ["exact"]

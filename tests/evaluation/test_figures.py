@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ltm_pyro.data import get_tokenizer, tokenize
-from ltm_pyro.evaluation.estimators import Scores
+from ltm_pyro.evaluation.estimators import Estimate
 from ltm_pyro.evaluation.figures import (
     Document,
     Figure,
@@ -25,10 +25,10 @@ from ltm_pyro.models import TokenBatch
 BYTES = get_tokenizer("bytes")
 
 
-def estimate(nll: list[float], kl: list[float], variance: list[float], num_samples: int = 4) -> Scores:
+def estimate(nll: list[float], kl: list[float], variance: list[float], num_samples: int = 4) -> Estimate:
     """`variance` is that of one draw of z."""
     nll, kl, variance = (torch.tensor(value, dtype=torch.float64) for value in (nll, kl, variance))
-    return Scores(nll + kl, "vi", num_samples, rate=kl, variance=variance / num_samples)
+    return Estimate(nll + kl, "vi", num_samples, kl=kl, variance=variance / num_samples)
 
 
 def batch(num_tokens: list[int], num_bytes: list[int]) -> TokenBatch:
@@ -80,11 +80,11 @@ def test_joined_figures_have_the_weights_of_all():
     total = Figure("iwae", 4, effective_sample_sizes=[1.0], pareto_ks=[0.2], num_sequences=1)
     total.join(Figure("iwae", 4, effective_sample_sizes=[3.0], pareto_ks=[0.4], num_sequences=1))
     assert (total.effective_sample_sizes, total.pareto_ks) == ([1.0, 3.0], [0.2, 0.4])
-    assert (total.rate, total.variance) == (None, None)
+    assert (total.kl, total.variance) == (None, None)
 
 
 def test_nats_tokens_and_bytes_are_totals_over_all_sequences(by_hand):
-    assert (by_hand.nats, by_hand.rate) == (20.0, 4.0)
+    assert (by_hand.nats, by_hand.kl) == (20.0, 4.0)
     assert (by_hand.num_tokens, by_hand.num_bytes, by_hand.num_sequences) == (10, 25, 4)
     assert by_hand.documents == {7: Document(6.0, 3, 6), 9: Document(14.0, 7, 19)}
 
@@ -161,7 +161,7 @@ def test_the_standard_error_is_the_spread_over_other_documents_drawn_alike():
 
 
 def test_figures_per_token_by_hand():
-    figures = per_token(nats=8.0, rate=2.0, num_tokens=4, num_bytes=16)
+    figures = per_token(nats=8.0, kl=2.0, num_tokens=4, num_bytes=16)
     assert figures == {
         "nelbo_nats_per_token": 2.0,
         "nll_nats_per_token": 1.5,
@@ -172,7 +172,7 @@ def test_figures_per_token_by_hand():
 
 
 def test_a_figure_that_is_no_elbo_has_no_parts():
-    figures = per_token(nats=8.0, rate=None, num_tokens=4, num_bytes=16)
+    figures = per_token(nats=8.0, kl=None, num_tokens=4, num_bytes=16)
     assert [name for name, value in figures.items() if value is None] == [
         "nelbo_nats_per_token",
         "nll_nats_per_token",
@@ -185,7 +185,7 @@ def test_diagnostics_are_medians_over_the_sequences_that_have_them():
     total = Figure("iwae", 4)
     values = [torch.tensor(value, dtype=torch.float64) for value in ([3.0, 4.0, 5.0], [1.0, 9.0, 2.0])]
     ks = torch.tensor([0.2, math.nan, 0.6], dtype=torch.float64)
-    scores = Scores(values[0], "vi", 64, variance=values[0], effective_sample_size=values[1], pareto_k=ks)
+    scores = Estimate(values[0], "vi", 64, variance=values[0], effective_sample_size=values[1], pareto_k=ks)
     total.add(scores, batch([2, 2, 2], [2, 2, 2]), torch.arange(3))
     record = total.record()
     assert record["effective_sample_size"] == 2
@@ -207,7 +207,7 @@ def test_diagnostics_are_medians_over_the_sequences_that_have_them():
 )
 def test_what_is_a_valid_figure(name, nats, is_valid):
     total = Figure(name, 4)
-    total.add(Scores(torch.tensor([nats]), "vi", 1), batch([2], [2]), torch.arange(1))
+    total.add(Estimate(torch.tensor([nats]), "vi", 1), batch([2], [2]), torch.arange(1))
     assert total.is_valid is is_valid
     assert total.record()["valid_bound"] is is_valid
     assert ("NOT A BOUND" in str(total)) is not is_valid
@@ -230,14 +230,12 @@ def test_a_difference_is_paired_over_documents():
 
 
 def test_a_perplexity_beyond_floating_point_does_not_exist():
-    assert per_token(nats=1e4, rate=0.0, num_tokens=1, num_bytes=0)["perplexity"] is None
-    assert per_token(nats=math.nan, rate=0.0, num_tokens=1, num_bytes=1)["perplexity"] is None
+    assert per_token(nats=1e4, kl=0.0, num_tokens=1, num_bytes=0)["perplexity"] is None
+    assert per_token(nats=math.nan, kl=0.0, num_tokens=1, num_bytes=1)["perplexity"] is None
 
 
 def test_a_uniform_byte_over_the_vocabulary_costs_8_bits():
-    assert per_token(nats=10 * math.log(256), rate=0.0, num_tokens=10, num_bytes=10)["bits_per_byte"] == pytest.approx(
-        8
-    )
+    assert per_token(nats=10 * math.log(256), kl=0.0, num_tokens=10, num_bytes=10)["bits_per_byte"] == pytest.approx(8)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +261,7 @@ def test_diagnostics_are_of_all_batches():
     total = Figure("iwae", 4)
     for size, k in ((1.0, 0.1), (2.0, 0.2), (6.0, 0.6)):
         one = [torch.tensor([value], dtype=torch.float64) for value in (3.0, size, k)]
-        scores = Scores(one[0], "vi", 16, variance=one[0], effective_sample_size=one[1], pareto_k=one[2])
+        scores = Estimate(one[0], "vi", 16, variance=one[0], effective_sample_size=one[1], pareto_k=one[2])
         total.add(scores, batch([2], [2]), torch.arange(1))
     record = total.record()
     assert record["effective_sample_size"] == 2

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ltm_pyro.evaluation import operations
-from ltm_pyro.evaluation.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference
+from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings
+from ltm_pyro.evaluation.inferred import Inference
 from ltm_pyro.inference import PRIOR
 from ltm_pyro.inference.schemes.amortized import Amortized
 from ltm_pyro.inference.schemes.vi import VI
@@ -38,16 +39,32 @@ def test_a_product_of_matrices():
 
 def test_a_model_without_z_costs_a_pass_to_score_and_three_to_train():
     model = model_of(num_slots=0)
-    assert operations.of_estimate(model, EXACT, Inference.without(), EstimatorSettings()) == FORWARD
+    assert operations.of_estimate(model, ESTIMATORS["exact"], Inference.from_prior(), EstimatorSettings()) == FORWARD
     # The logits are computed again for the gradient of the weights.
     assert operations.of_training(model, PRIOR) == 3 * FORWARD + LOGITS
     assert all(weight.grad is None for weight in model.parameters())
 
 
+def test_counting_a_training_step_leaves_gradients_weights_and_random_numbers_alone():
+    model = model_of()
+    gradients = {name: torch.rand_like(weight) for name, weight in model.named_parameters()}
+    for name, weight in model.named_parameters():
+        weight.grad = gradients[name].clone()
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    generator = torch.random.get_rng_state()
+    assert operations.of_training(model, VI(num_steps=1)) > 0
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight.grad, gradients[name])
+        assert torch.equal(weight, weights[name])
+
+
 def test_a_window_costs_what_its_blocks_do():
     """Blocks of W queries see 2 W keys, the first W."""
     wide, narrow = (
-        operations.of_estimate(model_of(num_slots=0, window=window), EXACT, Inference.without(), EstimatorSettings())
+        operations.of_estimate(
+            model_of(num_slots=0, window=window), ESTIMATORS["exact"], Inference.from_prior(), EstimatorSettings()
+        )
         for window in (T, 4)
     )
     assert wide - narrow == L * 2 * 2 * D * (T - 4 * (2 - 4 / T))
@@ -58,7 +75,7 @@ def test_a_draw_costs_a_pass_and_a_step_of_inference_two_of_what_lies_above_the_
     model = model_of()
 
     def cost(num_steps: int, num_samples: int) -> float:
-        inference = Inference("vi", VI(num_steps=num_steps), VI())
+        inference = Inference("vi", VI(num_steps=num_steps))
         return operations.of_estimate(model, ESTIMATORS["elbo"], inference, EstimatorSettings(num_samples=num_samples))
 
     above = FORWARD_WITH_Z - BELOW
@@ -81,7 +98,7 @@ def test_an_encoder_costs_two_passes_and_a_gradient_to_train_and_one_to_score():
     layer = positions * LAYER + 2 * 2 * positions * positions * D
     encoder = (num_layers * layer + queries * 2 * D * 2 * D) / T
     model, settings = model_of(encoder_layers=num_layers), EstimatorSettings(num_samples=3)
-    inference = Inference("amortized", Amortized(), VI())
+    inference = Inference("amortized", Amortized())
     scored = operations.of_estimate(model, ESTIMATORS["elbo"], inference, settings)
     assert scored == pytest.approx(3 * FORWARD_WITH_Z - 2 * BELOW + encoder)
     # z has a gradient here: that of the keys and values of the slots, which vi's slow step does without.
@@ -95,12 +112,12 @@ def test_prequential_infers_from_what_stands_before_a_block_alone():
     model = model_of(num_slots=S, window=T // 4)
 
     def cost(num_steps: int) -> float:
-        inference = Inference("vi", VI(num_steps=num_steps), VI())
+        inference = Inference("vi", VI(num_steps=num_steps))
         return operations.of_estimate(model, ESTIMATORS["prequential"], inference, settings)
 
     elbo = [
         operations.of_estimate(
-            model, ESTIMATORS["elbo"], Inference("vi", VI(num_steps=steps), VI()), EstimatorSettings(num_samples=1)
+            model, ESTIMATORS["elbo"], Inference("vi", VI(num_steps=steps)), EstimatorSettings(num_samples=1)
         )
         for steps in (0, 1)
     ]

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -71,6 +73,28 @@ def test_the_layers_that_are_not_kept_do_not_depend_on_the_batch(model):
     together = reconstruction.accuracy_by_layers(model, batch, z, SequenceNoise(0))
     alone = reconstruction.accuracy_by_layers(model, batch[5:6], z[5:6], SequenceNoise(0))
     assert torch.equal(together[:, 5:6], alone)
+
+
+class Concentrated(torch.nn.Module):
+    """The same model, but its prior is all but a point at z."""
+
+    def __init__(self, model, z):
+        super().__init__()
+        self.model, self.decoder, self.end_of_text, self.z = model, model.decoder, model.end_of_text, z
+
+    def forward(self, batch):
+        with pyro.plate("sequences", len(batch), dim=-1):
+            z = pyro.sample("z", dist.Normal(self.z, 1e-9).to_event(3))
+        return pyro.condition(self.model, data={"z": z})(batch)
+
+
+def test_the_layers_that_are_not_kept_have_the_programs_own_prior(model):
+    """Where that prior is the z that wrote the text, the text is right whichever layers are kept."""
+    batch, z = written(model)
+    one, its_z = batch[3:4], z[3:4]
+    accuracies = reconstruction.accuracy_by_layers(Concentrated(model, its_z[0]), one, its_z, SequenceNoise(0))
+    assert (accuracies == 1).all()
+    assert (reconstruction.accuracy_by_layers(model, one, its_z, SequenceNoise(0))[0] < 1).all()
 
 
 @pytest.mark.parametrize("num_texts", [1, 5])

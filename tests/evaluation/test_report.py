@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -11,11 +12,26 @@ import pytest
 import torch
 
 from ltm_pyro.config import preset
+from ltm_pyro.data import PACKING, TokenizedTexts, get_tokenizer, tokenize
 from ltm_pyro.evaluation import report
-from ltm_pyro.evaluation.estimators import Scores
+from ltm_pyro.evaluation.estimators import Estimate
 from ltm_pyro.evaluation.figures import Figure
-from ltm_pyro.evaluation.report import Row, Source
-from ltm_pyro.models import TokenBatch
+from ltm_pyro.evaluation.report import Row, ScoredRun
+from ltm_pyro.models import LatentThoughtModel, TokenBatch
+from ltm_pyro.runs.checkpoint import Progress
+from ltm_pyro.runs.trained import TrainedModel
+
+
+@functools.cache
+def scored(name: str) -> ScoredRun:
+    """A run of 450 steps and 1,000 tokens, as if each token had cost 2 million operations."""
+    config, tokenizer = preset("tiny"), get_tokenizer("bytes")
+    model = LatentThoughtModel(config.model, tokenizer.n_vocab, end_of_text=256)
+    trained = TrainedModel(model, tokenizer, config, Path(name), {}, Progress(step=450, tokens_seen=1000))
+    texts = TokenizedTexts("a text", tokenize(["four", "sixsix"], tokenizer), "0" * 64)
+    run = ScoredRun(trained, texts, PACKING["document"](texts.documents, tokenizer, config.model.length))
+    vars(run)["training_operations_per_token"] = 2e6
+    return run
 
 
 def row(
@@ -24,23 +40,22 @@ def row(
     *,
     run: str = "runs/a",
     steps: int = 4,
-    posterior: str | None = "vi",
+    z_from: str | None = "vi",
     pairing: tuple[object, ...] = ("text",),
-    **scores: list[float],
+    **parts: list[float],
 ) -> Row:
     """A figure of two documents, of 2 and 3 tokens and 4 and 6 bytes; lists in nats."""
     figure = Figure(estimator, steps)
-    tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}
+    tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in parts.items()}
     tokens = torch.zeros(2, 3, dtype=torch.int64)
     weights = torch.tensor([[1.0, 1, 0], [1, 1, 1]])
     batch = TokenBatch(tokens, weights, torch.arange(2), torch.tensor([4, 6]))
-    figure.add(Scores(torch.tensor(nats, dtype=torch.float64), posterior, 32, **tensors), batch, torch.arange(2))
-    source = Source(run, preset("tiny"), 823_808, 450, 1000, 2e6, "a text", "0" * 64)
-    return Row(source, figure, "vi", 1234.0, pairing)
+    figure.add(Estimate(torch.tensor(nats, dtype=torch.float64), z_from, 32, **tensors), batch, torch.arange(2))
+    return Row(scored(run), figure, "vi", 1234.0, pairing)
 
 
-EXACT = row("exact", [5.0, 6.0], posterior=None, run="runs/ar", rate=[0.0, 0.0])
-ELBO = row("elbo", [6.0, 9.0], rate=[1.0, 1.5], variance=[0.03, 0.01])
+EXACT = row("exact", [5.0, 6.0], z_from=None, run="runs/ar", kl=[0.0, 0.0])
+ELBO = row("elbo", [6.0, 9.0], kl=[1.0, 1.5], variance=[0.03, 0.01])
 IWAE = row("iwae", [5.5, 8.0], variance=[0.2, 0.2], effective_sample_size=[3.0, 5.0], pareto_k=[0.31, 0.53])
 
 
@@ -78,7 +93,7 @@ def test_every_cell_by_hand(capsys):
 
 
 def test_a_figure_that_is_not_finite_says_so_and_nothing_else_breaks(capsys, tmp_path):
-    bad = row("elbo", [math.nan, 9.0], rate=[1.0, 1.0], variance=[math.nan, 0.1])
+    bad = row("elbo", [math.nan, 9.0], kl=[1.0, 1.0], variance=[math.nan, 0.1])
     _, good, line = printed([EXACT, ELBO, bad], capsys)
     assert (good["meaning"], line["meaning"]) == ("upper bound", "not finite")
     assert (line["nats/token"], line["bits/byte"], line["Δ bits/byte"], line["perplexity"]) == ("", "", "", "")
@@ -169,8 +184,8 @@ def test_the_plot_has_the_valid_figures_alone_with_their_own_error(tmp_path, mon
     )
     rows = [
         EXACT,
-        *(row("elbo", [9.0 - t, 9.0], steps=t, rate=[0.0, 0.0], variance=[0.03, 0.01]) for t in (0, 1, 4)),
-        *(row("reused-noise", [1.0, 1.0], steps=t, rate=[0.0, 0.0]) for t in (0, 1, 4)),
+        *(row("elbo", [9.0 - t, 9.0], steps=t, kl=[0.0, 0.0], variance=[0.03, 0.01]) for t in (0, 1, 4)),
+        *(row("reused-noise", [1.0, 1.0], steps=t, kl=[0.0, 0.0]) for t in (0, 1, 4)),
         row("iwae", [math.nan, 1.0], steps=4),
     ]
     report.plot(rows, tmp_path / "x.png")

@@ -1,0 +1,122 @@
+"""How z of a text is inferred for a figure, and the posteriors of a batch that come of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pyro.distributions import TorchDistribution
+
+from ltm_pyro.config import NO_INFERENCE, TrainConfig, scheme_of
+from ltm_pyro.inference import PRIOR, Noise, PosteriorScheme, bounds, infer
+from ltm_pyro.inference.schemes.adam_vi import AdamVI
+from ltm_pyro.inference.schemes.vi import VI
+from ltm_pyro.models import LatentThoughtModel, TokenBatch
+
+GAUSSIAN_STEPS = 16
+"""Steps in which the scales of the Gaussian around a point or around draws are fitted."""
+GAUSSIAN = VI(num_steps=GAUSSIAN_STEPS)
+REUSED_NOISE = AdamVI(noise="reused")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How z of a text is inferred."""
+
+    name: str
+    """The name of the scheme, as tables show it."""
+    scheme: PosteriorScheme
+    gaussian: VI = GAUSSIAN
+    """Fits the scales of a Gaussian around the points or draws of a scheme without a density, so that there is a q."""
+    reused: AdamVI = REUSED_NOISE
+    """Fits q to a single noise, for the figure of the reference implementation; the number of steps is the scheme's."""
+
+    @property
+    def z_from(self) -> str:
+        """What q is: the distribution that a bound draws z from."""
+        return self.name if self.scheme.has_density else f"a Gaussian around {self.name}"
+
+    @classmethod
+    def from_prior(cls) -> Inference:
+        """No inference: z is drawn from the prior. It is also the only one of a model without z."""
+        return cls("the prior", PRIOR)
+
+    def with_settings(self, **settings: int) -> Inference:
+        """The same inference with other settings of its scheme."""
+        # The protocol does not say that every scheme is a dataclass, but every scheme is.
+        scheme = dataclasses.replace(cast(Any, self.scheme), **settings)
+        return dataclasses.replace(self, scheme=scheme)
+
+
+def inference_of(config: TrainConfig, inference: str | None = None, fast_steps: int | None = None) -> Inference:
+    """How z is inferred for a figure: by the scheme of a run, or by another one with the run's settings for it.
+
+    Args:
+        inference: the name of another scheme.
+        fast_steps: another number of steps than the run's.
+
+    Raises:
+        InputError: if the scheme needs what the model does not have; see :func:`scheme_of`.
+    """
+    name = inference or config.inference
+    if name == NO_INFERENCE:
+        return Inference.from_prior()
+    scheme = scheme_of(config, name, fast_steps)
+    if scheme.has_density and not scheme.loss_is_bound:
+        name += " fitted to reused noise"
+    # Every position of a text counts in the fit of a Gaussian, also where the run's own steps skip some.
+    gaussian = dataclasses.replace(cast(VI, scheme_of(config, "vi", GAUSSIAN_STEPS)), stride=1)
+    reused = dataclasses.replace(cast(AdamVI, scheme_of(config, "adamvi")), noise="reused")
+    return Inference(name, scheme, gaussian, reused)
+
+
+def inferences_of(config: TrainConfig, names: Sequence[str], fast_steps: Sequence[int]) -> list[Inference]:
+    """The ways in which z of a run is inferred, each once; of a model without z the only one.
+
+    Args:
+        names: the names of schemes; if there are none, that of the run.
+        fast_steps: numbers of steps; if there are none, that of the run.
+
+    Raises:
+        InputError: if one of them needs what the run does not have.
+    """
+    if config.inference == NO_INFERENCE:
+        return [Inference.from_prior()]
+    steps = fast_steps or (config.fast_steps,)
+    return list(
+        dict.fromkeys(inference_of(config, name, number) for name in names or (config.inference,) for number in steps)
+    )
+
+
+class Inferred:
+    """A batch and the posteriors of its texts, which are inferred when a figure first asks for them.
+
+    Args:
+        state: the state of the scheme, where the posteriors have been inferred already.
+    """
+
+    def __init__(
+        self, model: LatentThoughtModel, batch: TokenBatch, inference: Inference, rng: Noise, state: Any = None
+    ) -> None:
+        self.model = model
+        self.batch = batch
+        self.inference = inference
+        self.rng = rng
+        self._state = state
+
+    @functools.cached_property
+    def _fitted(self) -> tuple[PosteriorScheme, Any]:
+        """A scheme with a density, and its state."""
+        scheme, model, batch, rng = self.inference.scheme, self.model, self.batch, self.rng
+        state = infer(scheme, model, batch, rng) if self._state is None else self._state
+        if scheme.has_density:
+            return scheme, state
+        return bounds.gaussian_around(scheme, state, model, batch, rng, self.inference.gaussian)
+
+    def q(self, purpose: str = "distribution") -> TorchDistribution:
+        """q(z), batch_shape [B]. Its draws use noise that no step has seen; they are the same for the same purpose."""
+        scheme, state = self._fitted
+        return scheme.distribution(state, self.rng, purpose)
