@@ -85,6 +85,10 @@ class PosteriorScheme(Protocol):
 
     has_density: ClassVar[bool]
     """Whether q is a distribution with a density over z, as an ELBO needs; false for points and draws."""
+    has_chains: ClassVar[bool]
+    """Whether draws are those of Markov chains, with settings `num_chains` and `num_kept`."""
+    needs_encoder: ClassVar[bool]
+    """Whether it takes a program with a method `encode`, which proposes a posterior without any step."""
     loss_is_bound: bool
     """Whether the negative ELBO at a draw of `guide` is, in expectation, an upper bound on -log p(x)."""
     num_steps: int

@@ -71,6 +71,8 @@ class AdamVI:
     That is for reproducing it only: the loss it reports is no bound."""
 
     has_density: ClassVar[bool] = True
+    has_chains: ClassVar[bool] = False
+    needs_encoder: ClassVar[bool] = False
     num_draws: ClassVar[None] = None
 
     @property

@@ -42,6 +42,8 @@ class Amortized:
     """Adam's epsilon [nats per unit of z], as of adamvi."""
 
     has_density: ClassVar[bool] = True
+    has_chains: ClassVar[bool] = False
+    needs_encoder: ClassVar[bool] = True
     loss_is_bound: ClassVar[bool] = True
     num_draws: ClassVar[None] = None
 

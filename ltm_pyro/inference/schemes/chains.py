@@ -63,6 +63,8 @@ class Chains:
     0: they start at draws of the prior, and move alike in every dimension."""
 
     has_density: ClassVar[bool] = False
+    has_chains: ClassVar[bool] = True
+    needs_encoder: ClassVar[bool] = False
     loss_is_bound: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

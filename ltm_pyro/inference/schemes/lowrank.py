@@ -154,6 +154,8 @@ class LowRank:
     """As of vi, for the steps before."""
 
     has_density: ClassVar[bool] = True
+    has_chains: ClassVar[bool] = False
+    needs_encoder: ClassVar[bool] = False
     loss_is_bound: ClassVar[bool] = True
     num_draws: ClassVar[None] = None
 

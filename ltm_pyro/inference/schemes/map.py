@@ -51,6 +51,8 @@ class MAP:
     Gradients below it move z in proportion, those above by the learning rate."""
 
     has_density: ClassVar[bool] = False
+    has_chains: ClassVar[bool] = False
+    needs_encoder: ClassVar[bool] = False
     loss_is_bound: ClassVar[bool] = False
     num_draws: ClassVar[int] = 1
 

@@ -75,6 +75,8 @@ class VI:
     on average the log-likelihood of all positions, at a part of its cost (on a CPU) and with more noise. 1: all."""
 
     has_density: ClassVar[bool] = True
+    has_chains: ClassVar[bool] = False
+    needs_encoder: ClassVar[bool] = False
     loss_is_bound: ClassVar[bool] = True
     num_draws: ClassVar[None] = None
 
