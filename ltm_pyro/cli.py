@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pyro
@@ -93,6 +94,16 @@ def require_seed(seed: int) -> None:
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed must be at least 0 and below 2^32, not {seed}")
+
+
+def require_file_path(option: str, path: str | None) -> None:
+    """Check that an option's file could be written: it is no folder, and stands in one. None was not given.
+
+    Raises:
+        InputError: if it could not.
+    """
+    if path is not None and (not Path(path).absolute().parent.is_dir() or Path(path).is_dir()):
+        raise InputError(f"{option} {path}: there is no folder for such a file")
 
 
 @contextlib.contextmanager

@@ -31,10 +31,8 @@ from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.models import TokenBatch
 from ltm_pyro.runs.run import free_path
 from ltm_pyro.runs.trained import TrainedModel, load, texts_to_score
-from ltm_pyro.tasks import TASKS, Sitting, TaskSettings
 
 EstimatorName = Literal[tuple(ESTIMATORS)]  # type: ignore[valid-type]
-TaskName = Literal[tuple(TASKS)]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
@@ -65,16 +63,8 @@ class EvaluateConfig:
     """Texts to draw from the model, on which -log p(x) is bounded from both sides. 0: none.
     Costs as much as ais, twice."""
     settings: Annotated[EstimatorSettings, tyro.conf.arg(name="")] = field(default_factory=EstimatorSettings)
-    task: TaskName | None = None
-    """Score what the model writes, and not figures.
-    gsm8k: word problems, exact match of the final number; --data is a folder with train.jsonl and test.jsonl.
-    gsm8k-published-protocol: as published for this model class, demonstrations from the test set and a match anywhere.
-    last-word: the last word of each passage of --data, given the others (LAMBADA).
-    free-text: how varied texts from the prior are, beside held-out text."""
-    task_settings: Annotated[TaskSettings, tyro.conf.arg(name="")] = field(default_factory=TaskSettings)
     num_sequences: int = 64
-    """Sequences to score, drawn from all of the text, the same ones every time; of --task, problems, passages or texts.
-    0: all."""
+    """Sequences to score, drawn from all of the text, the same ones every time. 0: all."""
     batch_size: int = 16
     """Sequences that are scored together. Figures do not depend on it, but which texts --certify draws does."""
     seed: int = 0
@@ -104,6 +94,8 @@ def parse(args: Sequence[str]) -> EvaluateConfig:
     Raises:
         InputError: if they cannot be used.
     """
+    if any(arg.partition("=")[0] == "--task" for arg in args):
+        raise InputError("--task has a command of its own: python -m ltm_pyro.tasks TASK RUN [RUN ...]")
     config = cli.parse(EvaluateConfig(), args, "evaluate")
     if not config.runs:
         raise InputError("give at least one RUN, a folder that python -m ltm_pyro.train has written")
@@ -116,8 +108,6 @@ def parse(args: Sequence[str]) -> EvaluateConfig:
         raise InputError(f"--seed must be below 2^32, not {config.seed}")
     if any(steps < 0 for steps in config.fast_steps):
         raise InputError("--fast-steps must not be negative")
-    if config.task is not None and (config.certify or config.plot):
-        raise InputError("--task scores what the model writes: leave out --certify and --plot")
     if not config.estimators:
         raise InputError(f"give at least one of --estimators {' '.join(ESTIMATORS)}")
     if config.plot is not None and not config.plot.endswith(".png"):
@@ -190,8 +180,6 @@ def score(loaded: Loaded, inference: Inference, config: EvaluateConfig) -> list[
 def main(args: Sequence[str]) -> int:
     config = parse(args)
     device = cli.pick_device(config.device)
-    if config.task is not None:
-        return answer(config, config.task, device)
     loaded = [load_run(path, config, device) for path in config.runs]
     # Of all runs before the first is scored: one may not have what is asked for.
     plan = [(run, inferences(config, run.trained.config)) for run in loaded]
@@ -220,40 +208,6 @@ def main(args: Sequence[str]) -> int:
         print(f"\nplot: {path}")
     if config.json:
         print(f"\nall figures: {config.json}")
-    return 0
-
-
-def answer(config: EvaluateConfig, task: str, device: torch.device) -> int:
-    """Score what the models write."""
-    plan = []
-    for path in config.runs:
-        trained = load(path, device)
-        plan += [(path, trained, inference) for inference in inferences(config, trained.config)]
-    records: list[dict[str, Any]] = []
-    with pyro.validation_enabled(False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Encountered NaN")  # such steps are left out
-        for path, trained, inference in plan:
-
-            def texts(trained: TrainedModel = trained) -> list[str]:
-                return texts_to_score(trained, config.data, config.text_column).texts(trained.tokenizer)
-
-            sitting = Sitting(
-                trained,
-                inference.scheme,
-                config.task_settings,
-                config.data,
-                texts,
-                config.num_sequences,
-                config.batch_size,
-                config.seed,
-            )
-            about = {"run": path, "task": task, "z_from": inference.name, "fast_steps": inference.scheme.num_steps}
-            if trained.config.inference == NO_INFERENCE:
-                about |= {"z_from": None, "fast_steps": None}
-            records += [about | dataclasses.asdict(score) for score in TASKS[task](sitting)]
-            if config.json:
-                report.write_records(config.json, dataclasses.asdict(config), tasks=records)
-    report.print_tasks(records)
     return 0
 
 

@@ -1,8 +1,14 @@
-"""Texts that go on from a prompt: z inferred from it, then token by token, and z anew on the way where asked."""
+"""Texts that continue a prompt: z is inferred from the prompt, and the tokens are drawn one by one given z.
+
+On the way z may be inferred again, from the prompt and what has been written after it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,19 +29,30 @@ def infer_thoughts(
     rng: SequenceNoise,
     first_id: int = 0,
 ) -> Tensor:
-    """Draws of z given each of P prompts, [P, num_samples, L, S, D], from its last `config.length` tokens.
+    """Draws of z given each of P prompts, [P, num_samples, L, S, D]; z of an empty prompt is drawn from the prior.
+
+    Of a scheme with chains, every draw is where a chain of its own ends, however many its settings say.
 
     Args:
-        first_id: the noise of the prompts is that of the sequences which are counted from here.
+        prompts: the tokens of each. Of a longer one the last `config.length` tokens are read.
+        first_id: the sequence id of the first prompt; the others count on from it. The ids decide the noise.
     """
     length = ltm.config.model.length
     batch = ltm.token_batch([prompt[-length:] for prompt in prompts], first_id)
     z = _draws(ltm, batch, PRIOR, num_samples, rng)
-    # Nothing is inferred from nothing: there the posterior is the prior, also for a scheme that has but a point.
+    # Given nothing, the posterior is the prior, also for a scheme that would only find a point.
     given = torch.tensor([number for number, prompt in enumerate(prompts) if prompt], dtype=torch.int64)
     if len(given) and scheme is not PRIOR:
-        z[given] = _draws(ltm, batch[given], scheme, num_samples, rng)
+        z[given] = _draws(ltm, batch[given], _with_chains(scheme, num_samples), num_samples, rng)
     return z
+
+
+def _with_chains(scheme: PosteriorScheme, num_chains: int) -> PosteriorScheme:
+    if not scheme.has_chains:
+        return scheme
+    settings: Any = scheme  # a dataclass, as every scheme is
+    changed: PosteriorScheme = dataclasses.replace(settings, num_chains=num_chains, num_kept=1)
+    return changed
 
 
 def _draws(
@@ -45,43 +62,72 @@ def _draws(
     return posterior.samples.flatten(0, 1).transpose(0, 1).contiguous()
 
 
-def write(
-    ltm: TrainedModel,
-    z_BLSD: Tensor,
-    prompts: Sequence[Tokens],
-    max_new_tokens: int,
-    sampling: Sampling,
-    generator: torch.Generator,
-    rethink: Callable[[list[Tokens], int], Tensor],
-    rethink_every: int,
-    watch: Callable[[int], None],
-) -> tuple[list[Tokens], Tensor]:
-    """Continue B texts.
+@dataclass(frozen=True)
+class Rethinking:
+    """Inferring z again while a text is being written."""
 
-    Args:
-        rethink: z of texts, [B, L, S, D], given what they are so far and how often z has been inferred anew before.
-        rethink_every: tokens from one such inference to the next. 0: there is none.
-        watch: called with every token of the first text.
+    every: int
+    """Tokens from one inference to the next."""
+    infer: Callable[[list[Tokens], int], Tensor]
+    """Takes B texts with their prompts, and how often z has been inferred again before; returns z, [B, L, S, D]."""
 
-    Returns:
-        the tokens of each, up to and including its end-of-text if it has one, and the last z of each.
+
+@dataclass
+class Continuation:
+    """B texts that are being written, each after a prompt of its own and given a z of its own.
+
+    Iterating over :meth:`write` writes them; `texts` and `z_BLSD` then hold what there is so far.
     """
-    decoder, end = ltm.model.decoder, ltm.model.end_of_text
-    z_BLSD, texts = z_BLSD.clone(), [list(prompt) for prompt in prompts]
-    unfinished, num_left, num_rethought = list(range(len(texts))), max_new_tokens, 0
-    while unfinished and num_left:
-        num_tokens = min(rethink_every or num_left, num_left)
-        so_far = [texts[row] for row in unfinished]
-        for tokens_B in stream(decoder, z_BLSD[unfinished], end, num_tokens, so_far, sampling, generator):
-            for row, token in zip(unfinished, tokens_B.tolist(), strict=True):
-                has_ended = len(texts[row]) > len(prompts[row]) and texts[row][-1] == end
-                if not has_ended:
-                    texts[row].append(token)
-                    if row == 0:
-                        watch(token)
-        num_left -= num_tokens
-        unfinished = [row for row in unfinished if texts[row][-1] != end]
-        if unfinished and num_left:
-            z_BLSD[unfinished] = rethink([texts[row] for row in unfinished], num_rethought)
-            num_rethought += 1
-    return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)], z_BLSD
+
+    ltm: TrainedModel
+    prompts: Sequence[Tokens]
+    z_BLSD: Tensor
+    """The z that each text is written from: at the end, the last one."""
+    sampling: Sampling
+    generator: torch.Generator
+    """Source of all draws of tokens, on the model's device."""
+    texts: list[Tokens] = field(init=False)
+    """The tokens of each text after its prompt, up to and including its end-of-text if it has one."""
+
+    def __post_init__(self) -> None:
+        self.z_BLSD = self.z_BLSD.clone()
+        self.texts = [[] for _ in self.prompts]
+
+    def write(self, max_new_tokens: int, rethinking: Rethinking | None = None) -> Iterator[tuple[int, int]]:
+        """Write every text up to its end-of-text, or `max_new_tokens` tokens of it.
+
+        Yields the number of a text and its next token, in turn for all texts that have not ended.
+        """
+        num_left, num_rethought = max_new_tokens, 0
+        rows = list(range(len(self.texts)))
+        while rows and num_left:
+            num_tokens = num_left if rethinking is None else min(rethinking.every, num_left)
+            yield from self._write(rows, num_tokens)
+            num_left -= num_tokens
+            rows = [row for row in rows if not self._has_ended(row)]
+            if rethinking is not None and rows and num_left:
+                self.z_BLSD[rows] = rethinking.infer(self._with_prompts(rows), num_rethought)
+                num_rethought += 1
+
+    def _write(self, rows: list[int], num_tokens: int) -> Iterator[tuple[int, int]]:
+        """Write at most so many tokens with z as it is."""
+        model, so_far = self.ltm.model, self._with_prompts(rows)
+        for tokens_B in stream(
+            model.decoder, self.z_BLSD[rows], model.end_of_text, num_tokens, so_far, self.sampling, self.generator
+        ):
+            for row, token in zip(rows, tokens_B.tolist(), strict=True):
+                if not self._has_ended(row):
+                    self.texts[row].append(token)
+                    yield row, token
+
+    def _with_prompts(self, rows: list[int]) -> list[Tokens]:
+        return [[*self.prompts[row], *self.texts[row]] for row in rows]
+
+    def _has_ended(self, row: int) -> bool:
+        return self.texts[row][-1:] == [self.ltm.model.end_of_text]
+
+    def finish(self, max_new_tokens: int, rethinking: Rethinking | None = None) -> list[Tokens]:
+        """Write every text as :meth:`write` does, and return `texts`."""
+        for _ in self.write(max_new_tokens, rethinking):
+            pass
+        return self.texts

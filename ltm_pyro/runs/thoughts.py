@@ -1,4 +1,4 @@
-"""Thoughts in files: z of one or more texts as safetensors, from which nothing can run code."""
+"""Thoughts in files: z of one or more texts as safetensors, a format from which no code can run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ltm_pyro.files import durable
 from ltm_pyro.errors import InputError
+from ltm_pyro.files import durable
 
 NAME = "z"
 
@@ -18,20 +18,20 @@ def save_thoughts(path: str, z_BLSD: Tensor) -> None:
     """Write z of B texts, replacing the file where it exists.
 
     Raises:
-        WriteError: if it cannot be written; what was there before is there still.
+        WriteError: if it cannot be written; a file that was there before is then unchanged.
     """
     durable.write(Path(path), save({NAME: z_BLSD.float().cpu().contiguous()}))
 
 
 def load_thoughts(path: str, latent_shape: tuple[int, int, int]) -> Tensor:
-    """z of the B texts of a file, [B, *latent_shape] float32.
+    """Read z of the B texts of a file, [B, *latent_shape] float32.
 
     Raises:
-        InputError: if it cannot be read, or its thoughts are not those of a model with this shape of z.
+        InputError: if the file cannot be read, or holds thoughts for a model with another shape of z.
     """
     try:
         tensors = load_file(path)
-    # The last three: of a type or a size that torch does not have.
+    # The last three are raised for numbers of a type or a size that torch does not have.
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"the thoughts in {path} cannot be read: {error}") from None
     if NAME not in tensors or len(tensors) > 1:

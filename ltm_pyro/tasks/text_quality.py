@@ -1,6 +1,6 @@
 """How varied and how natural texts are, without probabilities of the model that wrote them.
 
-All of these depend on how many texts there are and how long they are: hold them against the same figure of as many
+All of these depend on how many texts there are and how long they are: compare them with the same figure of as many
 human texts of the same length.
 """
 
@@ -15,22 +15,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ltm_pyro.errors import InputError
 
 Words = Sequence[Sequence[str]]
-"""Of each text."""
+"""The words of each text."""
 
 
 def distinct_share(words: Words, n: int) -> float:
-    """Different n-grams over all n-grams of the texts (Li et al. 2016, arXiv 1510.03055); nan where there is none."""
+    """Number of different n-grams over that of all n-grams of the texts (Li et al. 2016, arXiv 1510.03055); nan where
+    there is none."""
     grams = [tuple(row[start : start + n]) for row in words for start in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def unigram_entropy(words: Words) -> float:
-    """Of the distribution of the words of all texts, in nats; nan where there is none."""
+    """Entropy of the distribution of the words of all texts, in nats; nan where there is no word."""
     if not any(words):
         return math.nan
     counts = np.array(list(Counter(word for row in words for word in row).values()), dtype=float)
@@ -40,7 +42,7 @@ def unigram_entropy(words: Words) -> float:
 
 def self_bleu(texts: Sequence[str]) -> list[float]:
     """BLEU of each of at least two texts against all the others (Zhu et al. 2018, arXiv 1802.01886), from 0 to 1."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     metric = BLEU(effective_order=True)
     return [
@@ -50,28 +52,29 @@ def self_bleu(texts: Sequence[str]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ReadTexts:
     """Texts as another language model reads them."""
 
     nats: float
     """-log p of all tokens but the first of each text."""
     num_tokens: int
-    features: np.ndarray
-    """[texts, width]: the last hidden state of each."""
+    """Number of those tokens."""
+    features: npt.NDArray[np.float32]
+    """[texts, width]: the last hidden state of each text."""
 
     @property
     def perplexity(self) -> float:
         return math.exp(self.nats / self.num_tokens)
 
 
-class Scorer:
-    """A causal language model of Hugging Face's transformers.
+class TextReader:
+    """A causal language model of Hugging Face's transformers, which reads texts.
 
     Args:
-        name: folder, or name on the hub.
+        name: its folder, or its name on the hub.
 
     Raises:
-        InputError: if transformers is not installed, or there is no such model.
+        InputError: if transformers is not installed, or the model cannot be loaded.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -84,11 +87,11 @@ class Scorer:
             self.model: Any = AutoModelForCausalLM.from_pretrained(name).eval().to(device)
         except (OSError, ValueError) as error:
             raise InputError(f"--scorer {name} cannot be loaded: {error}") from None
-        self.length = getattr(self.model.config, "max_position_embeddings", 1024)
+        self.length: int = getattr(self.model.config, "max_position_embeddings", 1024)
 
     @torch.no_grad()
-    def score(self, texts: Sequence[str]) -> Scored:
-        """Read the texts, of each as much as the model can; those of fewer than two tokens are left out.
+    def read(self, texts: Sequence[str]) -> ReadTexts:
+        """Read as much of each text as the model can; texts of fewer than two tokens are left out.
 
         Raises:
             InputError: if nothing is left.
@@ -105,10 +108,10 @@ class Scorer:
             features.append(found.hidden_states[-1][0, -1].float().cpu().numpy())
         if not features:
             raise InputError("the scorer has nothing to read: all texts are empty")
-        return Scored(nats, num_tokens, np.stack(features))
+        return ReadTexts(nats, num_tokens, np.stack(features))
 
 
-def mauve(one: Scored, other: Scored) -> float:
+def mauve(one: ReadTexts, other: ReadTexts) -> float:
     """MAUVE (Pillutla et al. 2021, arXiv 2102.01454) of two sets of texts, from 0 to 1, 1 where they are alike.
 
     Raises:

@@ -1,0 +1,38 @@
+"""LAMBADA's task (Paperno et al. 2016, arXiv 1606.06031): the last word of a passage, given all before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ltm_pyro.errors import InputError
+from ltm_pyro.models import Sampling
+from ltm_pyro.tasks.base import Task, TaskContext, TaskResult
+
+
+@dataclass(frozen=True)
+class LastWord(Task):
+    """The last word of each passage, given the words before it (LAMBADA). The model writes its most likely tokens."""
+
+    data: str | None = None
+    """Passages, one a document: a file, a folder, a Hugging Face data set, or a set of the field by name, such as
+    lambada. Default: what the run has held out of its own corpus."""
+    text_column: str = "text"
+    """Column that holds the text (.jsonl, .parquet, Hugging Face)."""
+
+    def score(self, context: TaskContext) -> list[TaskResult]:
+        encode = context.ltm.tokenizer.encode_ordinary
+        passages = [text.rstrip() for text in context.texts(self.data, self.text_column) if len(text.split()) > 1]
+        if not passages:
+            raise InputError("no text has two words, of which the last could be asked for")
+        prompts, targets = [], []
+        for number in context.chosen(len(passages)):
+            passage = passages[number]
+            before = passage[: -len(passage.split()[-1])].rstrip()
+            prompts.append(encode(before))
+            targets.append(encode(passage[len(before) :]))
+        written = context.written(prompts, [len(target) for target in targets], Sampling(temperature=0.0))
+        is_right = [answer[: len(target)] == target for (answer,), target in zip(written, targets, strict=True)]
+        meaning = (
+            "the most likely tokens, one after another, are those of the last word; z from one draw given the rest"
+        )
+        return [TaskResult.mean("last word", [float(right) for right in is_right], meaning)]
