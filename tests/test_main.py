@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -100,6 +101,18 @@ def test_every_pinned_version_is_one_that_the_project_asks_for():
         (version,) = (one.version for one in pin.specifier)
         assert asked.get(pin.name.lower(), SpecifierSet()).contains(version), pin
     assert {Requirement(one).name for one in PROJECT["dependencies"]} <= {pin.name.lower() for pin in pinned}
+
+
+def test_the_source_distribution_has_what_the_tests_read():
+    include = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"][
+        "include"
+    ]
+    text = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    read = set(re.findall(r'(?:ROOT|parents\[\d\]) / "([\w.-]+)', text)) - {
+        "pyproject.toml"
+    }  # which always goes with it
+    assert {"docs", "notebooks", "benchmarks"} <= read
+    assert {f"/{name}" for name in read} <= set(include)
 
 
 def test_the_licence_of_the_citation_is_that_of_the_project():
