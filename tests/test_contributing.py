@@ -51,7 +51,7 @@ class Example:
         (root / self.path).write_text(self.code)
         text = (root / self.registry_path).read_text()
         text, num_imports = re.subn(r"^(?=from ltm_pyro)", f"{self.import_line}\n", text, count=1, flags=re.MULTILINE)
-        text, num_entries = re.subn(rf"^({self.registry}\b.*\{{\n)", rf"\1{self.entry}\n", text, flags=re.MULTILINE)
+        text, num_entries = re.subn(rf"^({self.registry}\b.*?\{{)", rf"\1\n{self.entry}\n", text, flags=re.MULTILINE)
         assert (num_imports, num_entries) == (1, 1)
         (root / self.registry_path).write_text(text)
 
