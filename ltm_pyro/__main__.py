@@ -33,6 +33,9 @@ def dispatch(args: Sequence[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(listing())
         return 0
+    if args[0] == "--version":
+        print(f"ltm_pyro {cli.__version__}")
+        return 0
     name, *rest = args
     if name not in COMMANDS:
         raise InputError(f"there is no command {name!r}; choose from {', '.join(COMMANDS)}")

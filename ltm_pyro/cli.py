@@ -20,6 +20,9 @@ import tyro
 
 from ltm_pyro.errors import InputError, RunError
 
+__version__ = "0.1.0"
+"""The version of this package, for which pyproject.toml looks here."""
+
 Config = TypeVar("Config")
 
 
@@ -28,8 +31,11 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
 
     Raises:
         InputError: if the arguments cannot be understood.
-        SystemExit: with status 0, after `--help`.
+        SystemExit: with status 0, after `--help` and after `--version`.
     """
+    if "--version" in args:
+        print(f"ltm_pyro {__version__}")
+        raise SystemExit(0)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

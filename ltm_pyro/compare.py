@@ -33,13 +33,14 @@ from ltm_pyro.evaluation import comparison, figures
 from ltm_pyro.evaluation.comparison import Comparison
 from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, Inference, Inferred, inference_of
 from ltm_pyro.evaluation.figures import Figure
+from ltm_pyro.files.numbering import create_folder
 from ltm_pyro.inference import SCHEMES, Posterior, PosteriorScheme, SequenceNoise, StepInfo, infer, log_joint
 from ltm_pyro.inference.base import frozen, prepared
 from ltm_pyro.inference.diagnostics import mixing
 from ltm_pyro.inference.export import to_arviz
 from ltm_pyro.inference.schemes.chains import Chains
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
-from ltm_pyro.runs.run import check_is_free, create_folder
+from ltm_pyro.runs.run import check_is_free
 from ltm_pyro.runs.trained import load, texts_to_score
 
 SchemeName = Literal[tuple(SCHEMES)]  # type: ignore[valid-type]

@@ -1,37 +1,50 @@
 """All settings of a training run. The docstrings of the fields are the text of `--help`.
 
-A preset is a complete set of them; what is given on the command line stands above the preset.
+A preset is a complete set of them. What is given on the command line takes precedence over the preset.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import tyro
-
+from ltm_pyro import cli
 from ltm_pyro.data import PACKING
 from ltm_pyro.errors import InputError
-from ltm_pyro.inference import PRIOR, SCHEMES
+from ltm_pyro.inference import PRIOR, SCHEMES, PosteriorScheme
+from ltm_pyro.inference.objectives import OBJECTIVES
 from ltm_pyro.inference.svi import OptimizerConfig
 from ltm_pyro.models import DecoderConfig
 
 NO_INFERENCE = "none"
-AMORTIZED = "amortized"
-InferenceName = Literal[(*SCHEMES, NO_INFERENCE)]  # type: ignore[valid-type]
-PackingName = Literal[tuple(PACKING)]  # type: ignore[valid-type]
+"""The name that stands for the model without z, where a scheme's name may stand."""
+INFERENCES: Mapping[str, object] = {
+    **SCHEMES,
+    NO_INFERENCE: SimpleNamespace(summary="The same decoder without z: the autoregressive model to compare with"),
+}
+"""What `--inference` can be in training, for the help."""
+NOT_OPTIONS = ("num_steps", "num_kept")
+"""The settings of schemes that no option and no file sets: T, which is `fast_steps`, and the draws that are kept."""
+
+if TYPE_CHECKING:
+    InferenceName = str
+    ObjectiveName = str
+    PackingName = str
+else:
+    InferenceName = Literal[tuple(INFERENCES)]
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
+    PackingName = Literal[tuple(PACKING)]
 PresetName = Literal["tiny", "small", "medium", "large"]
 
 
 @dataclass(frozen=True)
-class _RunSettings:
-    inference: InferenceName = "vi"
-    """How z is inferred: vi (a Gaussian), lowrank (a Gaussian with correlations), map (a point),
-    langevin, underdamped, mala, hmc (draws, by Markov chains),
-    amortized (a Gaussian that an encoder proposes, which --fast-steps refine),
-    adamvi (the Gaussian of vi, fitted by Adam as in the paper's implementation).
-    none: the same decoder without z, the autoregressive model to compare with."""
+class TrainConfig:
+    """Train a Latent Thought Model: infer z of each text (fast), then step on the weights (slow)."""
+
+    inference: Annotated[InferenceName, cli.choices("How z is inferred.", INFERENCES)] = "vi"
     preset: PresetName = "tiny"
     """Sizes and training settings to start from; other options change them one by one.
     tiny trains on a laptop; small, medium and large are the paper's."""
@@ -47,9 +60,10 @@ class _RunSettings:
     packing: PackingName = "document"
     """document: a sequence holds one document, or a piece of one.
     stream: documents follow each other without padding; those in one sequence share its z."""
-    infer_from: Literal["whole", "prefix"] = "whole"
-    """What z is inferred from in training: the whole sequence (the paper's objective),
-    or a prefix of random length; the loss is that of the whole sequence in both cases."""
+    infer_from: Annotated[
+        ObjectiveName,
+        cli.choices("What z is inferred from in training; the loss is that of the whole sequence.", OBJECTIVES),
+    ] = "whole"
     steps: int = 450
     """Slow steps: updates of the weights."""
     fast_steps: int = 4
@@ -90,34 +104,10 @@ class _RunSettings:
     That of the best validation so far is kept besides."""
     model: DecoderConfig = field(default_factory=DecoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-
-
-_NO_OPTIONS = ("num_steps", "num_kept")
-
-
-def _settings_of(scheme: type) -> type:
-    """The scheme without what is no option: T, which --fast-steps sets, and the draws kept to be looked at."""
-    hidden = [
-        (setting.name, tyro.conf.Suppress[int], field(default=setting.default))
-        for setting in dataclasses.fields(scheme)
-        if setting.name in _NO_OPTIONS
-    ]
-    name = f"{scheme.__name__}Settings"
-    return dataclasses.make_dataclass(name, hidden, bases=(scheme,), frozen=True, namespace={"__module__": __name__})
-
-
-_SCHEME_SETTINGS = {name: _settings_of(scheme) for name, scheme in SCHEMES.items()}
-# By their names, so that settings can be pickled.
-globals().update({settings.__name__: settings for settings in _SCHEME_SETTINGS.values()})
-
-TrainConfig = dataclasses.make_dataclass(
-    "TrainConfig",
-    [(name, settings, field(default_factory=settings)) for name, settings in _SCHEME_SETTINGS.items()],
-    bases=(_RunSettings,),
-    frozen=True,
-    namespace={"__module__": __name__},
-)
-TrainConfig.__doc__ = "Train a Latent Thought Model: infer z of each text (fast), then step on the weights (slow)."
+    schemes: Mapping[str, PosteriorScheme] = field(
+        default_factory=lambda: {name: scheme() for name, scheme in SCHEMES.items()}
+    )
+    """The settings of every scheme, by its name. Its number of steps is --fast-steps."""
 
 
 def _paper(num_layers: int, num_slots: int, fast_steps: int) -> dict[str, Any]:
@@ -149,49 +139,57 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, inference: str = "vi") -> TrainConfig:
-    """The settings of a preset; with inference `none`, without z; with `amortized`, with an encoder, unrefined.
+    """The settings of a preset. The model has what the inference needs: no z for `none`, an encoder for a scheme that
+    needs one; in both cases no fast steps are taken.
 
     Raises:
-        InputError: if there is none of that name.
+        InputError: if there is no preset of that name.
     """
     if name not in _PRESETS:
         raise InputError(f"unknown preset {name!r}: choose from {', '.join(_PRESETS)}")
-    config = TrainConfig(preset=name, **_PRESETS[name])
+    config = TrainConfig(**{"preset": name, **_PRESETS[name]})
     if inference == NO_INFERENCE:
         model = dataclasses.replace(config.model, num_slots=0)
-    elif inference == AMORTIZED:
+    elif _needs_encoder(inference):
         model = dataclasses.replace(config.model, encoder_layers=2)
     else:
         return config
     return dataclasses.replace(config, inference=inference, fast_steps=0, model=model)
 
 
-def scheme_of(config: TrainConfig, inference: str | None = None, fast_steps: int | None = None) -> Any:
+def _needs_encoder(inference: str) -> bool:
+    return inference in SCHEMES and SCHEMES[inference].needs_encoder
+
+
+def scheme_of(config: TrainConfig, inference: str | None = None, fast_steps: int | None = None) -> PosteriorScheme:
     """The posterior scheme that the config names, or another one with the config's settings for it.
 
     Args:
-        inference: another scheme.
+        inference: the name of another scheme.
         fast_steps: another number of steps than the config's.
 
     Raises:
-        InputError: if it is `amortized`, and the config's model has no encoder.
+        InputError: if the scheme needs an encoder, and the config's model has none.
     """
     inference = inference or config.inference
     if inference == NO_INFERENCE:
         return PRIOR
-    if inference == AMORTIZED and not config.model.encoder_layers:
+    scheme = config.schemes[inference]
+    if scheme.needs_encoder and not config.model.encoder_layers:
         raise InputError(
-            f"--inference {AMORTIZED}: {config.out or 'the model'} has no encoder: "
+            f"--inference {inference}: {config.out or 'the model'} has no encoder: "
             f"it was trained with --inference {config.inference}"
         )
-    return dataclasses.replace(
-        getattr(config, inference), num_steps=config.fast_steps if fast_steps is None else fast_steps
-    )
+    return dataclasses.replace(scheme, num_steps=config.fast_steps if fast_steps is None else fast_steps)
 
 
 def validate(config: TrainConfig) -> None:
-    """Raise InputError where a setting is out of range."""
-    for name in (
+    """Check that every setting is in its range, and that they fit each other.
+
+    Raises:
+        InputError: if they do not.
+    """
+    at_least_1 = (
         "steps",
         "batch_size",
         "micro_batch_size",
@@ -201,73 +199,81 @@ def validate(config: TrainConfig) -> None:
         "validation_samples",
         "checkpoint_every",
         "num_checkpoints",
-    ):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
-    for name in ("fast_steps", "seed"):
-        if getattr(config, name) < 0:
-            raise InputError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(config, name)}")
+    )
+    cli.require_at_least(config, **dict.fromkeys(at_least_1, 1), fast_steps=0)
+    cli.require_seed(config.seed)
     if (config.inference == NO_INFERENCE) != (config.model.num_slots == 0):
         raise InputError(
             f"--inference {config.inference} with --model.num-slots {config.model.num_slots}: 'none' is for the model "
             "without z, which has 0 slots, and every other scheme needs at least 1"
         )
-    if (config.inference == AMORTIZED) != (config.model.encoder_layers > 0):
+    if _needs_encoder(config.inference) != (config.model.encoder_layers > 0):
+        with_encoder = ", ".join(name for name in SCHEMES if SCHEMES[name].needs_encoder)
         raise InputError(
-            f"--inference {config.inference} with --model.encoder-layers {config.model.encoder_layers}: '{AMORTIZED}' "
-            "needs an encoder of at least 1 layer, and no other scheme trains one, so it must have 0"
+            f"--inference {config.inference} with --model.encoder-layers {config.model.encoder_layers}: a scheme with "
+            f"an encoder ({with_encoder}) needs at least 1 layer of it, and every other scheme has 0, since it does "
+            "not train an encoder"
         )
     if config.inference == NO_INFERENCE and config.fast_steps:
         raise InputError(f"--inference none has nothing to infer: --fast-steps must be 0, not {config.fast_steps}")
-    # What NumPy's and torch's generators both take.
-    if config.seed >= 2**32:
-        raise InputError(f"--seed must be below 2^32, not {config.seed}")
 
 
 def micro_batch_size(config: TrainConfig, num_processes: int = 1) -> int:
-    """The largest divisor of a process's part of the batch that is allowed."""
+    """The largest divisor of a process's part of the batch that is no larger than the setting."""
     part = config.batch_size // num_processes
     return max(size for size in range(1, min(part, config.micro_batch_size) + 1) if part % size == 0)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The settings as plain values, for `config.yaml`; what is no option of the command is left out."""
+    """The settings as plain values, for `config.yaml`: the settings of each scheme stand under its name.
+
+    What is no option of the command is left out.
+    """
     values = dataclasses.asdict(config)
-    for name in SCHEMES:
-        values[name] = {key: value for key, value in values[name].items() if key not in _NO_OPTIONS}
+    schemes = values.pop("schemes")
+    for name, settings in schemes.items():
+        values[name] = {key: value for key, value in settings.items() if key not in NOT_OPTIONS}
     return values
 
 
-def from_dict(values: dict[str, Any]) -> TrainConfig:
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """The inverse of :func:`to_dict`.
 
-    A run may be older than some scheme, or some setting of one: those have their defaults, which for a new setting
-    must be what schemes did before there was one. One that is older than the encoder has none.
+    Schemes and settings of schemes that are missing have their defaults, so that a new one needs no migration of files:
+    the default of a new setting must be what its scheme did before. The scheme that the run was trained with must be
+    there.
 
     Raises:
         InputError: if a setting is unknown, missing, of the wrong kind or out of range.
     """
-    nested = {"model": DecoderConfig, "optimizer": OptimizerConfig, **_SCHEME_SETTINGS}
-    defaults = to_dict(preset("tiny"))
-    values = {"precision": "float32", "compile": False, "tensorboard": False, "num_checkpoints": 2} | values
-    newer = {name: defaults[name] for name in SCHEMES} | {"model": {"encoder_layers": 0}}
-    for name, settings in newer.items():
-        missing = {} if name not in (values.get("inference"), "model") else None  # those it cannot be without
-        if isinstance(values.get(name, missing), dict):
-            values = {**values, name: settings | values.get(name, {})}
-    expected, given = _flat(defaults).keys(), _flat(values).keys()
+    defaults = to_dict(TrainConfig())
+    values = dict(values)
+    for name in SCHEMES:
+        if isinstance(values.get(name), dict):
+            values[name] = defaults[name] | values[name]
+        elif name not in values and name != values.get("inference"):
+            values[name] = defaults[name]
+    expected, given = flat(defaults).keys(), flat(values).keys()
     if expected != given:
         missing, unknown = ", ".join(sorted(expected - given)), ", ".join(sorted(given - expected))
         raise InputError(f"the settings of the run cannot be read: missing [{missing}], unknown [{unknown}]")
     try:
-        _check_types(TrainConfig, {name: value for name, value in values.items() if name not in nested})
-        for name, settings in nested.items():
-            _check_types(settings, values[name])
-        config = TrainConfig(**{**values, **{name: nested[name](**values[name]) for name in nested}})
+        sections = {
+            name: _section(settings, values.pop(name))
+            for name, settings in {"model": DecoderConfig, "optimizer": OptimizerConfig, **SCHEMES}.items()
+        }
+        _check_types(TrainConfig, values)
+        schemes = {name: sections.pop(name) for name in SCHEMES}
+        config = TrainConfig(**values, **sections, schemes=schemes)
         validate(config)
     except ValueError as error:
         raise InputError(f"the settings of the run cannot be read: {error}") from None
     return config
+
+
+def _section(settings: type[Any], values: dict[str, Any]) -> Any:
+    _check_types(settings, values)
+    return settings(**values)
 
 
 def _check_types(settings: type, values: dict[str, Any]) -> None:
@@ -288,13 +294,14 @@ def _check_types(settings: type, values: dict[str, Any]) -> None:
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """The settings that differ, under dotted names: (old value, new value)."""
-    old_values, new_values = _flat(to_dict(old)), _flat(to_dict(new))
+    old_values, new_values = flat(to_dict(old)), flat(to_dict(new))
     return {name: (old_values[name], new_values[name]) for name in new_values if old_values[name] != new_values[name]}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values in sections, under dotted names."""
+    result: dict[str, Any] = {}
     for name, value in values.items():
         has_parts = isinstance(value, dict) and value
-        flat |= _flat(value, f"{prefix}{name}.") if has_parts else {f"{prefix}{name}": value}
-    return flat
+        result |= flat(value, f"{prefix}{name}.") if has_parts else {f"{prefix}{name}": value}
+    return result

@@ -27,9 +27,9 @@ from ltm_pyro.evaluation import figures, operations, report
 from ltm_pyro.evaluation.certificate import certify
 from ltm_pyro.evaluation.estimators import ESTIMATORS, EXACT, EstimatorSettings, Inference, inference_of
 from ltm_pyro.evaluation.report import Row, Source
+from ltm_pyro.files.numbering import free_path
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.models import TokenBatch
-from ltm_pyro.runs.run import free_path
 from ltm_pyro.runs.trained import TrainedModel, load, texts_to_score
 
 EstimatorName = Literal[tuple(ESTIMATORS)]  # type: ignore[valid-type]

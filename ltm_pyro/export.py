@@ -16,11 +16,11 @@ from ltm_pyro.runs.pretrained import save_pretrained
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write the model of a run into a folder of its own, to give away."""
+    """Write the model of a run into a folder of its own, to be shared."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
     """Folder of the run."""
-    out: str | None = None
+    out: str = ""
     """A new folder for weights, settings and model card."""
     which: Literal["newest", "best"] = "newest"
     """The newest checkpoint, or the one with the best held-out figure of the validations in training."""

@@ -18,17 +18,21 @@ import dataclasses
 import shlex
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import pyro
 import tiktoken
+import torch
+import tyro
 
 from ltm_pyro import cli
-from ltm_pyro.config import NO_INFERENCE, TrainConfig, differences, preset, scheme_of, validate
+from ltm_pyro.config import NO_INFERENCE, NOT_OPTIONS, TrainConfig, differences, preset, scheme_of, validate
 from ltm_pyro.data import (
     PACKING,
+    PackedSequences,
     TokenizedCorpus,
     get_tokenizer,
     load_tokenized_corpus,
@@ -37,7 +41,9 @@ from ltm_pyro.data.prepared import is_prepared, verify
 from ltm_pyro.errors import InputError, RunError, WriteError
 from ltm_pyro.files.lock import locked
 from ltm_pyro.files.stop import StopSignal
+from ltm_pyro.inference import SCHEMES
 from ltm_pyro.inference.svi import WeightOptimizer
+from ltm_pyro.models import LatentThoughtModel
 from ltm_pyro.runs import checkpoint
 from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.runs.run import Run, check_is_free, create_run, resolved_against
@@ -77,7 +83,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
     if not known.resume:
-        config = cli.parse(preset(known.preset, known.inference), args, "train")
+        config = parse_options(preset(known.preset, known.inference), args)
         validate(config)
         if config.out is not None:
             check_is_free(config.out, can_resume=True)
@@ -85,7 +91,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
     if known.out is None:
         raise InputError("--resume needs --out FOLDER, the run to go on with")
     old, _ = Run(Path(known.out)).read_config()
-    config = cli.parse(old, args, "train")
+    config = parse_options(old, args)
     validate(config)
     for name, (before, after) in differences(old, config).items():
         if name not in CHANGEABLE:
@@ -96,8 +102,58 @@ def parse(args: Sequence[str]) -> TrainConfig:
     return config
 
 
-def set_up(config: TrainConfig, processes: Processes) -> tuple[Training, TokenizedCorpus, tiktoken.Encoding]:
-    """Load the corpus and build the model, at the first step."""
+def parse_options(default: TrainConfig, args: Sequence[str]) -> TrainConfig:
+    """The settings changed by the arguments, in which each scheme's settings are options under its name.
+
+    Raises:
+        InputError: if the arguments cannot be understood.
+    """
+    # tyro makes options of the fields of a class. Which schemes there are is known to the registry alone, so this class
+    # is put together here: it has a field for each scheme in the place of the one for all of them.
+    sections = {name: _options_of(scheme) for name, scheme in SCHEMES.items()}
+    unseen = ("schemes", Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress], field(default=None))
+    fields = [unseen, *((name, section, field(default=None)) for name, section in sections.items())]
+    options = dataclasses.make_dataclass("TrainConfig", fields, bases=(TrainConfig,), frozen=True)
+    options.__doc__ = TrainConfig.__doc__
+    values = {name: section(**vars(default.schemes[name])) for name, section in sections.items()}
+    given = vars(cli.parse(options(**vars(default) | values | {"schemes": None}), args, "train"))
+    schemes = {name: scheme(**vars(given[name])) for name, scheme in SCHEMES.items()}
+    return TrainConfig(**{name: given[name] for name in vars(default)} | {"schemes": schemes})
+
+
+def _options_of(scheme: type[Any]) -> type[Any]:
+    """The scheme's class, in which the settings that are no options are hidden."""
+    hidden: list[tuple[str, Any, Any]] = [
+        (setting.name, tyro.conf.Suppress[int], field(default=setting.default))
+        for setting in dataclasses.fields(scheme)
+        if setting.name in NOT_OPTIONS
+    ]
+    return dataclasses.make_dataclass(scheme.__name__, hidden, bases=(scheme,), frozen=True)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the settings of a run stand for, before its first step."""
+
+    corpus: TokenizedCorpus
+    tokenizer: tiktoken.Encoding
+    model: LatentThoughtModel
+    optimizer: WeightOptimizer
+    train: PackedSequences
+    validation: PackedSequences
+    device: torch.device
+
+    def resolved(self, processes: Processes) -> dict[str, str]:
+        """What the settings were resolved against."""
+        return resolved_against(self.corpus.sha256, self.tokenizer, self.device, processes.size)
+
+
+def load(config: TrainConfig, processes: Processes) -> Loaded:
+    """Load the corpus and build the model, with new weights.
+
+    Raises:
+        InputError: if a setting cannot be used.
+    """
     if config.batch_size % processes.size:
         raise InputError(f"--batch-size {config.batch_size} cannot be shared evenly by {processes.size} processes")
     if config.tensorboard:
@@ -105,11 +161,11 @@ def set_up(config: TrainConfig, processes: Processes) -> tuple[Training, Tokeniz
     device = cli.pick_device(config.device)
     if device.type == "cuda":
         processes.take_gpu()
-    encoding = get_tokenizer(config.tokenizer)
+    tokenizer = get_tokenizer(config.tokenizer)
     if processes.is_first and is_prepared(config.data):
         # Opening it checks sizes alone; a flipped bit would be learnt from.
         verify(Path(config.data).expanduser())
-    corpus = load_tokenized_corpus(config.data, config.text_column, encoding)
+    corpus = load_tokenized_corpus(config.data, config.text_column, tokenizer)
     pack, length = PACKING[config.packing], config.model.length
     num_tokens = corpus.train.num_tokens
     if num_tokens < length:
@@ -118,105 +174,130 @@ def set_up(config: TrainConfig, processes: Processes) -> tuple[Training, Tokeniz
             "give more text or a smaller --model.length"
         )
     pyro.set_rng_seed(config.seed)
-    model = build_model(config, encoding).to(device)
+    model = build_model(config, tokenizer).to(device)
     if config.compile:
         model.decoder.compile()
-    training = Training(
-        config,
+    return Loaded(
+        corpus,
+        tokenizer,
         model,
-        model,
-        scheme_of(config),
         WeightOptimizer(model, config.optimizer, config.steps),
-        pack(corpus.train, encoding, length),
-        pack(corpus.validation.documents, encoding, length),
+        pack(corpus.train, tokenizer, length),
+        pack(corpus.validation.documents, tokenizer, length),
         device,
-        Progress(),
-        processes,
     )
-    return training, corpus, encoding
 
 
-def prepare(
-    config: TrainConfig, processes: Processes, open_until_end: contextlib.ExitStack
-) -> tuple[Training, Run, TokenizedCorpus, TrainedModel]:
-    """Load the corpus, build the model, and make the folder of the run or read it.
+def start_run(config: TrainConfig, processes: Processes, open_until_end: contextlib.ExitStack) -> Training:
+    """Begin a new run. Its folder is made last, so that settings which cannot be used leave nothing behind.
 
     Args:
         open_until_end: receives what the first process opens, the lock of the folder among it.
     """
+    loaded = processes.by_all(lambda: load(config, processes))
+    resolved = loaded.resolved(processes)
 
-    def begin() -> Path:
-        run = create_run(config.out, f"{corpus.name}-{config.preset}-{config.inference}")
+    def create() -> Path:
+        run = create_run(config.out, f"{loaded.corpus.name}-{config.preset}-{config.inference}")
         open_until_end.enter_context(locked(run.path))
         run.write_config(dataclasses.replace(config, out=str(run.path)), resolved)
         return run.path
 
+    path = processes.by_first(create)
+    trained = TrainedModel(loaded.model, loaded.tokenizer, config, path, resolved, Progress())
+    return _training(loaded, trained, processes, open_until_end)
+
+
+def resume_run(config: TrainConfig, processes: Processes, open_until_end: contextlib.ExitStack) -> Training:
+    """Go on with the run in the folder `config.out`, from its newest checkpoint that can be read.
+
+    Args:
+        open_until_end: as of :func:`start_run`.
+    """
+    run = Run(Path(config.out or ""))
+
     def lock() -> None:
-        run = Run(Path(config.out))
         run.newest_checkpoint()  # a run without one is refused before its corpus is loaded
         open_until_end.enter_context(locked(run.path))
 
-    def go_on() -> Path:
-        run = Run(Path(config.out))
+    processes.by_first(lock)
+    loaded = processes.by_all(lambda: load(config, processes))
+    resolved = loaded.resolved(processes)
+
+    def restore() -> Progress:
         _, before = run.read_config()
         for name in ("corpus_sha256", "tokenizer_sha256"):
             if before.get(name) != resolved[name]:
                 what = name.removesuffix("_sha256")
                 raise InputError(f"the {what} is not the one that {run.path} was trained with: its hash has changed")
-        training.progress, damage = run.restore(training.model, training.optimizer.adamw)
+        progress, damage = run.restore(loaded.model, loaded.optimizer.adamw)
         if damage:
             print(f"warning: {damage}", file=sys.stderr)
         run.write_config(dataclasses.replace(config, resume=False), resolved)
-        return run.path
+        return progress
 
     def follow() -> None:
         # The weights come with those of the first process, its moments from the checkpoint that it has gone back to.
-        if config.resume and not processes.is_first:
-            training.progress = checkpoint.load_progress(run.newest_checkpoint(), training.optimizer.adamw)
+        if not processes.is_first:
+            checkpoint.load_progress(run.newest_checkpoint(), loaded.optimizer.adamw)
 
-    if config.resume:
-        processes.by_first(lock)
-    training, corpus, encoding = processes.by_all(lambda: set_up(config, processes))
-    resolved = resolved_against(corpus.sha256, encoding, training.device, processes.size)
-    run = Run(processes.by_first(go_on if config.resume else begin))
+    progress = processes.by_first(restore)
     processes.by_all(follow)
-    training.synchronised = processes.synchronised(training.model)
-    if config.tensorboard and processes.is_first:
-        board = TensorBoard(run.path / tensorboard.FOLDER, training.progress.step)
+    trained = TrainedModel(loaded.model, loaded.tokenizer, config, run.path, resolved, progress)
+    return _training(loaded, trained, processes, open_until_end)
+
+
+def _training(
+    loaded: Loaded, trained: TrainedModel, processes: Processes, open_until_end: contextlib.ExitStack
+) -> Training:
+    training = Training(
+        trained,
+        loaded.corpus,
+        processes.synchronised(loaded.model),
+        scheme_of(trained.config),
+        loaded.optimizer,
+        loaded.train,
+        loaded.validation,
+        loaded.device,
+        processes,
+    )
+    if trained.config.tensorboard and processes.is_first:
+        board = TensorBoard(trained.path / tensorboard.FOLDER, trained.progress.step)
         training.board = open_until_end.enter_context(board)
-    trained = TrainedModel(training.model, encoding, config, run.path, resolved, training.progress)
-    return training, run, corpus, trained
+    return training
 
 
 def main(args: Sequence[str]) -> int:
     with joined() as processes, contextlib.ExitStack() as open_until_end:
         config = processes.by_all(lambda: parse(args))
-        return carry_out(*prepare(config, processes, open_until_end))
+        start = resume_run if config.resume else start_run
+        return carry_out(start(config, processes, open_until_end))
 
 
-def carry_out(training: Training, run: Run, corpus: TokenizedCorpus, trained: TrainedModel) -> int:
-    """Train, report, and say how it ended: the exit status.
+def carry_out(training: Training) -> int:
+    """Train, report, and say how it ended.
+
+    Returns:
+        the exit status.
 
     Raises:
         RunError: if it cannot go on; the message says what is saved.
     """
-    config, num_processes = training.config, training.processes.size
-    num_weights = sum(weight.numel() for weight in training.model.parameters())
+    config, run, num_processes = training.config, training.run, training.processes.size
     thinking = f"{config.inference} with {config.fast_steps} fast steps"
     go_on = f"go on with: python -m ltm_pyro.train --out {shlex.quote(str(run.path))} --resume"
     print(
-        f"{run.path}: {num_weights:,} weights on {training.device.type}"
+        f"{run.path}: {training.trained.num_weights:,} weights on {training.device.type}"
         f"{f', in each of {num_processes} processes' if num_processes > 1 else ''}, "
         f"{'no z' if config.inference == NO_INFERENCE else thinking}; "
         f"{len(training.train):,} sequences to train on, {len(training.validation):,} held out",
         flush=True,
     )
-    with StopSignal() as stop, pyro.validation_enabled(False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Encountered NaN")  # such steps are skipped and counted
+    with StopSignal() as stop, cli.numerics_of_commands():
         try:
-            train(training, run, stop)
+            train(training, stop)
             if not training.is_stopped(stop):
-                report(training, run, corpus, trained, stop)
+                report(training, stop)
         except (Diverged, FloatingPointError) as error:
             newest = run.newest_checkpoint()
             raise RunError(f"{error} (step {training.progress.step}); the last good checkpoint is {newest}") from None
@@ -227,7 +308,7 @@ def carry_out(training: Training, run: Run, corpus: TokenizedCorpus, trained: Tr
             )
             raise RunError(f"{error}; {hint}") from None
         is_stopped = training.is_stopped(stop)
-    if is_stopped:
+    if is_stopped and stop.received is not None:
         name = signal.Signals(stop.received).name
         print(f"\nstopped by {name}: saved {run.newest_checkpoint()}; {go_on}", flush=True)
         return 128 + stop.received

@@ -16,6 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+import ltm_pyro
 from ltm_pyro.__main__ import COMMANDS, dispatch
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,10 @@ def test_without_a_command_the_commands_are_listed_each_with_what_it_does(args, 
         first_line = (importlib.import_module(module).__doc__ or "").splitlines()[0]
         assert first_line
         assert listed[name].endswith(first_line)
+
+
+def test_the_version_is_that_of_the_package(run_main):
+    assert run_main(dispatch, "--version") == (0, f"ltm_pyro {ltm_pyro.__version__}\n", "")
 
 
 def test_an_unknown_command_is_one_line_and_status_2(run_main):

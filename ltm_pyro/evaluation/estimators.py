@@ -92,7 +92,7 @@ def inference_of(config: TrainConfig, inference: str | None = None, fast_steps: 
     scheme = scheme_of(config, name, fast_steps)
     if scheme.has_density and not scheme.loss_is_bound:
         name += " fitted to reused noise"
-    return Inference(name, scheme, dataclasses.replace(config.vi, num_steps=GAUSSIAN_STEPS, stride=1))
+    return Inference(name, scheme, dataclasses.replace(config.schemes["vi"], num_steps=GAUSSIAN_STEPS, stride=1))
 
 
 class Inferred:

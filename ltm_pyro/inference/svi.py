@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -56,17 +57,29 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SlowLoss:
-    """The estimate of a slow step, in nats, summed over the sequences."""
+    """What a slow step saw, summed over sequences. The sum of two is that of all their sequences."""
 
-    nelbo: float
-    """Negative ELBO. Where q has no density (a point, a draw): the negative log joint at it."""
-    rate: float
-    """KL(q ‖ p). Where q has no density: -log p(z)."""
+    nelbo: float = 0.0
+    """The estimate of the negative ELBO, in nats. Where q has no density (a point, a draw): the negative log joint."""
+    kl: float = 0.0
+    """KL(q ‖ p), in nats; its estimate at the draw of z where there is no closed form. Where q has no density:
+    -log p(z)."""
+    num_tokens: int = 0
+    """The number of predicted tokens."""
+    num_bytes: int = 0
+    """The bytes of the texts."""
+    num_skipped_fast_steps: int = 0
+    """Fast steps of single sequences that were left out because a value was not finite."""
+    num_unusable: int = 0
+    """Micro-batches in which no sequence could take any fast step."""
 
     @property
     def nll(self) -> float:
-        """-E_q log p(x | z)."""
-        return self.nelbo - self.rate
+        """-E_q log p(x | z), in nats."""
+        return self.nelbo - self.kl
+
+    def __add__(self, other: SlowLoss) -> SlowLoss:
+        return SlowLoss(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
 
 
 def elbo_backward(model: Model, guide: Guide, batch: Batch, num_tokens: float) -> SlowLoss:
@@ -78,10 +91,21 @@ def elbo_backward(model: Model, guide: Guide, batch: Batch, num_tokens: float) -
     # In a store of its own: the global one would hold on to these weights, and confuse them with another model's.
     with pyro.get_param_store().scope():
         traced_model, traced_guide = poutine.trace(model), poutine.trace(guide)
-        nelbo = TraceMeanField_ELBO().differentiable_loss(traced_model, traced_guide, batch)
+        nelbo = TraceMeanField_ELBO().differentiable_loss(traced_model, traced_guide, batch)  # type: ignore[no-untyped-call]
+    latent = traced_guide.trace.nodes[LATENT]
+    kl = _kl(latent["fn"], traced_model.trace.nodes[LATENT]["fn"], latent["value"])
     (nelbo / num_tokens).backward()
-    q, prior = (handler.trace.nodes[LATENT]["fn"] for handler in (traced_guide, traced_model))
-    return SlowLoss(nelbo.item(), kl_divergence(q, prior).sum().item())
+    return SlowLoss(nelbo.item(), kl)
+
+
+@torch.no_grad()
+def _kl(q: Any, prior: Any, z: Any) -> float:
+    """KL(q ‖ p) summed over the sequences, in closed form; where there is none, its estimate at the draw z of q."""
+    try:
+        kl = kl_divergence(q, prior)
+    except NotImplementedError:
+        kl = q.log_prob(z) - prior.log_prob(z)
+    return float(kl.sum().item())
 
 
 class WeightOptimizer:

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from ltm_pyro.files import durable
 from ltm_pyro.errors import InputError
+from ltm_pyro.files import durable, strict_json
 
 WEIGHTS = "model.safetensors"
 MOMENTS = "optimizer.safetensors"
@@ -114,7 +114,7 @@ def mark_best(checkpoint: Path, figure: dict[str, Any]) -> None:
     Raises:
         WriteError: if it cannot be written.
     """
-    content = strict_json({"best_by": "nats_per_token", "split": "validation", **figure})
+    content = strict_json.dumps({"best_by": "nats_per_token", "split": "validation", **figure})
     # A crash in between leaves a figure without a sum. The line in `metrics.jsonl` is not there yet then, so that the
     # resumed run validates and marks once more.
     digest = _write(checkpoint / BEST, content.encode())
@@ -133,12 +133,6 @@ def read_best(checkpoint: Path) -> dict[str, Any]:
     return figure
 
 
-def strict_json(record: dict[str, Any]) -> str:
-    """The record as JSON; numbers that are not finite, which JSON does not have, become null."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(finite, allow_nan=False)
-
-
 def restore(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer) -> tuple[Path, Progress, list[InputError]]:
     """Put the newest checkpoint that can be read into the model and the optimiser.
 
@@ -148,7 +142,7 @@ def restore(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer) -> tup
     Raises:
         InputError: if none can be read.
     """
-    errors = []
+    errors: list[InputError] = []
     for checkpoint in reversed(all_checkpoints(folder)):
         try:
             load_weights(checkpoint, model)

@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-import tyro
 
-from ltm_pyro.runs import checkpoint
-from ltm_pyro import cli
-from ltm_pyro.files import durable
-from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.config import NO_INFERENCE, TrainConfig
 from ltm_pyro.errors import InputError
+from ltm_pyro.files import durable
+from ltm_pyro.runs import checkpoint
+from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.runs.run import Run
 from ltm_pyro.runs.trained import TrainedModel, load
 

@@ -1,23 +1,20 @@
-"""A run: the folder that training writes, and the trained model that is loaded from it.
+"""A run: the folder that training writes.
 
-config.yaml       all settings, resolved, and what they were resolved against (corpus, tokenizer, versions)
+config.yaml       the version of the file (see `migrations.py`), all settings, and what they were resolved against
+                  (corpus, tokenizer, versions)
 metrics.jsonl     one JSON object per logged step
 checkpoints/      see `checkpoint.py`
-tensorboard/      see `tensorboard.py`, where it was asked for
-.lock             see `lock.py`
+tensorboard/      see `training/tensorboard.py`, where it was asked for
+.lock             see `files/lock.py`
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import platform
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import tiktoken
@@ -25,21 +22,14 @@ import torch
 import yaml
 from torch import nn
 
-from ltm_pyro.runs import checkpoint
-from ltm_pyro.files import durable
-from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.config import TrainConfig, from_dict, to_dict
-from ltm_pyro.data import (
-    TokenizedTexts,
-    end_of_text,
-    fingerprint,
-    get_tokenizer,
-    load_tokenized_corpus,
-    load_tokenized_texts,
-    token_num_bytes,
-)
+from ltm_pyro.data import fingerprint
 from ltm_pyro.errors import InputError
-from ltm_pyro.models import LatentThoughtModel, TokenBatch
+from ltm_pyro.files import durable, strict_json
+from ltm_pyro.files.numbering import create_folder
+from ltm_pyro.runs import checkpoint
+from ltm_pyro.runs.checkpoint import Progress
+from ltm_pyro.runs.migrations import VERSION, migrated
 
 
 @dataclass(frozen=True)
@@ -75,10 +65,16 @@ class Run:
         if not isinstance(values, dict) or not isinstance(values.get("resolved"), dict):
             raise InputError(f"{self.config_path} is not the config of a run")
         resolved = values.pop("resolved")
-        return from_dict(values), resolved
+        return from_dict(migrated(values)), resolved
 
     def write_config(self, config: TrainConfig, resolved: dict[str, str]) -> None:
-        text = yaml.safe_dump({**to_dict(config), "resolved": resolved}, sort_keys=False, allow_unicode=True)
+        """Write `config.yaml`.
+
+        Raises:
+            WriteError: if it cannot be written; what was there before is there still.
+        """
+        values = {"version": VERSION, **to_dict(config), "resolved": resolved}
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         durable.write(self.config_path, text.encode())
 
     def newest_checkpoint(self) -> Path:
@@ -125,7 +121,7 @@ class Run:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`; numbers that are not finite become null."""
-        durable.append(self.metrics_path, f"{checkpoint.strict_json(record)}\n".encode())
+        durable.append(self.metrics_path, f"{strict_json.dumps(record)}\n".encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, but for the last one if a crash has cut it short.
@@ -168,9 +164,8 @@ def _safe_load(text: str) -> Any:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > 8 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
-            raise ValueError(
-                f"line {event.start_mark.line + 1} holds more than settings: deep nesting, an alias or a tag"
-            )
+            where = f"line {event.start_mark.line + 1}" if event.start_mark else "it"
+            raise ValueError(f"{where} holds more than settings: deep nesting, an alias or a tag")
     return yaml.safe_load(text)
 
 
@@ -215,43 +210,6 @@ def create_run(out: str | None, default_name: str) -> Run:
     except FileExistsError:
         raise InputError(f"--out {out}: another process has just begun a run there; give another folder") from None
     return run
-
-
-def create_folder(out: str | None, parent: Path, default_name: str) -> Path:
-    """Make a folder for results: `out`, or the first free one of PARENT/NAME, PARENT/NAME-2, …
-
-    Raises:
-        InputError: if it cannot be made or written to.
-    """
-    try:
-        path = Path(out) if out is not None else _numbered(parent, default_name)
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise InputError(f"the folder for the results cannot be used: {error}; choose another with --out") from None
-    return path
-
-
-def _numbered(parent: Path, name: str) -> Path:
-    parent.mkdir(exist_ok=True)
-    for number in itertools.count(1):
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise AssertionError("there is always a next number")
-
-
-def free_path(folder: Path, stem: str, extension: str = "") -> Path:
-    """The first of STEM, STEM-2, … that does not exist in the folder."""
-    for number in itertools.count(1):
-        path = folder / f"{stem}{'' if number == 1 else f'-{number}'}{extension}"
-        if not path.exists():
-            return path
-    raise AssertionError("there is always a next number")
 
 
 def resolved_against(

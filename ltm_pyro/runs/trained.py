@@ -161,8 +161,8 @@ def texts_to_score(trained: TrainedModel, data: str | None, text_column: str) ->
         raise InputError(f"the corpus of {trained.path}: {error}; --data gives other text") from None
     if corpus.sha256 != trained.resolved.get("corpus_sha256"):
         raise InputError(
-            f"{config.data} is not the corpus that {trained.path} was trained on: its hash has changed, so what is held "
-            "out of it now may have been trained on; give --data another text"
+            f"{config.data} is not the corpus that {trained.path} was trained on: its hash has changed, so what is "
+            "held out of it now may have been trained on; give --data another text"
         )
     return corpus.validation
 
@@ -175,5 +175,3 @@ def _is_same_source(data: str, other: str) -> bool:
         return Path(data).expanduser().samefile(Path(other).expanduser())
     except (OSError, RuntimeError):  # one of them is no path
         return False
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,18 +25,21 @@ from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import figures
 from ltm_pyro.evaluation.estimators import EstimatorSettings, Inference, inference_of
 from ltm_pyro.files.stop import StopSignal
-from ltm_pyro.inference import Noise, SequenceNoise, infer
-from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer, elbo_backward
+from ltm_pyro.inference import PosteriorScheme, SequenceNoise
+from ltm_pyro.inference.objectives import OBJECTIVES
+from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs import checkpoint
 from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.runs.run import Run
 from ltm_pyro.runs.trained import TrainedModel
 from ltm_pyro.training.processes import Processes, accumulating
-from ltm_pyro.training.progress import Console
+from ltm_pyro.training.progress import ProgressDisplay
 from ltm_pyro.training.tensorboard import TensorBoard
 
 MAX_SKIPS_IN_A_ROW = 5
+REFERENCE = "vi"
+"""The scheme that the closing report adds to the run's own, so that runs of all schemes have one figure in common."""
 
 
 class Diverged(Exception):
@@ -44,21 +48,43 @@ class Diverged(Exception):
 
 @dataclass
 class Training:
-    """All that a slow step needs."""
+    """All that training needs."""
 
-    config: TrainConfig
-    model: LatentThoughtModel
+    trained: TrainedModel
+    """The model that is trained, its settings, and where the run stands."""
+    corpus: TokenizedCorpus
     synchronised: torch.nn.Module
     """The model, whose gradients are the means over the processes."""
-    scheme: Any
+    scheme: PosteriorScheme
     optimizer: WeightOptimizer
     train: PackedSequences
+    """The sequences of the training text."""
     validation: PackedSequences
+    """The sequences of the held-out text."""
     device: torch.device
-    progress: Progress
     processes: Processes
     board: TensorBoard | None = None
-    """Where metrics also go."""
+    """Where the metrics are written too, if TensorBoard was asked for."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings."""
+        return self.trained.config
+
+    @property
+    def model(self) -> LatentThoughtModel:
+        """The model that is trained."""
+        return self.trained.model
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands; the steps change it."""
+        return self.trained.progress
+
+    @property
+    def run(self) -> Run:
+        """The folder of the run."""
+        return Run(self.trained.path)
 
     def is_stopped(self, stop: StopSignal) -> bool:
         """Whether a signal has asked any of the processes to stop: then all of them are, by the same signal.
@@ -71,52 +97,36 @@ class Training:
         return received is not None
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one slow step saw, summed over its sequences, those of all processes."""
-
-    loss: SlowLoss
-    num_tokens: int
-    num_bytes: int
-    num_skipped_fast_steps: int
-    """Fast steps of single sequences that were left out because a value was not finite."""
-
-
-def slow_step(training: Training, stop: StopSignal) -> StepResult | None:
+def slow_step(training: Training, stop: StopSignal) -> SlowLoss | None:
     """Infer z of every sequence of the batch, then take one step on the weights.
 
     Returns:
-        None where a signal asked to stop on the way; the step has not been taken then.
+        what the step saw, summed over all processes; None where a signal asked to stop on the way. The step has not
+        been taken then.
 
     Raises:
         Diverged: after several steps in a row that were not finite, and have been skipped.
     """
     config, progress, processes = training.config, training.progress, training.processes
+    objective = OBJECTIVES[config.infer_from]
     num_tokens = tokens_of_step(training)
-    nelbo = rate = 0.0
-    num_bytes, num_skipped_fast_steps, is_usable = 0, 0, True
     batches = processes.by_all(lambda: micro_batches(training))
     # Each sequence has noise of its own, so that it matters neither which process it falls to, nor with which others.
     rng = SequenceNoise(config.seed, training.device)
+    loss = SlowLoss()
     for number, batch in enumerate(batches, 1):
         if training.is_stopped(stop):
             training.optimizer.discard()
             return None
+        loss += SlowLoss(num_tokens=int(batch.weights.sum()), num_bytes=int(batch.num_bytes.sum()))
         batch = batch.to(training.device)
-        observed = batch if config.infer_from == "whole" else random_prefix(batch, rng)
-        state = infer(training.scheme, training.model, observed, rng)
-        guide = training.scheme.guide(training.model, state, observed, rng)
         with contextlib.nullcontext() if number == len(batches) else accumulating(training.synchronised):
-            # Of the sum over all processes, whose mean is taken.
-            loss = elbo_backward(training.synchronised, guide, batch, num_tokens / processes.size)
-        nelbo, rate = nelbo + loss.nelbo, rate + loss.rate
-        num_bytes += int(batch.num_bytes.sum())
-        num_skipped_fast_steps += int(state.num_skipped.sum())
-        # Where no sequence could take any step, the posteriors are no better than their start.
-        is_usable &= config.fast_steps == 0 or bool((state.num_skipped < state.step).any())
-    parts = processes.gather((nelbo, rate, num_bytes, num_skipped_fast_steps, not is_usable))
-    nelbo, rate, num_bytes, num_skipped_fast_steps, num_unusable = map(sum, zip(*parts, strict=True))
-    if training.optimizer.update(progress.step, is_usable=not num_unusable and np.isfinite(nelbo)):
+            # The mean over the processes is taken of the gradients: so that it is that of all tokens, each divides by
+            # its share of them.
+            share = num_tokens / processes.size
+            loss += objective(training.model, training.synchronised, training.scheme, batch, rng, share)
+    loss = sum(processes.gather(loss), SlowLoss())
+    if training.optimizer.update(progress.step, is_usable=not loss.num_unusable and bool(np.isfinite(loss.nelbo))):
         progress.skips_in_a_row = 0
     else:
         progress.skips_in_a_row += 1
@@ -125,7 +135,7 @@ def slow_step(training: Training, stop: StopSignal) -> StepResult | None:
     progress.tokens_seen += num_tokens
     if progress.skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
         raise Diverged(f"{MAX_SKIPS_IN_A_ROW} steps in a row had values that are not finite")
-    return StepResult(SlowLoss(nelbo, rate), num_tokens, num_bytes, num_skipped_fast_steps)
+    return loss
 
 
 def tokens_of_step(training: Training) -> int:
@@ -151,20 +161,13 @@ def micro_batches(training: Training) -> list[TokenBatch]:
     ]
 
 
-def random_prefix(batch: TokenBatch, rng: Noise) -> TokenBatch:
-    """Each text weighted up to a split point of its own, uniform from 0 (z from the prior) to all its tokens."""
-    num_tokens = batch.weights.sum(1).cpu()
-    fraction = rng.uniform("split", batch.sequence_ids, torch.zeros_like(batch.sequence_ids))
-    return batch.prefix((fraction * (num_tokens + 1)).floor())
-
-
-def train_record(training: Training, result: StepResult, tokens_per_second: float) -> dict[str, Any]:
+def train_record(training: Training, loss: SlowLoss, tokens_per_second: float) -> dict[str, Any]:
     """The line of a training step in `metrics.jsonl`: the estimate of its own loss, from one draw of z."""
-    progress, scheme, loss = training.progress, training.scheme, result.loss
-    values = figures.per_token(loss.nelbo, loss.rate, result.num_tokens, result.num_bytes)
+    progress, scheme = training.progress, training.scheme
+    values: dict[str, Any] = dict(figures.per_token(loss.nelbo, loss.kl, loss.num_tokens, loss.num_bytes))
     if not scheme.has_density:
         values |= dict.fromkeys(("nelbo_nats_per_token", "kl_nats_per_token", "bits_per_byte", "perplexity"))
-        values["neg_log_joint_nats_per_token"] = loss.nelbo / result.num_tokens
+        values["neg_log_joint_nats_per_token"] = loss.nelbo / loss.num_tokens
     estimator = "elbo" if scheme.loss_is_bound else "reused-noise" if scheme.has_density else "neg-log-joint"
     return {
         "split": "train",
@@ -178,7 +181,7 @@ def train_record(training: Training, result: StepResult, tokens_per_second: floa
         "gradient_norm": training.optimizer.gradient_norm,
         "fast_steps": scheme.num_steps,
         "num_skipped_steps": progress.num_skipped_steps,
-        "num_skipped_fast_steps": result.num_skipped_fast_steps,
+        "num_skipped_fast_steps": loss.num_skipped_fast_steps,
         "tokens_per_second": tokens_per_second,
         "seconds": progress.seconds,
     }
@@ -198,7 +201,7 @@ def held_out(training: Training, num_sequences: int, inference: Inference, stop:
             if training.is_stopped(stop):
                 return
             part = chosen[start + size * processes.rank :][:size]
-            batch = processes.by_all(lambda part=part: validation.batch(part) if len(part) else None)
+            batch = processes.by_all(functools.partial(_batch_of, validation, part))
             if batch is not None:
                 yield batch.to(training.device)
 
@@ -213,7 +216,11 @@ def held_out(training: Training, num_sequences: int, inference: Inference, stop:
     return first
 
 
-def train(training: Training, run: Run, stop: StopSignal) -> None:
+def _batch_of(sequences: PackedSequences, indices: np.ndarray) -> TokenBatch | None:
+    return sequences.batch(indices) if len(indices) else None
+
+
+def train(training: Training, stop: StopSignal) -> None:
     """Take slow steps until the last one, or until a signal asks to stop.
 
     A checkpoint stands at the end of both, and before the first step, so that a run can go on from any crash.
@@ -224,21 +231,21 @@ def train(training: Training, run: Run, stop: StopSignal) -> None:
     """
     progress = training.progress
     try:
-        with Console(progress.step, training.config.steps, has_bar=training.processes.is_first) as console:
-            save(training, run)
-            take_steps(training, run, stop, console)
+        with ProgressDisplay(progress.step, training.config.steps, has_bar=training.processes.is_first) as display:
+            save(training)
+            take_steps(training, stop, display)
     except (OSError, InputError):
         # The output has gone, the disk that it is written to is full, or the data is damaged.
-        save(training, run)
+        save(training)
         raise
-    save(training, run)
+    save(training)
 
 
-def take_steps(training: Training, run: Run, stop: StopSignal, console: Console) -> None:
+def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -> None:
     """The loop of :func:`train`: validate where it is due, take a slow step, log, save."""
     config, progress = training.config, training.progress
     validated = training.processes.by_first(
-        lambda: {record["step"] for record in run.read_metrics() if record.get("split") == "validation"}
+        lambda: {record["step"] for record in training.run.read_metrics() if record.get("split") == "validation"}
     )
     tokens_logged, seconds_logged, steps_logged = progress.tokens_seen, progress.seconds, progress.step
     while progress.step < config.steps and not training.is_stopped(stop):
@@ -248,32 +255,32 @@ def take_steps(training: Training, run: Run, stop: StopSignal, console: Console)
             if figure is None:
                 return
             # Before its line: after a crash in between, the resumed run does both again.
-            keep_if_best(training, run, figure)
-            log(training, run, held_out_record(training, "validation", figure))
-            console.say(f"step {progress.step}: held-out text, {figure}")
+            keep_if_best(training, figure)
+            log(training, held_out_record(training, "validation", figure))
+            display.say(f"step {progress.step}: held-out text, {figure}")
         started = time.perf_counter()
-        result = slow_step(training, stop)
-        if result is None:
+        loss = slow_step(training, stop)
+        if loss is None:
             return
         progress.seconds += time.perf_counter() - started
         record = None
         elapsed = progress.seconds - seconds_logged
         seconds_per_step = elapsed / (progress.step - steps_logged)
         if progress.step % config.log_every == 0 or progress.step == config.steps:
-            record = train_record(training, result, (progress.tokens_seen - tokens_logged) / elapsed)
-            log(training, run, record)
+            record = train_record(training, loss, (progress.tokens_seen - tokens_logged) / elapsed)
+            log(training, record)
             tokens_logged, seconds_logged, steps_logged = progress.tokens_seen, progress.seconds, progress.step
-        console.step(record, seconds_per_step)
+        display.step(record, seconds_per_step)
         # Not after a skip: the weights may be what made the step fail.
         if progress.step % config.checkpoint_every == 0 and not progress.skips_in_a_row:
-            save(training, run)
+            save(training)
 
 
-def save(training: Training, run: Run) -> None:
+def save(training: Training) -> None:
     """Write a checkpoint of where the run stands, if there is none."""
     if training.processes.is_first:
         checkpoint.save(
-            run.checkpoints,
+            training.run.checkpoints,
             training.model,
             training.optimizer.adamw,
             training.progress,
@@ -281,20 +288,20 @@ def save(training: Training, run: Run) -> None:
         )
 
 
-def keep_if_best(training: Training, run: Run, figure: figures.Figure) -> None:
+def keep_if_best(training: Training, figure: figures.Figure) -> None:
     """Save a checkpoint and mark it as the best, if this figure of it is better than all before."""
-    record = {"step": training.progress.step, **figure.record()}
+    run, record = training.run, {"step": training.progress.step, **figure.record()}
     # After a skip the weights may be what made the step fail.
     is_candidate = training.processes.is_first and not training.progress.skips_in_a_row
     if is_candidate and checkpoint.is_best(run.checkpoints, record):
-        save(training, run)
+        save(training)
         checkpoint.mark_best(run.newest_checkpoint(), record)
 
 
-def log(training: Training, run: Run, record: dict[str, Any]) -> None:
+def log(training: Training, record: dict[str, Any]) -> None:
     """Write a line to `metrics.jsonl`, and where it was asked for to TensorBoard."""
     if training.processes.is_first:
-        run.append_metrics(record)
+        training.run.append_metrics(record)
     if training.board is not None:
         training.board.add(record)
 
@@ -305,21 +312,23 @@ def held_out_record(training: Training, split: str, figure: figures.Figure) -> d
     return {"split": split, "step": progress.step, "tokens_seen": progress.tokens_seen, **figure.record()}
 
 
-def report(training: Training, run: Run, corpus: TokenizedCorpus, trained: TrainedModel, stop: StopSignal) -> None:
-    """Close with held-out figures, also of z drawn from the prior, and two texts."""
-    config = training.config
+def report(training: Training, stop: StopSignal) -> None:
+    """Close with figures on held-out text, by the run's own scheme, by :data:`REFERENCE` and with z from the prior, and
+    with two texts from the model."""
+    config, corpus, trained = training.config, training.corpus, training.trained
     inferences = [inference_of(config)]
     if config.inference != NO_INFERENCE:
-        # Of a run that takes no fast steps, VI would be the prior.
-        vi_steps = config.fast_steps or preset(config.preset).fast_steps
-        inferences += [inference_of(config, "vi", vi_steps), Inference.without()]
+        # A run that takes no fast steps says nothing about how many the reference should take: with none, it would be
+        # the prior.
+        fast_steps = config.fast_steps or preset(config.preset).fast_steps
+        inferences += [inference_of(config, REFERENCE, fast_steps), Inference.without()]
     order_zero = figures.order_zero_bits_per_byte(corpus.validation.documents, trained.tokenizer)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
     for inference in dict.fromkeys(inferences):
         figure = held_out(training, 4 * config.validation_sequences, inference, stop)
         if figure is None:
             return
-        log(training, run, held_out_record(training, "report", figure))
+        log(training, held_out_record(training, "report", figure))
         print(f"  {figure}", flush=True)
     if not training.processes.is_first:
         return

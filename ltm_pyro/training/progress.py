@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-class Console:
+class ProgressDisplay:
     """What a training run prints while it goes.
 
     Args:
@@ -22,7 +22,7 @@ class Console:
         self.bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not is_shown, leave=False)
         self.num_steps = num_steps
 
-    def __enter__(self) -> Console:
+    def __enter__(self) -> ProgressDisplay:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -1,0 +1,117 @@
+"""Config files of earlier versions, brought to the version of now one step at a time.
+
+A file has its version under the key `version`. Files that are older than this key are told apart by what they lack:
+
+version 0   no `model.encoder_layers`; the settings of a scheme may hold `num_steps` and `num_kept`
+version 1   no `precision`: `vi` is fitted by Adam, as `adamvi` is today
+version 2   `lowrank.epsilon`: `lowrank` is fitted by Adam, with another meaning of its settings
+version 3   no `num_checkpoints`
+version 4   no `tensorboard`
+version 5   no `version`, no `model.prior`
+version 6   is written now
+
+A new scheme, and a new setting of one, need no version: :func:`ltm_pyro.config.from_dict` completes schemes by their
+defaults.
+
+To add a version: write a function that takes values of the last version to the next one, and add it to MIGRATIONS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ltm_pyro.errors import InputError
+from ltm_pyro.models import DecoderConfig
+
+Values = dict[str, Any]
+
+
+def _before_the_encoder(values: Values) -> None:
+    if isinstance(values.get("model"), dict):
+        values["model"].setdefault("encoder_layers", 0)
+    for section in values.values():
+        if isinstance(section, dict):
+            for name in ("num_steps", "num_kept"):
+                section.pop(name, None)
+
+
+def _when_vi_was_fitted_by_adam(values: Values) -> None:
+    values.setdefault("precision", "float32")
+    values.setdefault("compile", False)
+    if "vi" in values:
+        values["adamvi"] = values.pop("vi")
+        # An unused setting of the last days of this version.
+        if isinstance(values["adamvi"], dict):
+            values["adamvi"].pop("stride", None)
+    if values.get("inference") == "vi":
+        values["inference"] = "adamvi"
+
+
+def _when_lowrank_was_fitted_by_adam(values: Values) -> None:
+    # There is no such scheme any more: a run that was trained with it lacks its settings, and is refused.
+    if isinstance(values.get("lowrank"), dict) and "epsilon" in values["lowrank"]:
+        del values["lowrank"]
+
+
+def _before_the_number_of_checkpoints(values: Values) -> None:
+    values.setdefault("num_checkpoints", 2)
+
+
+def _before_tensorboard(values: Values) -> None:
+    values.setdefault("tensorboard", False)
+
+
+def _before_priors(values: Values) -> None:
+    if any(field.name == "prior" for field in dataclasses.fields(DecoderConfig)) and isinstance(
+        values.get("model"), dict
+    ):
+        values["model"].setdefault("prior", "standard")
+
+
+MIGRATIONS: list[Callable[[Values], None]] = [
+    _before_the_encoder,
+    _when_vi_was_fitted_by_adam,
+    _when_lowrank_was_fitted_by_adam,
+    _before_the_number_of_checkpoints,
+    _before_tensorboard,
+    _before_priors,
+]
+"""The n-th takes values of version n to version n + 1, in place."""
+
+VERSION = len(MIGRATIONS)
+"""The version of the config files that are written."""
+
+
+def migrated(values: Values) -> Values:
+    """The settings in a config file, as a file of the version of now has them; without the version.
+
+    Raises:
+        InputError: if the file is of a later version, or its version is no number.
+    """
+    values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+    version = values.pop("version") if "version" in values else _version_by_keys(values)
+    if type(version) is not int or version < 0:
+        raise InputError(f"the settings of the run cannot be read: version is {version!r}")
+    if version > VERSION:
+        raise InputError(
+            f"the settings of the run are of version {version}, and this ltm_pyro reads versions up to {VERSION}: "
+            "install a newer ltm_pyro"
+        )
+    for migrate in MIGRATIONS[version:]:
+        migrate(values)
+    return values
+
+
+def _version_by_keys(values: Values) -> int:
+    model, lowrank = values.get("model"), values.get("lowrank")
+    if isinstance(model, dict) and "encoder_layers" not in model:
+        return 0
+    if "precision" not in values:
+        return 1
+    if isinstance(lowrank, dict) and "epsilon" in lowrank:
+        return 2
+    if "num_checkpoints" not in values:
+        return 3
+    return 4 if "tensorboard" not in values else 5
