@@ -85,8 +85,8 @@ def house(examples: dict[str, Example], tmp_path_factory: pytest.TempPathFactory
     shutil.copytree(ROOT / "ltm_pyro", root / "ltm_pyro", ignore=shutil.ignore_patterns("__pycache__"))
     for example in examples.values():
         example.add_to(root)
-    paragraphs = [f"Paragraph {n} has {n} words.\n" for n in range(40)]
-    (root / "novel.txt").write_text("\n".join(paragraphs))
+    for file, num_paragraphs in (("novel.txt", 40), ("other.txt", 7)):
+        (root / file).write_text("\n".join(f"This is paragraph {n} of {file}.\n" for n in range(num_paragraphs)))
     house = House(root)
     options = ["--data", f"{examples['corpus'].name}:novel.txt", "--inference", examples["scheme"].name]
     options += ["--model.prior", examples["prior"].name, "--infer-from", examples["objective"].name]
@@ -133,7 +133,7 @@ def test_the_new_figure_lies_between_the_two_that_it_interpolates(house, example
     """
     name = examples["figure"].name
     house.command("evaluate", "run", "--estimators", "elbo", name, "iwae", "--num-sequences", "2", "--json", "all.json")
-    figures = {one["estimator"]: one for one in json.loads((house.root / "all.json").read_text())}
+    figures = {one["estimator"]: one for one in json.loads((house.root / "all.json").read_text())["figures"]}
     assert list(figures) == ["elbo", name, "iwae"]
     assert figures["iwae"]["nats_per_token"] < figures[name]["nats_per_token"] < figures["elbo"]["nats_per_token"]
     assert figures[name]["valid_bound"]
@@ -143,7 +143,7 @@ def test_the_new_task_is_scored_with_its_own_options(house, examples):
     printed = house.command(
         "tasks", examples["task"].name, "run", "--num-items", "5", "--max-new-tokens", "1", "--json", "task.json"
     )
-    (result,) = json.loads((house.root / "task.json").read_text())
+    (result,) = json.loads((house.root / "task.json").read_text())["tasks"]
     assert "ended" in printed
     assert result["metric"] == "ended"
     assert result["num_items"] == 5
@@ -151,11 +151,11 @@ def test_the_new_task_is_scored_with_its_own_options(house, examples):
 
 def test_the_new_corpus_is_scored_paragraph_by_paragraph(house, examples):
     house.command(
-        "evaluate", "run", "--data", f"{examples['corpus'].name}:novel.txt", "--estimators", "elbo",
-        "--num-samples", "2", "--num-sequences", "0", "--json", "novel.json",
+        "evaluate", "run", "--data", f"{examples['corpus'].name}:other.txt", "--estimators", "elbo",
+        "--num-samples", "2", "--num-sequences", "0", "--json", "other.json",
     )  # fmt: skip
-    (figure,) = json.loads((house.root / "novel.json").read_text())
-    assert figure["num_documents"] == 40
+    (figure,) = json.loads((house.root / "other.json").read_text())["figures"]
+    assert figure["num_documents"] == 7
 
 
 def test_the_help_names_what_was_added(house, examples):
