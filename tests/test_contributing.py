@@ -18,6 +18,7 @@ for door in ("models.priors", "data.corpora.base", "evaluation.estimators.base")
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+NUM_PARAGRAPHS = 7
 DOORS = ("scheme", "prior", "objective", "corpus", "figure", "task")
 
 
@@ -86,7 +87,7 @@ def house(examples: dict[str, Example], tmp_path_factory: pytest.TempPathFactory
     shutil.copytree(ROOT / "ltm_pyro", root / "ltm_pyro", ignore=shutil.ignore_patterns("__pycache__"))
     for example in examples.values():
         example.add_to(root)
-    for file, num_paragraphs in (("novel.txt", 40), ("other.txt", 7)):
+    for file, num_paragraphs in (("novel.txt", 40), ("other.txt", NUM_PARAGRAPHS)):
         (root / file).write_text("\n".join(f"This is paragraph {n} of {file}.\n" for n in range(num_paragraphs)))
     house = House(root)
     options = ["--data", f"{examples['corpus'].name}:novel.txt", "--inference", examples["scheme"].name]
@@ -127,17 +128,29 @@ for num_steps in (0, 20):
     assert all(new > old for old, new in zip(before, after, strict=True))
 
 
-def test_the_new_figure_lies_between_the_two_that_it_interpolates(house, examples):
+@pytest.fixture(scope="module")
+def figures(house: House, examples: dict[str, Example]) -> dict[str, dict[str, float]]:
+    """The figures of the run for a corpus of the new kind, by their names."""
+    house.command(
+        "evaluate", "run", "--data", f"{examples['corpus'].name}:other.txt", "--num-sequences", "0", "--estimators",
+        "elbo", examples["figure"].name, "iwae", "--json", "figures.json",
+    )  # fmt: skip
+    return {one["estimator"]: one for one in json.loads((house.root / "figures.json").read_text())["figures"]}
+
+
+def test_the_new_figure_lies_between_the_two_that_it_interpolates(figures, examples):
     """Li & Turner 2016, theorem 1: the bound falls with α, from α = 1, the ELBO, to 0, the importance-weighted one.
 
     All three are computed from the same draws, so it holds for their estimates too, by Jensen's inequality.
     """
     name = examples["figure"].name
-    house.command("evaluate", "run", "--estimators", "elbo", name, "iwae", "--num-sequences", "2", "--json", "all.json")
-    figures = {one["estimator"]: one for one in json.loads((house.root / "all.json").read_text())["figures"]}
     assert list(figures) == ["elbo", name, "iwae"]
     assert figures["iwae"]["nats_per_token"] < figures[name]["nats_per_token"] < figures["elbo"]["nats_per_token"]
     assert figures[name]["valid_bound"]
+
+
+def test_the_new_corpus_is_scored_paragraph_by_paragraph(figures):
+    assert figures["elbo"]["num_documents"] == NUM_PARAGRAPHS
 
 
 def test_the_new_task_is_scored_with_its_own_options(house, examples):
@@ -150,17 +163,19 @@ def test_the_new_task_is_scored_with_its_own_options(house, examples):
     assert result["num_items"] == 5
 
 
-def test_the_new_corpus_is_scored_paragraph_by_paragraph(house, examples):
-    house.command(
-        "evaluate", "run", "--data", f"{examples['corpus'].name}:other.txt", "--estimators", "elbo",
-        "--num-samples", "2", "--num-sequences", "0", "--json", "other.json",
-    )  # fmt: skip
-    (figure,) = json.loads((house.root / "other.json").read_text())["figures"]
-    assert figure["num_documents"] == 7
-
-
 def test_the_help_names_what_was_added(house, examples):
-    helps = {command: house.command(command, "--help") for command in ("train", "evaluate", "tasks")}
+    program = """
+import contextlib, io, json
+from ltm_pyro.__main__ import dispatch
+
+helps = {}
+for command in ("train", "evaluate", "tasks"):
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        dispatch([command, "--help"])
+    helps[command] = printed.getvalue()
+print(json.dumps(helps))
+"""
+    helps = json.loads(house.python("-c", program))
     for door, example in examples.items():
         assert example.name in helps[{"figure": "evaluate", "task": "tasks"}.get(door, "train")], door
     assert "--ascent.step-size" in helps["train"]
