@@ -13,9 +13,6 @@ from pathlib import Path
 
 import pytest
 
-for door in ("models.priors", "data.corpora.base", "evaluation.estimators.base"):
-    pytest.importorskip(f"ltm_pyro.{door}")
-
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 NUM_PARAGRAPHS = 7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,7 +12,7 @@ from typing import Any, cast
 from pyro.distributions import TorchDistribution
 
 from ltm_pyro.config import NO_INFERENCE, TrainConfig, scheme_of
-from ltm_pyro.inference import PRIOR, Noise, PosteriorScheme, bounds, infer
+from ltm_pyro.inference import PRIOR, DensityScheme, Noise, PosteriorScheme, bounds, has_density, infer
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
@@ -86,9 +87,8 @@ def inferences_of(config: TrainConfig, names: Sequence[str], fast_steps: Sequenc
     if config.inference == NO_INFERENCE:
         return [Inference.from_prior()]
     steps = fast_steps or (config.fast_steps,)
-    return list(
-        dict.fromkeys(inference_of(config, name, number) for name in names or (config.inference,) for number in steps)
-    )
+    ways = itertools.product(names or (config.inference,), steps)
+    return list(dict.fromkeys(inference_of(config, name, number) for name, number in ways))
 
 
 class Inferred:
@@ -108,11 +108,11 @@ class Inferred:
         self._state = state
 
     @functools.cached_property
-    def _fitted(self) -> tuple[PosteriorScheme, Any]:
+    def _fitted(self) -> tuple[DensityScheme, Any]:
         """A scheme with a density, and its state."""
         scheme, model, batch, rng = self.inference.scheme, self.model, self.batch, self.rng
         state = infer(scheme, model, batch, rng) if self._state is None else self._state
-        if scheme.has_density:
+        if has_density(scheme):
             return scheme, state
         return bounds.gaussian_around(scheme, state, model, batch, rng, self.inference.gaussian)
 

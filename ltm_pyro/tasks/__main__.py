@@ -16,6 +16,7 @@ import tyro
 from ltm_pyro import cli
 from ltm_pyro.config import NO_INFERENCE, InferenceName
 from ltm_pyro.errors import InputError
+from ltm_pyro.evaluation.inferred import inferences_of
 from ltm_pyro.evaluation.report import number_text, print_rows, write_records
 from ltm_pyro.inference import SCHEMES
 from ltm_pyro.runs.trained import load
