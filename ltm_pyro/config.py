@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ltm_pyro import cli
-from ltm_pyro.data import PACKING
+from ltm_pyro.data import CORPORA, PACKING
 from ltm_pyro.errors import InputError
 from ltm_pyro.inference import PRIOR, SCHEMES, PosteriorScheme
 from ltm_pyro.inference.objectives import OBJECTIVES
@@ -48,11 +48,9 @@ class TrainConfig:
     preset: PresetName = "tiny"
     """The sizes and training settings to start from. Other options change them one by one.
     tiny trains on a laptop; small, medium and large are the paper's."""
-    data: str = "python-docs"
-    """python-docs (the documentation that Python itself carries),
-    a .txt, .jsonl or .parquet file or a folder of them,
-    a Hugging Face data set as NAME or NAME:CONFIG,
-    or a folder that python -m ltm_pyro.prepare has written."""
+    data: Annotated[
+        str, cli.choices("The corpus: a folder that python -m ltm_pyro.prepare has written, or one of these.", CORPORA)
+    ] = "python-docs"
     text_column: str = "text"
     """The column of the corpus that holds the text (.jsonl, .parquet, Hugging Face)."""
     tokenizer: str = "bytes"

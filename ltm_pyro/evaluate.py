@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ltm_pyro import cli
 from ltm_pyro.config import NO_INFERENCE, InferenceName
-from ltm_pyro.data import PACKING
+from ltm_pyro.data import CORPORA, PACKING
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import figures, operations, report
 from ltm_pyro.evaluation.certificate import certify
@@ -46,10 +46,10 @@ class EvaluateConfig:
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
     """Folders of runs. Differences are taken from the same figure of the first."""
-    data: str | None = None
-    """Text to score: a file, a folder, a Hugging Face data set, or a set of the field by name
-    (ptb, wikitext-2, wikitext-103, lm1b, lambada, ag-news, pubmed, arxiv; NAME=PATH for a local copy).
-    Default: what the run has held out of its own corpus."""
+    data: Annotated[
+        str | None,
+        cli.choices("Text to score. By default it is what the run has held out of its own corpus.", CORPORA),
+    ] = None
     text_column: str = "text"
     """Column that holds the text (.jsonl, .parquet, Hugging Face)."""
     inference: tuple[InferenceName, ...] = ()

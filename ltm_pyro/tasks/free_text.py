@@ -29,7 +29,7 @@ class FreeText(Task):
     scorer. The held-out texts are cut to the same number of tokens."""
 
     data: str | None = None
-    """Texts to compare with: a file, a folder, a Hugging Face data set, or a benchmark's name, such as ptb.
+    """Texts to compare with: what python -m ltm_pyro.evaluate takes as --data.
     Default: what the run has held out of its own corpus."""
     text_column: str = "text"
     """Column that holds the text (.jsonl, .parquet, Hugging Face)."""

@@ -14,7 +14,7 @@ class LastWord(Task):
     """The last word of each passage, given the words before it (LAMBADA). The model writes its most likely tokens."""
 
     data: str | None = None
-    """Passages, one a document: a file, a folder, a Hugging Face data set, or a benchmark's name, such as lambada.
+    """Passages, one a document, such as lambada: what python -m ltm_pyro.evaluate takes as --data.
     Default: what the run has held out of its own corpus."""
     text_column: str = "text"
     """Column that holds the text (.jsonl, .parquet, Hugging Face)."""
