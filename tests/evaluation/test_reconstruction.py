@@ -80,7 +80,7 @@ class Concentrated(torch.nn.Module):
 
     def __init__(self, model, z):
         super().__init__()
-        self.model, self.decoder, self.end_of_text, self.z = model, model.decoder, model.end_of_text, z
+        self.model, self.generate, self.z = model, model.generate, z
 
     def forward(self, batch):
         with pyro.plate("sequences", len(batch), dim=-1):
