@@ -76,7 +76,7 @@ def test_the_layers_that_are_not_kept_do_not_depend_on_the_batch(model):
 
 
 class Concentrated(torch.nn.Module):
-    """The same model, but its prior is all but a point at z."""
+    """The same model, but the prior of each sequence is all but a point at its z."""
 
     def __init__(self, model, z):
         super().__init__()
@@ -89,12 +89,12 @@ class Concentrated(torch.nn.Module):
 
 
 def test_the_layers_that_are_not_kept_have_the_programs_own_prior(model):
-    """Where that prior is the z that wrote the text, the text is right whichever layers are kept."""
+    """Where that prior is the z that wrote each text, all texts are right whichever layers are kept."""
     batch, z = written(model)
-    one, its_z = batch[3:4], z[3:4]
-    accuracies = reconstruction.accuracy_by_layers(Concentrated(model, its_z[0]), one, its_z, SequenceNoise(0))
+    accuracies = reconstruction.accuracy_by_layers(Concentrated(model, z), batch, z, SequenceNoise(0))
     assert (accuracies == 1).all()
-    assert (reconstruction.accuracy_by_layers(model, one, its_z, SequenceNoise(0))[0] < 1).all()
+    # From another prior most texts are wrong.
+    assert reconstruction.accuracy_by_layers(model, batch, z, SequenceNoise(0))[0].mean() < 0.5
 
 
 @pytest.mark.parametrize("num_texts", [1, 5])
