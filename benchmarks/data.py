@@ -71,7 +71,7 @@ def rates(options: argparse.Namespace, folder: Path) -> None:
     )
     num_tokens, num_bytes = (total(manifests[0], name) for name in ("num_tokens", "num_bytes"))
     print(f"{num_bytes:,} bytes of text, {num_tokens:,} tokens of {options.tokenizer}; median of {options.rounds}\n")
-    print("| | seconds | of processors | tokens/s | MB of text/s | times the loop |\n|---|---|---|---|---|---|")
+    print("| | seconds | processor seconds | tokens/s | MB of text/s | times the loop |\n|---|---|---|---|---|---|")
     reference = statistics.median(seconds["a loop of tiktoken"])
     for name, measured in seconds.items():
         median = statistics.median(measured)

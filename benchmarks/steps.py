@@ -214,7 +214,8 @@ def main() -> None:
     if config.model.encoder_layers:
         ways["`vi` from the encoder's mean"] = FromEncoder
     print(f"The best of these Adams after {REFERENCE_STEPS} steps: {adam:.2f}\n")
-    print("| gradients a text | " + " | ".join(map(str, GRADIENTS)) + " | yardstick at | in its time | best Adam at |")
+    ends = ("reaches yardstick at", "time of that / yardstick's", "reaches best Adam at")
+    print(f"| gradients a text | {' | '.join(map(str, GRADIENTS))} | {' | '.join(ends)} |")
     print("|---|" + "---|" * (len(GRADIENTS) + 3))
     for name, way in ways.items():
         found = {count: reached(scheme) for count in GRADIENTS if (scheme := within(way, count))}

@@ -49,7 +49,8 @@ NUM_DRAWS = 64
 NUM_SYMBOLS = 16
 DECODER = DecoderConfig(num_layers=2, width=64, num_heads=2, hidden=128, num_slots=4, window=16, length=32)
 WEIGHT_SCALE = 1 / math.sqrt(DECODER.width)
-"""Of the weights at the start. From the decoder's own 0.02, the text does not depend on z after so few slow steps."""
+"""The scale of the weights at the start. From the decoder's own 0.02, the text does not depend on z after so few
+slow steps."""
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, final_learning_rate=3e-4, warmup_steps=10)
 BATCH_SIZE = 8
 NUM_SLOW_STEPS = 150
@@ -94,13 +95,13 @@ class Comparison:
     """What `exact` is: the exact -log p(x), or the floor that no model can be below on average."""
     exact: Tensor
     reused: Tensor
-    """At the noise that q was fitted to."""
+    """The figures at the noise that q was fitted to."""
     rescored: Tensor
-    """The same q, with fresh noise."""
+    """The figures of the same q, with fresh noise."""
     refitted: Tensor
-    """A q fitted, and scored, with fresh noise."""
+    """The figures of a q that was fitted, and scored, with fresh noise."""
     best: Tensor | None = None
-    """Of the best mean-field q, in closed form."""
+    """The figures of the best mean-field q, in closed form."""
 
     @property
     def figures(self) -> tuple[Tensor, Tensor, Tensor]:

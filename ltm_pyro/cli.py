@@ -43,12 +43,13 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
                 default=default,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
-    except ValueError as error:  # of a dataclass's own checks, where its options have no prefix
+    except ValueError as error:  # raised by a dataclass's own checks, where its options have no prefix
         raise InputError(f"{error} (--help lists the options)") from None
     except SystemExit as exit:
         if not exit.code:
             raise
-        # tyro prints a title, what is wrong, a rule, and hints; boxed where the terminal can, else with a rule more.
+        # tyro prints a title, what is wrong, a rule, and hints, in a box if the terminal can draw
+        # one, and otherwise with one more rule.
         text = re.sub(r"\x1b\[[0-9;]*m", "", errors.getvalue())  # the colours of a terminal
         lines = [line.strip("│ ") for line in text.splitlines() if line.strip()][1:]
         lines = lines[1:] if _is_rule(lines[0]) else lines
@@ -100,7 +101,7 @@ def require_seed(seed: int) -> None:
 
 
 def require_file_path(option: str, path: str | None) -> None:
-    """Check that an option's file could be written: it is no folder, and stands in one. None was not given.
+    """Check that an option's file could be written: it is not a folder, and its folder exists. None: not given.
 
     Raises:
         InputError: if it could not.
@@ -111,7 +112,7 @@ def require_file_path(option: str, path: str | None) -> None:
 
 @contextlib.contextmanager
 def numerics_of_commands() -> Iterator[None]:
-    """Pyro does not validate, and does not warn of values that are not finite: such steps are skipped and counted."""
+    """Turn off Pyro's validation and its warnings of values that are not finite: such steps are skipped and counted."""
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")
         yield
@@ -148,7 +149,7 @@ def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    except BrokenPipeError:  # whatever read our output has ended, as `head` does
         status = 1
     except (OSError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -56,19 +56,19 @@ class CompareConfig:
     inference: Annotated[
         tuple[SchemeName, ...],
         cli.choices(
-            "Schemes to compare, each with the run's settings for it. The plots set the others against the first.",
+            "Schemes to compare, each with the run's settings for it. The plots compare the others with the first.",
             SCHEMES,
         ),
     ] = ("vi", "map", "langevin", "mala")
     gradients: int = 256
-    """Gradient evaluations that a scheme may spend on a sequence, all its chains together. A scheme without a density
+    """The largest number of gradient evaluations for a sequence, all its chains together. A scheme without a density
     takes 16 more, to fit a Gaussian around its point or draws; its bound, KL and k-hat are those of that Gaussian."""
     num_chains: int = 4
     """Chains of the schemes that sample, at least two, as R-hat needs. The second half of each is kept."""
     num_samples: int = 64
-    """Draws of z for the bound and for k-hat, and the draws that are written of a q with a density."""
+    """Draws of z for the bound and for k-hat. As many are written, if q has a density."""
     data: str | None = None
-    """Texts, as in evaluate. Default: what the run has held out of its own corpus."""
+    """The texts, as in evaluate. Default: what the run has held out of its own corpus."""
     text_column: str = "text"
     """Column that holds the text (.jsonl, .parquet, Hugging Face)."""
     num_sequences: int = 4

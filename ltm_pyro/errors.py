@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 class RunError(Exception):
-    """A command that was given nothing wrong cannot go on; the message says why, in one line.
+    """A command cannot continue although its input is valid; the message says why, in one line.
 
     The commands print it on standard error and exit with status 1, without a traceback.
     """
@@ -18,5 +18,5 @@ class RunError(Exception):
 class WriteError(RunError):
     """A file of a run could not be written; the message says which and why.
 
-    It is no OSError, so that training tells a full disk from an output that has gone.
+    It is not an OSError, so that training can tell a full disk from a closed output.
     """

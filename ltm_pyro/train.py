@@ -72,7 +72,7 @@ CHANGEABLE = {
 
 
 def parse(args: Sequence[str]) -> TrainConfig:
-    """The settings: those of the run that is resumed, or else of the preset, changed by the arguments."""
+    """The settings of the run that is resumed, or else those of the preset, changed by the arguments."""
     first = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     first.add_argument("--preset", default="tiny")
     first.add_argument("--inference", default="vi")
@@ -133,7 +133,7 @@ def _options_of(scheme: type[Any]) -> type[Any]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the settings of a run stand for, before its first step."""
+    """What the settings of a run name: its corpus, tokenizer and model, before the first step."""
 
     corpus: TokenizedCorpus
     tokenizer: tiktoken.Encoding
@@ -144,7 +144,7 @@ class Loaded:
     device: torch.device
 
     def resolved(self, processes: Processes) -> dict[str, str]:
-        """What the settings were resolved against."""
+        """What the settings were resolved to."""
         return resolved_against(self.corpus.sha256, self.tokenizer, self.device, processes.size)
 
 
@@ -163,7 +163,7 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
         processes.take_gpu()
     tokenizer = get_tokenizer(config.tokenizer)
     if processes.is_first and is_prepared(config.data):
-        # Opening it checks sizes alone; a flipped bit would be learnt from.
+        # Opening it only checks sizes, and the model would learn from a flipped bit.
         verify(Path(config.data).expanduser())
     corpus = load_tokenized_corpus(config.data, config.text_column, tokenizer)
     pack, length = PACKING[config.packing], config.model.length
@@ -192,7 +192,7 @@ def start_run(config: TrainConfig, processes: Processes, open_until_end: context
     """Begin a new run. Its folder is made last, so that settings which cannot be used leave nothing behind.
 
     Args:
-        open_until_end: receives what the first process opens, the lock of the folder among it.
+        open_until_end: receives what the first process opens, such as the lock of the folder.
     """
     loaded = processes.by_all(lambda: load(config, processes))
     resolved = loaded.resolved(processes)
@@ -209,10 +209,10 @@ def start_run(config: TrainConfig, processes: Processes, open_until_end: context
 
 
 def resume_run(config: TrainConfig, processes: Processes, open_until_end: contextlib.ExitStack) -> Training:
-    """Go on with the run in the folder `config.out`, from its newest checkpoint that can be read.
+    """Continue the run in the folder `config.out`, from its newest checkpoint that can be read.
 
     Args:
-        open_until_end: as of :func:`start_run`.
+        open_until_end: as in :func:`start_run`.
     """
     run = Run(Path(config.out or ""))
 
@@ -237,7 +237,7 @@ def resume_run(config: TrainConfig, processes: Processes, open_until_end: contex
         return progress
 
     def follow() -> None:
-        # The weights come with those of the first process, its moments from the checkpoint that it has gone back to.
+        # The weights come from the first process, and the moments from the checkpoint that it has gone back to.
         if not processes.is_first:
             checkpoint.load_progress(run.newest_checkpoint(), loaded.optimizer.adamw)
 
@@ -281,7 +281,7 @@ def carry_out(training: Training) -> int:
         the exit status.
 
     Raises:
-        RunError: if it cannot go on; the message says what is saved.
+        RunError: if training cannot continue; the message says what is saved.
     """
     config, run, num_processes = training.config, training.run, training.processes.size
     thinking = f"{config.inference} with {config.fast_steps} fast steps"

@@ -1,10 +1,10 @@
 """From a name or a file to batches of tokens.
 
 Corpora, tokenizers, prepared corpora (written once, as tokens), packing into sequences, the order of batches, and
-synthetic languages whose probabilities are known. This room knows the batch that a model reads, and nothing of
+synthetic languages whose probabilities are known. It uses the batch that a model reads, and nothing of
 inference.
 
-Where something new goes:
+To add something:
 
 - a kind of corpus: a file in `corpora/` and a line in `CORPORA` (:mod:`ltm_pyro.data.corpora`);
 - a format of files: an entry in `FORMATS` (`corpora/formats.py`);

@@ -59,7 +59,7 @@ class PreparationDisplay:
         """This file of a finished shard is damaged: its shard and those behind it are prepared again."""
 
     def resumed(self, folder: Path, manifest: Manifest) -> None:
-        """The folder holds finished shards, behind which the work goes on."""
+        """The folder holds finished shards, after which the work continues."""
 
     def encoded(self, num_tokens: int, share: float | None) -> None:
         """More tokens have been encoded; `share` of all has been read, None where that is not known.
@@ -230,7 +230,7 @@ def _found_in(folder: Path, manifest: Manifest) -> tuple[Manifest, bool]:
 
 
 def _without_damaged(folder: Path, manifest: Manifest, display: PreparationDisplay) -> Manifest:
-    """The manifest with the shards that are whole; those that follow a damaged one in its split are left out too."""
+    """The manifest with the undamaged shards, without those that follow a damaged one in its split."""
     for split in (TRAIN, VALIDATION):
         for number, shard in enumerate(manifest.shards(split)):
             if damaged := _first_damaged(folder, split, number, shard):

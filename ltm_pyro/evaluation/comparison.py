@@ -24,12 +24,12 @@ from ltm_pyro.inference.diagnostics import Mixing
 from ltm_pyro.inference.export import DrawTerms
 
 HIGHEST_R_HAT = 1.1
-"""Above it chains are still so far apart that neither their effective sample size nor their mean has a meaning, around
-which the KL of chains is taken."""
+"""The largest R̂ at which the effective sample size of chains, and their mean (which the Gaussian for the KL is around),
+are shown. Above it the chains are still too far apart."""
 MOST_OBJECTIVES = 4
-"""Sequences whose objectives are drawn."""
+"""The largest number of sequences whose objectives are plotted."""
 MOST_TRACES = 2
-"""Sequences whose chains are drawn."""
+"""The largest number of sequences whose chains are plotted."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Comparison:
     num_gradients: int
     """Gradient evaluations for each sequence, all chains together."""
     gaussian_gradients: int
-    """Further ones, for the Gaussian around points or draws; 0 where the scheme has a density."""
+    """Additional ones, for the Gaussian around points or draws; 0 if the scheme has a density."""
     seconds: float
     """Time of inference, for all sequences together."""
     bound: Figure
@@ -265,7 +265,7 @@ def traces_plot(results: list[Comparison]) -> Any:
             row = next(rows)
             row[0].set_title(f"{result.name}, text {sequence}", fontsize="medium", loc="left")
             for axes, (what, values) in zip(row, panels.items(), strict=True):
-                # A chain of few draws shows them.
+                # A chain of few draws shows each of them.
                 marker = "." if values.shape[1] <= 32 else None
                 lines = axes.plot(values.T.numpy(), linewidth=0.8, marker=marker, markersize=3)
                 axes.set_ylabel(what, fontsize="small")

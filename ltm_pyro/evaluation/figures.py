@@ -23,7 +23,7 @@ from ltm_pyro.models import LatentThoughtModel, TokenBatch
 
 @dataclass(frozen=True)
 class Document:
-    """What was scored of a document."""
+    """The part of a document that was scored."""
 
     nats: float = 0.0
     """-log p(x) of its sequences."""
@@ -56,7 +56,7 @@ class Figure:
     effective_sample_sizes: list[float] = field(default_factory=list)
     """The effective sample size of each sequence's importance weights, where the figure has any."""
     pareto_ks: list[float] = field(default_factory=list)
-    """The shape of the tail of those weights, likewise."""
+    """The shape of the tail of each sequence's importance weights, where the figure has any."""
 
     @property
     def nats(self) -> float:
@@ -121,7 +121,7 @@ class Figure:
         """The figures under the names of `metrics.jsonl` and of JSON reports."""
         pareto_k = _median(self.pareto_ks)
         variance = self.variance
-        # Where the tail of the weights is too heavy, so is that of their spread, and the error would be far too small.
+        # If the tail of the weights is too heavy, their variance is not to be trusted, and the error is far too small.
         is_heavy = pareto_k is not None and pareto_k > highest_pareto_k(self.num_samples)
         error = None if variance is None or math.isnan(variance) or is_heavy else math.sqrt(variance) / self.num_tokens
         return {

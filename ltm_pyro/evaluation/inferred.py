@@ -1,4 +1,4 @@
-"""How z of a text is inferred for a figure, and the posteriors of a batch that come of it."""
+"""How z of a text is inferred for a figure, and the resulting posteriors of a batch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def inference_of(config: TrainConfig, inference: str | None = None, fast_steps: 
 
 
 def inferences_of(config: TrainConfig, names: Sequence[str], fast_steps: Sequence[int]) -> list[Inference]:
-    """The ways in which z of a run is inferred, each once; of a model without z the only one.
+    """The ways in which z of a run is inferred, without repetitions; a model without z has only one.
 
     Args:
         names: the names of schemes; if there are none, that of the run.

@@ -1,7 +1,7 @@
 """Floating-point operations, counted while the code runs: a multiplication and an addition are two.
 
-PyTorch's `FlopCounterMode` counts matrix products, those of attention included with all that its mask hides; what is
-linear in the number of activations (norms, softmax, rotary positions, optimiser) is left out.
+PyTorch's `FlopCounterMode` counts matrix products, including those of attention at positions that its mask hides. What
+is linear in the number of activations (norms, softmax, rotary positions, optimiser) is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ltm_pyro.models import LatentThoughtModel, TokenBatch
 
 def count(work: Callable[[], object]) -> int:
     """The operations of calling `work`."""
-    # The attention kernels of the CPU are not known to the counter; what they compute is, written out.
+    # The attention kernels of the CPU are not known to the counter; it counts the same computation written out.
     in_place = {torch.ops.aten.addmm_: _of_product_added}  # nor is the sum in place
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         work()
@@ -45,7 +45,7 @@ def of_training(model: LatentThoughtModel, scheme: PosteriorScheme) -> float:
         elbo_backward(model, scheme.guide(model, state, batch, rng), batch, batch.tokens.numel())
 
     gradients = {weight: weight.grad for weight in model.parameters()}
-    model.zero_grad()  # what is added to would be changed in place
+    model.zero_grad()  # an existing gradient would be changed in place
     try:
         with torch.random.fork_rng(devices=[]):
             return count(step) / batch.tokens.numel()

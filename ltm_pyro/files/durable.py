@@ -1,6 +1,6 @@
-"""Files and folders that stand whole or not at all, whenever a crash, a power cut or a full disk comes.
+"""Files and folders that exist whole or not at all, even after a crash, a power cut or a full disk.
 
-What is being written lies beside its place under a hidden name, `.NAME.partial`, and is renamed once it is on the disk.
+While it is written, NAME has the hidden name `.NAME.partial` in the same folder; it is renamed once it is on the disk.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ltm_pyro.errors import WriteError
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file, in place of one that may be there.
+    """Write a file, and replace it if it exists.
 
     Raises:
-        WriteError: if it cannot be written; what was there before is there still.
+        WriteError: if it cannot be written; an existing file is then unchanged.
     """
     partial = _partial(path)
     with _write_errors(path, partial):
@@ -31,7 +31,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add to the end of a file. This alone is not done whole or not at all: a crash may leave a part of it.
+    """Add to the end of a file. Unlike the other functions here, this may leave a part of the content after a crash.
 
     Raises:
         WriteError: if it cannot be written.
@@ -48,7 +48,7 @@ def append(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, which takes its place at the end of the block; with an error in the block, it goes.
+    """A folder to write into, which gets its name at the end of the block; it is removed if the block raises an error.
 
     Raises:
         WriteError: if it cannot be made.
@@ -64,7 +64,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, at no moment of which a half of it stands in its place.
+    """Remove a folder. At no moment does a part of it exist under its name.
 
     Raises:
         WriteError: if it cannot be removed.
@@ -77,7 +77,7 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a crash has left half written anywhere in the folder.
+    """Remove the half-written files and folders that a crash has left anywhere in the folder.
 
     Raises:
         WriteError: if it cannot be removed.
@@ -88,7 +88,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Have the disk hold which files a folder has."""
+    """Write the list of a folder's files to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -113,8 +113,8 @@ def _write_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
         yield
     except BaseException as error:
         if partial is not None:
-            with contextlib.suppress(OSError):  # the error that is reported is the first
-                _discard(partial)  # on a full disk it is in the way of what is to go on
+            with contextlib.suppress(OSError):  # only the first error is reported
+                _discard(partial)  # frees space on a full disk
         if isinstance(error, OSError):
             raise WriteError(f"{path} cannot be written: {error.strerror or error}") from None
         raise

@@ -16,8 +16,8 @@ LOCK = ".lock"
 def locked(folder: Path, doing: str = "training this run") -> Iterator[None]:
     """Within the block, no other process gets the lock of this folder.
 
-    The system holds it, on the file `.lock`, and drops it when the process ends, however it ends: the file stays, and
-    says nothing.
+    The lock is the system's, on the file `.lock`. The system releases it when the process ends, however it ends; the
+    file stays and is always empty.
 
     Args:
         doing: what the other process is doing, for the error.

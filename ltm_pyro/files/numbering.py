@@ -1,4 +1,4 @@
-"""Names that nothing has yet: NAME, NAME-2, NAME-3, …"""
+"""Names that are not taken yet: NAME, NAME-2, NAME-3, …"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stopping a long command in good order."""
+"""Stopping a long command cleanly on a signal."""
 
 from __future__ import annotations
 

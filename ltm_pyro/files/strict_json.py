@@ -1,4 +1,4 @@
-"""JSON as its standard says: numbers that are not finite, which it does not have, become null."""
+"""JSON by its standard, which has no numbers that are not finite: they become null."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def dumps(value: object, indent: int | None = None) -> str:
     """A value as JSON text, with null for every number in it that is not finite.
 
     Raises:
-        TypeError: if it holds something that JSON has no form for.
+        TypeError: if it holds something that JSON cannot express.
     """
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 

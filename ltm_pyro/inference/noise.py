@@ -1,9 +1,9 @@
-"""The source of inference's randomness: one small object in two forms, passed in explicitly.
+"""The randomness of inference: a source of noise that is passed in explicitly, in two forms.
 
-`BatchNoise` draws from a `torch.Generator` for the whole batch at once. It is for training loops of your own.
+`BatchNoise` draws from a `torch.Generator` for the whole batch at once. Use it in training loops of your own.
 `SequenceNoise` draws from a separate stream for each sequence, so that what is inferred for a sequence depends neither
-on its batch-mates, nor on their number or order, nor on the number of processes. It is for evaluation, for
-`ltm_pyro.train` and for tests.
+on its batch-mates, nor on their number or order, nor on the number of processes. Evaluation,
+`ltm_pyro.train` and the tests use it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 class Noise(Protocol):
-    """Source of random numbers for a batch of sequences.
+    """A source of random numbers for a batch of sequences.
 
     Both methods return [*sample_shape, B, *event_shape]. `sequence_ids` and `steps` are [B] int64: the sequences, and
     the step of inference that each is at. `purpose` names what the numbers are for: numbers for one purpose are
@@ -133,7 +133,7 @@ class SequenceNoise:
         self, purpose: str, sequence_ids: Tensor, steps: Tensor, shape: tuple[int, ...], dim: int
     ) -> Tensor:
         """Numbers of the device's own generator, float32; `dim` is the dimension of the sequences."""
-        # A device's generator takes no key but its seed of 64 bits.
+        # A device's generator has no key, only a seed of 64 bits.
         generator = torch.Generator(self.device)
         draws = []
         for key in self._keys(purpose, sequence_ids, steps):

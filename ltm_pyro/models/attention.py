@@ -65,12 +65,12 @@ def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: i
 
 
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
-    """[B, T, D] to [B, H, T, K]."""
+    """Reshape [B, T, D] to [B, H, T, K]."""
     return torch.unflatten(x_BTD, -1, (num_heads, -1)).transpose(1, 2)
 
 
 def join_heads(x_BHTK: Tensor) -> Tensor:
-    """[B, H, T, K] to [B, T, D]."""
+    """Reshape [B, H, T, K] to [B, T, D]."""
     return x_BHTK.transpose(1, 2).flatten(2)
 
 

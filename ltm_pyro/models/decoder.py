@@ -213,7 +213,7 @@ class Decoder(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.embedding = nn.Embedding(vocab_size, config.width)
-        # A list of modules does not say of which class they are.
+        # A `ModuleList` has no type for its elements.
         self.blocks = cast("Sequence[Block]", nn.ModuleList(Block(config) for _ in range(config.num_layers)))
         self.final_norm = nn.RMSNorm(config.width, eps=1e-5)
         self.compute_dtype: torch.dtype | None = None
@@ -235,7 +235,7 @@ class Decoder(nn.Module):
         return F.pad(tokens_BT[:, :-1], (1, 0), value=self.begin_of_text)
 
     def below_z(self, inputs_BT: Tensor) -> BelowZ:
-        """What depends on the tokens alone: the first layer up to where it reads its thought vectors."""
+        """The part that depends on the tokens alone: the first layer up to where it reads its thought vectors."""
         with self._autocast():
             return self.blocks[0].below_z(self.embedding(inputs_BT))
 

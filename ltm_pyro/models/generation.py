@@ -58,7 +58,7 @@ class Sampling:
 
         Args:
             logits_BV: the model's logits.
-            is_used_BV: whether prompt or text have each token already; only read where there is a penalty.
+            is_used_BV: whether prompt or text have each token already; only read if there is a penalty.
             generator: a generator on the device of the logits; None for torch's global one.
         """
         logits_BV = self._penalised(logits_BV.float(), is_used_BV)

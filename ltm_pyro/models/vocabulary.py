@@ -23,7 +23,7 @@ from torch import Tensor
 CPU_BLOCK = (512, 2048)
 """The numbers of positions and of tokens whose logits are held at a time: 4 MiB in float32."""
 DEVICE_BLOCK = (8192, 8192)
-"""The same where a product has to be large to be fast: 256 MiB in float32."""
+"""The same numbers for devices whose products must be large to be fast: 256 MiB in float32."""
 
 
 def target_log_probs(

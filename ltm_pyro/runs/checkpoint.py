@@ -1,9 +1,9 @@
-"""Checkpoints: the weights and everything needed to go on, written whole or not at all.
+"""Checkpoints: the weights and everything needed to resume training, written whole or not at all.
 
 `checkpoints/step-00000200/` holds `model.safetensors` (the weights), `optimizer.safetensors` (AdamW's moments),
-`progress.json`, and `SHA256SUMS` of these, which `sha256sum -c` reads too. Where `best.json` stands beside them, the
-held-out figure in it was the best so far. All randomness of training is a pure function of (seed, step), so no random
-state is stored. Nothing read from here can run code.
+`progress.json`, and `SHA256SUMS` of these, which `sha256sum -c` reads too. The best
+checkpoint also holds `best.json`, the held-out figure by which it is the best. All randomness of training is a pure
+function of (seed, step), so no random state is stored. Nothing read from here can run code.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ SUMS = "SHA256SUMS"
 
 @dataclass
 class Progress:
-    """Where a training run stands."""
+    """How far a training run has come."""
 
     step: int = 0
-    """Slow steps taken, the skipped ones included."""
+    """The number of slow steps taken, including skipped ones."""
     tokens_seen: int = 0
-    """Predicted tokens that the slow steps have read."""
+    """The number of predicted tokens that the slow steps have read."""
     seconds: float = 0.0
-    """Time spent in training steps."""
+    """The time spent in training steps."""
     num_skipped_steps: int = 0
-    """Slow steps left out because a value was not finite."""
+    """The number of slow steps that were skipped because a value was not finite."""
     skips_in_a_row: int = 0
-    """How many of them were the last ones."""
+    """The number of steps that have been skipped since the last one that was not."""
 
 
 def save(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer, progress: Progress, num_kept: int) -> Path:
-    """Write a checkpoint into the folder `checkpoints`, unless there is one of this step; older ones go.
+    """Write a checkpoint into the folder `checkpoints`, unless it has one of this step, and remove older ones.
 
     Args:
-        num_kept: of the checkpoints, the last ones that stay. The best one, see :func:`mark_best`, stays besides.
+        num_kept: the number of newest checkpoints to keep. The best one (see :func:`mark_best`) is kept in addition.
 
     Raises:
         FloatingPointError: if a weight is not finite; nothing is written then.
-        WriteError: if it cannot be written; those before it are there still.
+        WriteError: if it cannot be written; earlier checkpoints are then unchanged.
     """
     weights = model.state_dict()
     if not all(weight.isfinite().all() for weight in weights.values()):
@@ -83,14 +83,14 @@ def all_checkpoints(folder: Path) -> list[Path]:
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The one that was marked as the best last; None if none was."""
+    """The checkpoint that was marked as the best most recently; None if none was."""
     return next((path for path in reversed(all_checkpoints(folder)) if (path / BEST).exists()), None)
 
 
 def is_best(folder: Path, figure: dict[str, Any]) -> bool:
     """Whether a held-out figure is finite, and better than that of the best checkpoint.
 
-    It also is if the two cannot be compared, because other texts or other draws were asked for in between.
+    True also if the two figures cannot be compared, since they come from other texts or another number of draws.
     """
     best = best_checkpoint(folder)
     if not math.isfinite(figure["nats_per_token"]):
@@ -99,24 +99,24 @@ def is_best(folder: Path, figure: dict[str, Any]) -> bool:
         return True
     try:
         before = read_best(best)
-    except InputError:  # of a figure that cannot be read nothing is known
+    except InputError:  # nothing is known of a figure that cannot be read
         return True
     is_comparable = all(before.get(key) == figure[key] for key in ("estimator", "num_samples", "num_tokens"))
     return not is_comparable or figure["nats_per_token"] < before["nats_per_token"]
 
 
 def mark_best(checkpoint: Path, figure: dict[str, Any]) -> None:
-    """Say in the checkpoint that it is the best so far, and by which held-out figure.
+    """Record in the checkpoint that it is the best so far, and by which held-out figure.
 
     Args:
-        figure: the record of it, as in `metrics.jsonl`; the lower its `nats_per_token`, the better.
+        figure: the record of the figure, as in `metrics.jsonl`; the lower its `nats_per_token`, the better.
 
     Raises:
         WriteError: if it cannot be written.
     """
     content = strict_json.dumps({"best_by": "nats_per_token", "split": "validation", **figure})
-    # A crash in between leaves a figure without a sum. The line in `metrics.jsonl` is not there yet then, so that the
-    # resumed run validates and marks once more.
+    # A crash between the two writes leaves a figure without a checksum. The line in `metrics.jsonl` is then still
+    # missing, so the resumed run validates and marks the checkpoint again.
     digest = _write(checkpoint / BEST, content.encode())
     _write_sums(checkpoint, {**_read_sums(checkpoint), BEST: digest})
 
@@ -137,7 +137,7 @@ def restore(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer) -> tup
     """Put the newest checkpoint that can be read into the model and the optimiser.
 
     Returns:
-        the checkpoint, where the run stood, and what is wrong with each of the newer ones.
+        the checkpoint, the progress of the run at it, and what is wrong with each newer checkpoint.
 
     Raises:
         InputError: if none can be read.
@@ -164,7 +164,7 @@ def remove_after(checkpoint: Path) -> None:
 
 
 def copy_without_moments(checkpoint: Path, folder: Path) -> None:
-    """Copy what using the model needs, and not what going on with training does, into a folder that exists.
+    """Copy the weights and the progress, but not what only training needs, into an existing folder.
 
     Raises:
         InputError: if the checkpoint cannot be read.
@@ -188,7 +188,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
 
 
 def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
-    """Put AdamW's moments into the optimiser, and return where the run stood.
+    """Put AdamW's moments into the optimiser, and return the progress of the run.
 
     Raises:
         InputError: if the checkpoint cannot be read.
@@ -203,7 +203,7 @@ def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
         state.setdefault(int(parts[1]), {})[parts[2]] = value
     shapes = {index: {key: value.shape for key, value in values.items()} for index, values in state.items()}
     expected = {n: {"step": (), "exp_avg": w.shape, "exp_avg_sq": w.shape} for n, w in enumerate(weights)}
-    # None at all before the first step.
+    # Before the first step there are no moments at all.
     if state and shapes != expected:
         raise InputError(f"the moments in {checkpoint} are not those of this model")
     adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
@@ -211,7 +211,7 @@ def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """Where the run stood.
+    """The progress of the run at this checkpoint.
 
     Raises:
         InputError: if the checkpoint cannot be read.
@@ -259,7 +259,7 @@ def _read_sums(checkpoint: Path) -> dict[str, str]:
 
 
 def _read(path: Path) -> bytes:
-    """What is in a file of a checkpoint, if it is what was written."""
+    """The content of a file of a checkpoint, checked against its checksum."""
     sums = _read_sums(path.parent)
     try:
         content = path.read_bytes()
@@ -282,6 +282,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     content = _read(path)
     try:
         return safetensors.load(content)
-    # The last three: of a type or a size that torch does not have.
+    # The last three are raised for numbers of a type or a size that torch does not have.
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None

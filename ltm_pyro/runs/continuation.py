@@ -1,6 +1,6 @@
 """Texts that continue a prompt: z is inferred from the prompt, and the tokens are drawn one by one given z.
 
-On the way z may be inferred again, from the prompt and what has been written after it.
+While a text is written, z may be inferred again from the prompt and the text so far.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ def infer_thoughts(
 ) -> Tensor:
     """Draws of z given each of P prompts, [P, num_samples, L, S, D]; z of an empty prompt is drawn from the prior.
 
-    Of a scheme with chains, every draw is where a chain of its own ends, however many its settings say.
+    With a scheme of chains, each draw is the last one of a chain of its own: there are as many chains as draws,
+    whatever the settings of the scheme say.
 
     Args:
-        prompts: the tokens of each. Of a longer one the last `config.length` tokens are read.
+        prompts: the tokens of each prompt. Only the last `config.length` tokens of a longer prompt are read.
         first_id: the sequence id of the first prompt; the others count on from it. The ids decide the noise.
     """
     length = ltm.config.model.length
@@ -66,25 +67,25 @@ class Rethinking:
     """Inferring z again while a text is being written."""
 
     every: int
-    """Tokens from one inference to the next."""
+    """The number of tokens from one inference to the next."""
     infer: Callable[[list[Tokens], int], Tensor]
-    """Takes B texts with their prompts, and how often z has been inferred again before; returns z, [B, L, S, D]."""
+    """A function of B texts with their prompts, and of how often z was inferred again before, to z [B, L, S, D]."""
 
 
 @dataclass
 class Continuation:
     """B texts that are being written, each after a prompt of its own and given a z of its own.
 
-    Iterating over :meth:`write` writes them; `texts` and `z_BLSD` then hold what there is so far.
+    Iterating over :meth:`write` writes them; `texts` and `z_BLSD` hold the state so far.
     """
 
     ltm: TrainedModel
     prompts: Sequence[Tokens]
     z_BLSD: Tensor
-    """The z that each text is written from: at the end, the last one."""
+    """The z that each text is being written from; at the end, the last one."""
     sampling: Sampling
     generator: torch.Generator
-    """Source of all draws of tokens, on the model's device."""
+    """The source of all draws of tokens, on the model's device."""
     texts: list[Tokens] = field(init=False)
     """The tokens of each text after its prompt, up to and including its end-of-text if it has one."""
 
@@ -109,7 +110,7 @@ class Continuation:
                 num_rethought += 1
 
     def _write(self, rows: list[int], num_tokens: int) -> Iterator[tuple[int, int]]:
-        """Write at most so many tokens with z as it is."""
+        """Write at most `num_tokens` tokens of each text, without inferring z again."""
         so_far = self._with_prompts(rows)
         for tokens_B in self.ltm.model.stream(self.z_BLSD[rows], num_tokens, so_far, self.sampling, self.generator):
             for row, token in zip(rows, tokens_B.tolist(), strict=True):

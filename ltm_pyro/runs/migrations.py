@@ -1,6 +1,7 @@
-"""Config files of earlier versions, brought to the version of now one step at a time.
+"""Config files of earlier versions, brought to the current version one step at a time.
 
-A file has its version under the key `version`. Files that are older than this key are told apart by what they lack:
+A file has its version under the key `version`. The versions of files without this key are recognised by what
+they lack:
 
 version 0   no `model.encoder_layers`; the settings of a scheme may hold `num_steps` and `num_kept`, and those of `map`
             and `vi` may lack `epsilon`, which was 1e-8
@@ -9,12 +10,12 @@ version 2   `lowrank.epsilon`: `lowrank` is fitted by Adam, with another meaning
 version 3   no `num_checkpoints`
 version 4   no `tensorboard`
 version 5   no `version`, no `model.prior`
-version 6   is written now
+version 6   the current version
 
 A new scheme, and a new setting of one, need no version: :func:`ltm_pyro.config.from_dict` completes schemes by their
 defaults.
 
-To add a version: write a function that takes values of the last version to the next one, and add it to MIGRATIONS.
+To add a version: write a function that changes values of the last version to the next, and add it to MIGRATIONS.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _when_vi_was_fitted_by_adam(values: Values) -> None:
 
 
 def _when_lowrank_was_fitted_by_adam(values: Values) -> None:
-    # There is no such scheme any more: a run that was trained with it lacks its settings, and is refused.
+    # That scheme no longer exists: a run that was trained with it lacks the present settings, and is refused.
     if isinstance(values.get("lowrank"), dict) and "epsilon" in values["lowrank"]:
         del values["lowrank"]
 
@@ -79,14 +80,14 @@ MIGRATIONS: list[Callable[[Values], None]] = [
     _before_tensorboard,
     _before_priors,
 ]
-"""The n-th takes values of version n to version n + 1, in place."""
+"""The n-th, counted from 0, changes values of version n into those of version n + 1, in place."""
 
 VERSION = len(MIGRATIONS)
 """The version of the config files that are written."""
 
 
 def migrated(values: Values) -> Values:
-    """The settings in a config file, as a file of the version of now has them; without the version.
+    """The settings in a config file, as a file of the current version has them, without the key `version`.
 
     Raises:
         InputError: if the file is of a later version, or its version is no number.

@@ -1,8 +1,8 @@
 """An exported model: a folder with the model of a run, without what only training needs.
 
-config.yaml         the settings, and what they were resolved against
+config.yaml         the settings, and what they were resolved to
 model.safetensors   the weights; with progress.json and SHA256SUMS, as in a checkpoint
-README.md           the model card: data, steps, scheme, and the figures with what they are
+README.md           the model card: data, steps, scheme, and the figures with their meaning
 
 `ltm_pyro.from_pretrained` reads this folder, and so do `ltm_pyro.load` and the commands that read a run.
 """
@@ -55,7 +55,7 @@ def from_pretrained(folder: str | os.PathLike[str], device: torch.device | str =
     """The model in a folder of :func:`save_pretrained`.
 
     Raises:
-        InputError: if the folder is none of those, or cannot be read.
+        InputError: if the folder is not such a folder, or cannot be read.
     """
     if not (Path(folder) / checkpoint.WEIGHTS).is_file():
         raise InputError(

@@ -1,10 +1,10 @@
 """A run: the folder that training writes.
 
-config.yaml       the version of the file (see `migrations.py`), all settings, and what they were resolved against
+config.yaml       the version of the file (see `migrations.py`), all settings, and what they were resolved to
                   (corpus, tokenizer, versions)
 metrics.jsonl     one JSON object per logged step
 checkpoints/      see `checkpoint.py`
-tensorboard/      see `training/tensorboard.py`, where it was asked for
+tensorboard/      see `training/tensorboard.py`; only with --tensorboard
 .lock             see `files/lock.py`
 """
 
@@ -51,7 +51,7 @@ class Run:
         return self.path / "checkpoints"
 
     def read_config(self) -> tuple[TrainConfig, dict[str, str]]:
-        """The settings, and what they were resolved against.
+        """The settings, and what they were resolved to.
 
         Raises:
             InputError: if the folder holds no run, or its config cannot be read.
@@ -71,7 +71,7 @@ class Run:
         """Write `config.yaml`.
 
         Raises:
-            WriteError: if it cannot be written; what was there before is there still.
+            WriteError: if it cannot be written; an existing file is then unchanged.
         """
         values = {"version": VERSION, **to_dict(config), "resolved": resolved}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -102,13 +102,13 @@ class Run:
         return best
 
     def restore(self, model: nn.Module, adamw: torch.optim.Optimizer) -> tuple[Progress, str | None]:
-        """Go back to the newest checkpoint that can be read; what is later, and what a crash left half written, goes.
+        """Go back to the newest checkpoint that can be read, and remove later and half-written files.
 
         Returns:
-            where the run stood, and what was wrong with newer checkpoints, in one line, if there were any.
+            the progress of the run at it, and in one line what was wrong with newer checkpoints, if there were any.
 
         Raises:
-            InputError: if none can be read, or `metrics.jsonl` cannot; nothing goes then.
+            InputError: if none can be read, or `metrics.jsonl` cannot; nothing is removed then.
             WriteError: if something cannot be removed.
         """
         restored, progress, errors = checkpoint.restore(self.checkpoints, model, adamw)
@@ -181,7 +181,7 @@ def check_is_free(out: str, can_resume: bool = False) -> None:
     """Check that a command may write its results to this folder.
 
     Args:
-        can_resume: whether the command can go on with a run that is there already.
+        can_resume: whether the command can continue a run that exists already.
 
     Raises:
         InputError: if it holds anything already.

@@ -1,4 +1,4 @@
-"""A trained model: the model with its tokenizer, its settings, and where its training stood."""
+"""A trained model: the model with its tokenizer, its settings, and the progress of its training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build_model(config: TrainConfig, encoding: tiktoken.Encoding) -> LatentThoug
     """The model of a config, its weights drawn from torch's global generator.
 
     Raises:
-        InputError: if there is not the memory for it.
+        InputError: if there is not enough memory for it.
     """
     try:
         model = LatentThoughtModel(config.model, encoding.n_vocab, end_of_text(encoding))
@@ -55,16 +55,16 @@ class TrainedModel:
     resolved: dict[str, str]
     """What the settings were resolved against: hashes of corpus and tokenizer, and versions."""
     progress: Progress
-    """Where the run stood at the checkpoint that the weights are from."""
+    """The progress of the run at the checkpoint that the weights are from."""
 
     @property
     def num_weights(self) -> int:
-        """Numbers in all weights of the model."""
+        """The number of weights of the model, counted as single numbers."""
         return sum(weight.numel() for weight in self.model.parameters())
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The device that the model is on."""
         return self.model.decoder.embedding.weight.device
 
     def batch(self, texts: Sequence[str]) -> TokenBatch:
@@ -103,7 +103,7 @@ class TrainedModel:
         return batch.to(self.model.decoder.embedding.weight.device)
 
     def texts(self, batch: TokenBatch) -> list[str]:
-        """What the sequences of a batch hold, end-of-text and padding left out."""
+        """The texts of the sequences of a batch, without end-of-text and padding."""
         num_bytes = token_num_bytes(self.tokenizer)
         rows = zip(batch.tokens.tolist(), batch.weights.tolist(), strict=True)
         return [
@@ -139,7 +139,7 @@ def load(
         raise InputError(f"the tokenizer {config.tokenizer} is not the one that {path} was trained with")
     with torch.random.fork_rng(devices=[]):
         model = build_model(config, encoding)
-    # Chosen once: a training that goes on meanwhile may write another one.
+    # The checkpoint is chosen once, since a training that is still running may write another one.
     chosen = run.newest_checkpoint() if which == "newest" else run.best_checkpoint()
     checkpoint.load_weights(chosen, model)
     return TrainedModel(model.to(device), encoding, config, run.path, resolved, checkpoint.read_progress(chosen))
@@ -149,7 +149,7 @@ def texts_to_score(trained: TrainedModel, data: str | None, text_column: str) ->
     """The texts that `data` names; with None, or where that is the run's own corpus, what the run has held out of it.
 
     Raises:
-        InputError: if they cannot be had, or the corpus is no longer the one the run was trained on, so that what is
+        InputError: if they cannot be loaded, or the corpus is no longer the one the run was trained on, so that what is
             held out of it now may have been trained on.
     """
     config, encoding = trained.config, trained.tokenizer

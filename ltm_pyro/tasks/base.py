@@ -60,7 +60,7 @@ class TaskContext:
         """The documents that `data` names; with None, those that the run has held out of its own corpus.
 
         Raises:
-            InputError: if they cannot be had.
+            InputError: if they cannot be loaded.
         """
         return texts_to_score(self.ltm, data, text_column).texts(self.ltm.tokenizer)
 
@@ -107,5 +107,5 @@ class Task(abc.ABC):
         """Ask the model, and score what it writes.
 
         Raises:
-            InputError: if what is to be asked cannot be had.
+            InputError: if the data of the task cannot be loaded.
         """

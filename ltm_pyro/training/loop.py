@@ -49,13 +49,13 @@ class Diverged(Exception):
 
 @dataclass
 class Training:
-    """All that training needs."""
+    """A run that is being trained, with everything that the loop needs."""
 
     trained: TrainedModel
-    """The model that is trained, its settings, and where the run stands."""
+    """The model that is trained, its settings, and the progress of the run."""
     corpus: TokenizedCorpus
     synchronised: torch.nn.Module
-    """The model, whose gradients are the means over the processes."""
+    """The same model; its backward pass averages gradients over the processes."""
     scheme: PosteriorScheme
     optimizer: WeightOptimizer
     train: PackedSequences
@@ -65,7 +65,7 @@ class Training:
     device: torch.device
     processes: Processes
     board: TensorBoard | None = None
-    """Where the metrics are written too, if TensorBoard was asked for."""
+    """The writer of TensorBoard's curves; None without --tensorboard."""
 
     @property
     def config(self) -> TrainConfig:
@@ -79,7 +79,7 @@ class Training:
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands; the steps change it."""
+        """The progress of the run, which every step updates."""
         return self.trained.progress
 
     @property
@@ -88,9 +88,9 @@ class Training:
         return Run(self.trained.path)
 
     def is_stopped(self, stop: StopSignal) -> bool:
-        """Whether a signal has asked any of the processes to stop: then all of them are, by the same signal.
+        """Whether a signal has asked any process to stop. If so, all processes stop, with the same signal.
 
-        Only what this returns may decide what to do next: a signal may have come to one process in between.
+        Only the result of this method may decide what to do next: a signal may just have reached one process alone.
         """
         received = next((number for number in self.processes.gather(stop.received) if number), None)
         if received is not None:
@@ -102,17 +102,16 @@ def slow_step(training: Training, stop: StopSignal) -> SlowLoss | None:
     """Infer z of every sequence of the batch, then take one step on the weights.
 
     Returns:
-        what the step saw, summed over all processes; None where a signal asked to stop on the way. The step has not
-        been taken then.
+        what the step saw, summed over all processes; None if a signal asked to stop before the step was taken.
 
     Raises:
-        Diverged: after several steps in a row that were not finite, and have been skipped.
+        Diverged: after several steps in a row were skipped because a value was not finite.
     """
     config, progress, processes = training.config, training.progress, training.processes
     objective = OBJECTIVES[config.infer_from]
     num_tokens = tokens_of_step(training)
     batches = processes.by_all(lambda: micro_batches(training))
-    # Each sequence has noise of its own, so that it matters neither which process it falls to, nor with which others.
+    # Each sequence has noise of its own, so it does not matter which process has it, or together with which others.
     rng = SequenceNoise(config.seed, training.device)
     loss = SlowLoss()
     for number, batch in enumerate(batches, 1):
@@ -122,8 +121,8 @@ def slow_step(training: Training, stop: StopSignal) -> SlowLoss | None:
         loss += SlowLoss(num_tokens=int(batch.weights.sum()), num_bytes=int(batch.num_bytes.sum()))
         batch = batch.to(training.device)
         with contextlib.nullcontext() if number == len(batches) else accumulating(training.synchronised):
-            # The mean over the processes is taken of the gradients: so that it is that of all tokens, each divides by
-            # its share of them.
+            # Gradients are averaged over the processes. Each process divides by its share of the tokens, so that the
+            # average is the gradient per token of all of them.
             share = num_tokens / processes.size
             loss += objective(training.model, training.synchronised, training.scheme, batch, rng, share)
     loss = sum(processes.gather(loss), SlowLoss())
@@ -149,7 +148,7 @@ def tokens_of_step(training: Training) -> int:
 def micro_batches(training: Training) -> list[TokenBatch]:
     """This process's part of the batch, in pieces that are inferred together.
 
-    The ids of the sequences are their places in the order of the data: no step meets the noise of another.
+    The sequence ids are positions in the endless stream of the data, so no step reuses the noise of another.
     """
     config, sequences, processes = training.config, training.train, training.processes
     position = training.progress.step, config.batch_size
@@ -190,7 +189,7 @@ def train_record(training: Training, loss: SlowLoss, tokens_per_second: float) -
 
 
 def held_out(training: Training, num_sequences: int, inference: Inference, stop: StopSignal) -> figures.Figure | None:
-    """The bound on held-out texts, z inferred from each as a whole; None if a signal asked to stop on the way.
+    """The bound on held-out texts, with z inferred from the whole of each; None if a signal asked to stop meanwhile.
 
     Every process scores a part of them; the figure is that of all.
     """
@@ -225,11 +224,12 @@ def _batch_of(sequences: PackedSequences, indices: np.ndarray) -> TokenBatch | N
 def train(training: Training, stop: StopSignal) -> None:
     """Take slow steps until the last one, or until a signal asks to stop.
 
-    A checkpoint stands at the end of both, and before the first step, so that a run can go on from any crash.
+    A checkpoint is saved in both cases, and before the first step, so that a run can be resumed after any crash.
 
     Raises:
         Diverged: see :func:`slow_step`.
-        WriteError: if a file of the run cannot be written. Nothing is saved then: the metrics may lack a line of it.
+        WriteError: if a file of the run cannot be written. No checkpoint is saved then, as a line of metrics may be
+            missing.
     """
     progress = training.progress
     try:
@@ -237,7 +237,7 @@ def train(training: Training, stop: StopSignal) -> None:
             save(training)
             take_steps(training, stop, display)
     except (OSError, InputError):
-        # The output has gone, the disk that it is written to is full, or the data is damaged.
+        # The output is closed, the disk that it is written to is full, or the data is damaged.
         save(training)
         raise
     save(training)
@@ -251,12 +251,12 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
     )
     tokens_logged, seconds_logged, steps_logged = progress.tokens_seen, progress.seconds, progress.step
     while progress.step < config.steps and not training.is_stopped(stop):
-        # Before the step and not after it, so that a run that was stopped in between catches up.
+        # Before the step and not after it, so that a run that was stopped in between still validates.
         if progress.step and progress.step % config.validate_every == 0 and progress.step not in validated:
             figure = held_out(training, config.validation_sequences, inference_of(config), stop)
             if figure is None:
                 return
-            # Before its line: after a crash in between, the resumed run does both again.
+            # Before its line is written: after a crash in between, the resumed run does both again.
             keep_if_best(training, figure)
             log(training, held_out_record(training, "validation", figure))
             display.say(f"step {progress.step}: held-out text, {figure}")
@@ -273,13 +273,13 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
             log(training, record)
             tokens_logged, seconds_logged, steps_logged = progress.tokens_seen, progress.seconds, progress.step
         display.step(record, seconds_per_step)
-        # Not after a skip: the weights may be what made the step fail.
+        # Not after a skipped step, which may have failed because of the weights.
         if progress.step % config.checkpoint_every == 0 and not progress.skips_in_a_row:
             save(training)
 
 
 def save(training: Training) -> None:
-    """Write a checkpoint of where the run stands, if there is none."""
+    """Write a checkpoint of the present step, if there is none."""
     if training.processes.is_first:
         checkpoint.save(
             training.run.checkpoints,
@@ -291,9 +291,9 @@ def save(training: Training) -> None:
 
 
 def keep_if_best(training: Training, figure: figures.Figure) -> None:
-    """Save a checkpoint and mark it as the best, if this figure of it is better than all before."""
+    """Save a checkpoint and mark it as the best, if its held-out figure is better than all earlier ones."""
     run, record = training.run, {"step": training.progress.step, **figure.record()}
-    # After a skip the weights may be what made the step fail.
+    # Not after a skipped step, which may have failed because of the weights.
     is_candidate = training.processes.is_first and not training.progress.skips_in_a_row
     if is_candidate and checkpoint.is_best(run.checkpoints, record):
         save(training)
@@ -301,7 +301,7 @@ def keep_if_best(training: Training, figure: figures.Figure) -> None:
 
 
 def log(training: Training, record: dict[str, Any]) -> None:
-    """Write a line to `metrics.jsonl`, and where it was asked for to TensorBoard."""
+    """Write a line to `metrics.jsonl`, and to TensorBoard with --tensorboard."""
     if training.processes.is_first:
         training.run.append_metrics(record)
     if training.board is not None:

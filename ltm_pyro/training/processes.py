@@ -2,7 +2,7 @@
 
 Gradients are averaged by `DistributedDataParallel`. All else that the processes tell each other (that one was asked to
 stop, sums, errors) goes through :meth:`Processes.gather`, which all of them must call the same number of times in the
-same order: so nothing that only one of them knows may decide whether another calls it.
+same order. So what only one of them knows must never decide whether it is called.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ Value = TypeVar("Value")
 
 
 class _Left:
-    """The last that a process says that cannot go on."""
+    """The last value that a process sends before it ends with an error."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Those that train together, seen from one of them; by default it is alone."""
+    """The processes that train together, as one of them sees them. By default there is only one."""
 
     rank: int = 0
-    """Its number."""
+    """The number of this process, from 0."""
     size: int = 1
-    """How many there are."""
+    """The number of processes."""
     group: Any = None
-    """What they talk over, on CPUs; None if it is alone."""
+    """The group through which they communicate on CPUs; None if there is only one process."""
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that prints and writes."""
+        """Whether this is the process that prints and writes."""
         return self.rank == 0
 
     def gather(self, value: Value) -> list[Value]:
-        """The values of all processes, in the order of their ranks; any that can be pickled.
+        """The values of all processes, in the order of their ranks. A value must be picklable.
 
         Raises:
-            SystemExit: if another process has left.
+            SystemExit: if another process has ended with an error.
         """
         if self.group is None:
             return [value]
@@ -59,10 +59,10 @@ class Processes:
         return values
 
     def by_all(self, function: Callable[[], Value]) -> Value:
-        """What a function returns that every process calls; where one of them cannot, all end.
+        """Call a function in every process, and return its result. If it fails in one of them, all end.
 
         Raises:
-            InputError: in the first process, if the function raised it in any.
+            InputError: in the first process, if the function raised it in any process.
             SystemExit: in the others, so that the error is printed once.
         """
         value, error = None, None
@@ -78,7 +78,7 @@ class Processes:
         return value  # type: ignore[return-value]
 
     def by_first(self, function: Callable[[], Value]) -> Value:
-        """What a function returns that the first process alone calls; any value that can be pickled.
+        """Call a function in the first process alone, and return its result, which must be picklable, in all of them.
 
         Raises:
             InputError, SystemExit: as :meth:`by_all`.
@@ -87,7 +87,7 @@ class Processes:
         return self.gather(value)[0]  # type: ignore[return-value]
 
     def take_gpu(self) -> None:
-        """Use the GPU of this machine that has this process's number on it.
+        """Use the GPU of this machine whose number is that of this process on the machine.
 
         Raises:
             InputError: if the machine has fewer GPUs than processes.
@@ -103,25 +103,25 @@ class Processes:
         torch.cuda.set_device(local_rank)
 
     def synchronised(self, model: nn.Module) -> nn.Module:
-        """The model, whose backward pass averages the gradients over the processes; all get the first one's weights."""
+        """The model with the first process's weights, whose backward pass averages gradients over the processes."""
         return model if self.group is None else DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def accumulating(synchronised: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """A block whose gradients are added up in each process, and averaged in the next backward pass behind it."""
+    """A block whose gradients are added up in each process, and averaged in the next backward pass after it."""
     return synchronised.no_sync() if isinstance(synchronised, DistributedDataParallel) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that this one was started with; they part at the end of the block.
+    """The processes that this one was started with. They disconnect at the end of the block.
 
     All but the first print nothing on standard output.
     """
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         yield Processes()
         return
-    # NCCL for gradients on GPUs; without one of the two names, each kind of device has its own.
+    # No backend is named, so that each kind of device has its own: NCCL for gradients on GPUs, gloo on CPUs.
     distributed.init_process_group()
     processes = Processes(distributed.get_rank(), distributed.get_world_size(), distributed.new_group(backend="gloo"))
     with contextlib.ExitStack() as stack:
@@ -130,12 +130,12 @@ def joined() -> Iterator[Processes]:
         try:
             yield processes
         except (OSError, RunError):
-            # Perhaps of what the first process alone writes: the others wait for it.
+            # The error may be that of a file that the first process alone writes; the others are waiting for it.
             processes.gather(_Left())
             if processes.is_first:
                 raise
             raise SystemExit(1) from None
         finally:
-            # After any other error they wait for each other for ever.
+            # After any other error the processes would wait for each other for ever.
             if isinstance(sys.exception(), (InputError, OSError, RunError, SystemExit, NoneType)):
                 distributed.destroy_process_group()

@@ -49,7 +49,7 @@ class ProgressDisplay:
 
 
 def time_text(seconds: float) -> str:
-    """5 s, 3 min 20 s, 2 h 05 min."""
+    """A time in words, such as 5 s, 3 min 20 s or 2 h 05 min."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

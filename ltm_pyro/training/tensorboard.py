@@ -12,7 +12,7 @@ FOLDER = "tensorboard"
 
 
 def check_is_installed() -> None:
-    """Check that TensorBoard can be written for.
+    """Check that files for TensorBoard can be written.
 
     Raises:
         InputError: if its package is missing.
@@ -25,12 +25,12 @@ class TensorBoard:
     """Writes records into a folder of events, one curve for each number.
 
     Args:
-        folder: of the events, made if it is not there.
-        step: where the run stands; what an earlier process has written of later steps is hidden.
+        folder: the folder of the events, which is made if it does not exist.
+        step: the number of steps taken so far; what an earlier process has written for later steps is hidden.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        # It takes a while to import, and is optional.
+        # TensorBoard takes a while to import, and is optional.
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
@@ -42,7 +42,7 @@ class TensorBoard:
         self._writer.close()
 
     def add(self, record: dict[str, Any]) -> None:
-        """Write the numbers of a record: SPLIT/KEY, in the closing report SPLIT/POSTERIOR/KEY; null has no point.
+        """Write the numbers of a record as SPLIT/KEY, or SPLIT/POSTERIOR/KEY for the closing report. Null is left out.
 
         Raises:
             OSError: if they cannot be written.

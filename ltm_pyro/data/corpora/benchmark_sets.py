@@ -188,8 +188,8 @@ class BenchmarkSets(CorpusKind):
     be scored only.
 
     The rows of a copy are the lines of a text file, where `.raw` and `.tokens` count as text as well, or the column of
-    that set in a `.jsonl`, `.json` or `.parquet` file. Of a folder of such files, the split that the set scores is
-    scored, else the split `test`, else the one to validate on, else all of it; files may have a prefix
+    that set in a `.jsonl`, `.json` or `.parquet` file. In a folder of such files, the split to score of
+    that set is scored, else the split `test`, else the one to validate on, else all of it; files may have a prefix
     (`wiki.test.tokens`). A copy is read as a whole.
 
     The column that holds the text is that of the set, whatever was asked for.

@@ -34,7 +34,7 @@ class LocalFiles(CorpusKind):
     Line ends of `.txt` files become `\\n`. A `.txt` file and a `.json` file that is one list are read as a whole; of
     Parquet, a group of rows at a time.
 
-    Of a file all is scored; of a folder the split `test`, else the one to validate on, else all of it.
+    All of a file is scored. In a folder the split `test` is scored, else the one to validate on, else all of it.
     """
 
     label = "an existing file or folder"

@@ -83,7 +83,7 @@ class Prior:
     num_gradients: ClassVar[int] = 0
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> AnyPriorState:
-        """The prior of every sequence; `warm` changes nothing of it.
+        """The prior of every sequence; `warm` has no effect.
 
         Args:
             batch: one from which sequences can be selected, unless the prior is an independent Gaussian.
