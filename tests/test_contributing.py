@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,30 +109,54 @@ def test_a_scheme_a_prior_an_objective_and_a_corpus_that_are_one_file_and_one_li
     assert [line["step"] for line in metrics(house) if line["split"] == "train"][-1] == 2
 
 
-def test_the_new_scheme_raises_the_log_joint_that_it_ascends(house, examples):
-    program = f"""
+PROGRAM = """
+import contextlib, io, json
 import ltm_pyro
+from ltm_pyro.__main__ import dispatch
 from ltm_pyro.inference import SequenceNoise, infer, log_joint
 from ltm_pyro.inference.schemes import SCHEMES
 
-ltm = ltm_pyro.load("run")
+
+def printed_by(*args):
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        dispatch(list(args))
+    return printed.getvalue()
+
+
+printed_by(
+    "evaluate", "run", "--data", "{corpus}:other.txt", "--num-sequences", "0", "--estimators", "elbo", "{figure}",
+    "iwae", "--json", "figures.json",
+)
+task = printed_by("tasks", "{task}", "run", "--num-items", "5", "--max-new-tokens", "1", "--json", "task.json")
+
+ltm, joints = ltm_pyro.load("run"), []
 batch = ltm.batch(["Paragraph 7 has 7 words.", "Nine words."])
 for num_steps in (0, 20):
-    scheme = SCHEMES["{examples["scheme"].name}"](num_steps=num_steps)
+    scheme = SCHEMES["{scheme}"](num_steps=num_steps)
     joint = log_joint(ltm.model, batch, scheme.mean(infer(scheme, ltm.model, batch, SequenceNoise(0))))
-    print(*(joint.log_likelihood + joint.log_prior).tolist())
+    joints.append((joint.log_likelihood + joint.log_prior).tolist())
+
+helps = dict((command, printed_by(command, "--help")) for command in ("train", "evaluate", "tasks"))
+print(json.dumps(dict(task=task, joints=joints, helps=helps)))
 """
-    before, after = (map(float, line.split()) for line in house.python("-c", program).splitlines())
+"""What is asked of the run. One process does it all: each would take seconds to start."""
+
+
+@pytest.fixture(scope="module")
+def answers(house: House, examples: dict[str, Example]) -> dict[str, Any]:
+    """What the task prints, the log joints before and after inference, and the help of the commands."""
+    program = PROGRAM.format(**{door: example.name for door, example in examples.items()})
+    return json.loads(house.python("-c", program))
+
+
+def test_the_new_scheme_raises_the_log_joint_that_it_ascends(answers):
+    before, after = answers["joints"]
     assert all(new > old for old, new in zip(before, after, strict=True))
 
 
 @pytest.fixture(scope="module")
-def figures(house: House, examples: dict[str, Example]) -> dict[str, dict[str, float]]:
+def figures(house: House, answers: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The figures of the run for a corpus of the new kind, by their names."""
-    house.command(
-        "evaluate", "run", "--data", f"{examples['corpus'].name}:other.txt", "--num-sequences", "0", "--estimators",
-        "elbo", examples["figure"].name, "iwae", "--json", "figures.json",
-    )  # fmt: skip
     return {one["estimator"]: one for one in json.loads((house.root / "figures.json").read_text())["figures"]}
 
 
@@ -150,29 +175,15 @@ def test_the_new_corpus_is_scored_paragraph_by_paragraph(figures):
     assert figures["elbo"]["num_documents"] == NUM_PARAGRAPHS
 
 
-def test_the_new_task_is_scored_with_its_own_options(house, examples):
-    printed = house.command(
-        "tasks", examples["task"].name, "run", "--num-items", "5", "--max-new-tokens", "1", "--json", "task.json"
-    )
+def test_the_new_task_is_scored_with_its_own_options(house, answers):
     (result,) = json.loads((house.root / "task.json").read_text())["tasks"]
-    assert "ended" in printed
+    assert "ended" in answers["task"]
     assert result["metric"] == "ended"
     assert result["num_items"] == 5
 
 
-def test_the_help_names_what_was_added(house, examples):
-    program = """
-import contextlib, io, json
-from ltm_pyro.__main__ import dispatch
-
-helps = {}
-for command in ("train", "evaluate", "tasks"):
-    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
-        dispatch([command, "--help"])
-    helps[command] = printed.getvalue()
-print(json.dumps(helps))
-"""
-    helps = json.loads(house.python("-c", program))
+def test_the_help_names_what_was_added(answers, examples):
+    helps = answers["helps"]
     for door, example in examples.items():
         assert example.name in helps[{"figure": "evaluate", "task": "tasks"}.get(door, "train")], door
     assert "--ascent.step-size" in helps["train"]

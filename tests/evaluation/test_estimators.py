@@ -171,15 +171,14 @@ def padded(batch: TokenBatch, columns: int) -> TokenBatch:
 
 @pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
 def test_no_figure_depends_on_batch_size_order_or_padding(inference, ltm, written):
-    written = written[:7]
-    documents = torch.arange(len(written)) // 3
+    written = written[:4]
+    documents = torch.arange(len(written)) // 2
     order = torch.randperm(len(written), generator=torch.Generator().manual_seed(0))
     settings = dataclasses.replace(SETTINGS, num_samples=6, num_temperatures=3, num_chains=4)
     ways = [
         [written],
         [written[i : i + 1] for i in range(len(written))],  # one by one
-        [written[order][:3], written[order][3:]],
-        [padded(written[:4], 5), padded(written[4:], 2)],
+        [padded(written[order][:3], 5), padded(written[order][3:], 2)],
     ]
     results = [
         figures.score(ltm, batches, documents, WITH_Z, inference, settings, SequenceNoise(1)) for batches in ways
@@ -220,7 +219,7 @@ def learned() -> LatentThoughtModel:
 @pytest.mark.parametrize("inference", INFERENCES.values(), ids=INFERENCES)
 def test_no_valid_figure_is_below_the_probability_of_the_language(inference, learned):
     """In expectation over texts -log p_model is at least -log p_true, and so is every bound on it and every code."""
-    texts, _ = LANGUAGE.sample(64, LENGTH, torch.Generator().manual_seed(1))
+    texts, _ = LANGUAGE.sample(32, LENGTH, torch.Generator().manual_seed(1))
     batch, truth = token_batch(texts), -LANGUAGE.log_prob(texts)
     settings = dataclasses.replace(SETTINGS, num_samples=8, block_size=16, num_temperatures=4, num_chains=4)
     inferred = Inferred(learned, batch, inference, SequenceNoise(0))

@@ -45,7 +45,7 @@ def test_the_two_sides_bracket_the_exact_value_and_close_in_on_it(
 ):
     world, batch, exact, z = simulated(linear_gaussian, num_observed, num_latent)
     gaps = []
-    for num_temperatures in (3, 40):
+    for num_temperatures in (3, 20):
         upper, lower = both_sides(world, batch, z, num_temperatures, num_fast_steps)
         above, below = upper - exact, exact - lower
         assert above.mean() > -3 * above.std() / math.sqrt(NUM_TEXTS)

@@ -304,7 +304,7 @@ def test_a_step_that_fails_leaves_the_gaussian_of_its_sequence_as_it_was(world, 
 # --- languages of known entropy
 
 
-LENGTH = 64
+LENGTH = 32
 STRONG_FIT = AdamVI(32, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5))
 """Adam's own small epsilon, the reference's rate and start, and enough steps to make use of noise that is reused."""
 

@@ -226,10 +226,11 @@ def test_a_sequence_does_not_depend_on_its_batch_mates(scheme, ltm, texts):
         assert_close(infer(scheme, ltm, texts[torch.tensor(index)], rng), whole[torch.tensor(index)])
 
 
-@pytest.mark.parametrize(("num_columns", "filler"), [(0, 3), (1, 9), (5, 0), (20, 9)])
-def test_a_sequence_does_not_depend_on_its_padding(scheme, ltm, texts, num_columns, filler):
+def test_a_sequence_does_not_depend_on_its_padding(scheme, ltm, texts):
     rng = SequenceNoise(0)
-    assert_close(infer(scheme, ltm, padded(texts, num_columns, filler), rng), infer(scheme, ltm, texts, rng))
+    expected = infer(scheme, ltm, texts, rng)
+    for num_columns, filler in ((0, 3), (1, 9), (5, 0), (20, 9)):
+        assert_close(infer(scheme, ltm, padded(texts, num_columns, filler), rng), expected)
 
 
 def test_z_of_a_prefix_does_not_know_what_comes_later(scheme, ltm, texts):
@@ -430,7 +431,7 @@ def test_under_any_prior_a_sequence_depends_on_its_noise_alone(name, other_prior
 @pytest.mark.parametrize("name", SCHEMES)
 def test_under_any_prior_inference_explains_the_observations_better_than_the_prior(name, other_prior):
     """Averaged over 100 sequences, by more than half of what the exact posterior gains."""
-    scheme = SCHEMES[name](num_steps=40)
+    scheme = SCHEMES[name](num_steps=20)
     batch, rng = other_prior.sample(100), BatchNoise(torch.Generator().manual_seed(0))
     samples = scheme.posterior(infer(scheme, other_prior, batch, rng), num_draws(scheme), rng).samples
     inferred = -other_prior.log_likelihood(samples, batch.x).mean()
@@ -451,10 +452,10 @@ def test_under_any_prior_the_bound_is_that_of_the_posterior_that_was_inferred(na
     kl = other_prior.integral(log_q.exp() * (log_q - log_prior))
     nll = other_prior.integral(-log_q.exp() * other_prior.log_likelihood(other_prior.grid, batch.x))
     assert (nll + kl > other_prior.neg_log_evidence(batch.x)).all()
-    estimate = bounds.elbo(other_prior, batch, q, 400)
+    estimate = bounds.elbo(other_prior, batch, q, 200)
     assert ((estimate.nelbo - nll - kl).abs() < 5 * estimate.monte_carlo_standard_error).all()
     # The standard error of the KL's estimate is at most that of a log density ratio of some nats.
-    assert ((estimate.kl - kl).abs() < 5 * 4 / math.sqrt(400)).all()
+    assert ((estimate.kl - kl).abs() < 5 * 4 / math.sqrt(200)).all()
     assert (estimate.monte_carlo_standard_error < 0.5).all()
 
 
@@ -509,6 +510,7 @@ def test_a_state_has_at_least_float32_whatever_the_decoder_computes_in(scheme, l
     assert set(kinds.values()) == {expected}
 
 
+@pytest.mark.parametrize("scheme", [name for name in VARIANTS if name in SCHEMES or "scaled" in name], indirect=True)
 def test_ids_and_counts_stay_on_the_cpu_where_z_is_not(scheme, ltm, texts, monkeypatch):
     """`meta` has a device's rules without needing one; its tensors have no values, so that none can be checked."""
     num_steps = 3  # of lowrank the last one takes a product
