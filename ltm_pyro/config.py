@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ltm_pyro import cli
 from ltm_pyro.data import CORPORA, PACKING
@@ -37,6 +37,7 @@ else:
     InferenceName = Literal[tuple(INFERENCES)]
     ObjectiveName = Literal[tuple(OBJECTIVES)]
     PackingName = Literal[tuple(PACKING)]
+Scheme = TypeVar("Scheme", bound=PosteriorScheme)
 PresetName = Literal["tiny", "small", "medium", "large"]
 
 
@@ -185,6 +186,11 @@ def scheme_of(config: TrainConfig, inference: str | None = None, fast_steps: int
     return dataclasses.replace(scheme, num_steps=config.fast_steps if fast_steps is None else fast_steps)
 
 
+def settings_of(config: TrainConfig, scheme: type[Scheme]) -> Scheme:
+    """The run's settings of a scheme that is given by its class. Its number of steps has no meaning yet."""
+    return next(settings for settings in config.schemes.values() if type(settings) is scheme)
+
+
 def validate(config: TrainConfig) -> None:
     """Check that every setting is in its range, and that they fit each other.
 
@@ -209,6 +215,8 @@ def validate(config: TrainConfig) -> None:
             f"--inference {config.inference} with --model.num-slots {config.model.num_slots}: 'none' is for the model "
             "without z, which has 0 slots, and every other scheme needs at least 1"
         )
+    if config.inference == NO_INFERENCE and config.model.prior != DecoderConfig.prior:
+        raise InputError(f"--model.prior {config.model.prior}: a model without z has no prior; leave it out")
     if _needs_encoder(config.inference) != (config.model.encoder_layers > 0):
         with_encoder = ", ".join(name for name in SCHEMES if SCHEMES[name].needs_encoder)
         raise InputError(

@@ -74,8 +74,8 @@ CHANGEABLE = {
 def parse(args: Sequence[str]) -> TrainConfig:
     """The settings of the run that is resumed, or else those of the preset, changed by the arguments."""
     first = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    first.add_argument("--preset", default="tiny")
-    first.add_argument("--inference", default="vi")
+    first.add_argument("--preset", default=TrainConfig.preset)
+    first.add_argument("--inference", default=TrainConfig.inference)
     first.add_argument("--out")
     first.add_argument("--resume", action="store_true")
     try:

@@ -195,6 +195,13 @@ def test_every_preset_has_its_encoder_which_nothing_refines(name):
     assert scheme_of(amortized, "vi", 16) == scheme_of(without, "vi", 16)
 
 
+def test_a_model_without_z_refuses_a_prior():
+    without_z = preset("tiny", "none")
+    config = dataclasses.replace(without_z, model=dataclasses.replace(without_z.model, prior="affine"))
+    with pytest.raises(InputError, match="a model without z has no prior"):
+        validate(config)
+
+
 @pytest.mark.parametrize(("inference", "layers"), [("amortized", 0), ("vi", 1), ("none", 2)])
 def test_an_encoder_is_trained_by_the_scheme_that_has_one_and_by_no_other(inference, layers):
     config = preset("tiny", inference)

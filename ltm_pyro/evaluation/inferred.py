@@ -7,11 +7,11 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from pyro.distributions import TorchDistribution
 
-from ltm_pyro.config import NO_INFERENCE, TrainConfig, scheme_of
+from ltm_pyro.config import NO_INFERENCE, TrainConfig, scheme_of, settings_of
 from ltm_pyro.inference import PRIOR, DensityScheme, Noise, PosteriorScheme, bounds, has_density, infer
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.inference.schemes.vi import VI
@@ -47,9 +47,7 @@ class Inference:
 
     def with_settings(self, **settings: int) -> Inference:
         """The same inference with other settings of its scheme."""
-        # The protocol does not say that every scheme is a dataclass, but every scheme is.
-        scheme = dataclasses.replace(cast(Any, self.scheme), **settings)
-        return dataclasses.replace(self, scheme=scheme)
+        return dataclasses.replace(self, scheme=dataclasses.replace(self.scheme, **settings))
 
 
 def inference_of(config: TrainConfig, inference: str | None = None, fast_steps: int | None = None) -> Inference:
@@ -69,8 +67,8 @@ def inference_of(config: TrainConfig, inference: str | None = None, fast_steps: 
     if scheme.has_density and not scheme.loss_is_bound:
         name += " fitted to reused noise"
     # Every position of a text counts in the fit of a Gaussian, also where the run's own steps skip some.
-    gaussian = dataclasses.replace(cast(VI, scheme_of(config, "vi", GAUSSIAN_STEPS)), stride=1)
-    reused = dataclasses.replace(cast(AdamVI, scheme_of(config, "adamvi")), noise="reused")
+    gaussian = dataclasses.replace(settings_of(config, VI), num_steps=GAUSSIAN_STEPS, stride=1)
+    reused = dataclasses.replace(settings_of(config, AdamVI), noise="reused")
     return Inference(name, scheme, gaussian, reused)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,9 +49,7 @@ def infer_thoughts(
 def _with_chains(scheme: PosteriorScheme, num_chains: int) -> PosteriorScheme:
     if not scheme.has_chains:
         return scheme
-    settings: Any = scheme  # a dataclass, as every scheme is
-    changed: PosteriorScheme = dataclasses.replace(settings, num_chains=num_chains, num_kept=1)
-    return changed
+    return dataclasses.replace(scheme, num_chains=num_chains, num_kept=1)
 
 
 def _draws(

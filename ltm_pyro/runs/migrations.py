@@ -20,12 +20,10 @@ To add a version: write a function that changes values of the last version to th
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from ltm_pyro.errors import InputError
-from ltm_pyro.models import DecoderConfig
 
 Values = dict[str, Any]
 
@@ -66,9 +64,7 @@ def _before_tensorboard(values: Values) -> None:
 
 
 def _before_priors(values: Values) -> None:
-    if any(field.name == "prior" for field in dataclasses.fields(DecoderConfig)) and isinstance(
-        values.get("model"), dict
-    ):
+    if isinstance(values.get("model"), dict):
         values["model"].setdefault("prior", "standard")
 
 

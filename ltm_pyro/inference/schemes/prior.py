@@ -71,7 +71,7 @@ AnyPriorState = GaussianPriorState | PriorState
 
 
 @dataclass(frozen=True)
-class Prior:
+class PriorScheme:
     """The prior, with no inference at all."""
 
     has_density: ClassVar[bool] = True
@@ -126,7 +126,7 @@ class Prior:
         return Posterior(q.sample((1, num_samples)), state.sequence_ids)
 
 
-PRIOR = Prior()
+PRIOR = PriorScheme()
 
 
 class DrawnPrior(TorchDistribution):
