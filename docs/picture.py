@@ -56,7 +56,7 @@ def main() -> None:
     axes.text(
         6.1,
         1.55,
-        "slow: one SVI\nstep on β",
+        "slow: one step\non the weights β",
         ha="left",
         va="center",
         fontsize=9.5,
