@@ -128,7 +128,11 @@ class LowRankNormal(TorchDistribution):
 
 @register_kl(LowRankNormal, Independent)  # type: ignore[no-untyped-call,untyped-decorator]  # torch's
 def _kl_to_diagonal(q: LowRankNormal, p: Independent[Any]) -> Tensor:
-    """KL(q ‖ p) to a Gaussian whose dimensions are independent, [*batch_shape]."""
+    """KL(q ‖ p) to a Gaussian whose dimensions are independent, [*batch_shape].
+
+    Raises:
+        NotImplementedError: if p is no such Gaussian. This is how `kl_divergence` says that there is no closed form.
+    """
     if not is_independent_normal(p):
         raise NotImplementedError("there is no closed form for another prior than a Gaussian")
     distance = (q.variance + (q.mean - p.mean).square()) / p.variance

@@ -96,7 +96,7 @@ class PriorScheme:
         return PriorState(*first_fields(batch), priors)
 
     def step(self, model: Model, state: Any, batch: Batch, rng: Noise) -> tuple[Any, StepInfo]:
-        """There is no step to take.
+        """The protocol demands a step, and the prior is where no step has been taken: `infer` never asks for one.
 
         Raises:
             NotImplementedError: always.
