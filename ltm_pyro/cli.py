@@ -107,7 +107,7 @@ def require_file_path(option: str, path: str | None) -> None:
         InputError: if it could not.
     """
     if path is not None and (not Path(path).absolute().parent.is_dir() or Path(path).is_dir()):
-        raise InputError(f"{option} {path}: there is no folder for such a file")
+        raise InputError(f"{option} {path}: its folder does not exist")
 
 
 @contextlib.contextmanager

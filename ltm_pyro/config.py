@@ -290,7 +290,7 @@ def _check_types(settings: type, values: dict[str, Any]) -> None:
     hints = get_type_hints(settings)
     for name, value in values.items():
         if name not in hints:
-            raise ValueError(f"{name} is no setting")
+            raise ValueError(f"{name} is not a setting")
         hint = hints[name]
         if get_origin(hint) is Literal:
             fits = value in get_args(hint)

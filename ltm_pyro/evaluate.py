@@ -89,7 +89,7 @@ def parse(args: Sequence[str]) -> EvaluateConfig:
         InputError: if they cannot be used.
     """
     if any(arg.partition("=")[0] == "--task" for arg in args):
-        raise InputError("--task is a command of its own: python -m ltm_pyro.tasks TASK RUN [RUN ...]")
+        raise InputError("tasks have a separate command: python -m ltm_pyro.tasks TASK RUN [RUN ...]")
     config = cli.parse(EvaluateConfig(), args, "evaluate")
     if not config.runs:
         raise InputError("give at least one RUN, a folder that python -m ltm_pyro.train has written")

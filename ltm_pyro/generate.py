@@ -117,7 +117,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--prompt-file {config.prompt_file} cannot be read as UTF-8 text: {error}") from None
         if not text:
-            raise InputError(f"--prompt-file {config.prompt_file} is empty: give one prompt a line")
+            raise InputError(f"--prompt-file {config.prompt_file} is empty: give one prompt per line")
         prompts = text.removesuffix("\n").split("\n")  # and not at a form feed, as `splitlines` does
     for prompt in prompts:
         if any("\ud800" <= character <= "\udfff" for character in prompt):
@@ -139,7 +139,7 @@ def scheme_for(config: GenerateConfig, trained: TrainConfig) -> PosteriorScheme:
     name = config.inference or trained.inference
     scheme = scheme_of(trained, name, config.fast_steps)
     if config.fast_steps is None and not scheme.num_steps and not scheme.needs_encoder and scheme is not PRIOR:
-        raise InputError(f"--inference {name}: {config.run} was trained with 0 fast steps; say --fast-steps")
+        raise InputError(f"--inference {name}: {config.run} was trained with 0 fast steps; give --fast-steps")
     return scheme
 
 

@@ -1,7 +1,7 @@
 """Prepare a corpus of any size for training: python -m ltm_pyro.prepare SOURCE --tokenizer gpt2 --out DIR
 
 The documents become tokens in shards, which `python -m ltm_pyro.train --data DIR` maps into memory. Where the command
-was stopped, the same command goes on behind the last finished shard, and ends with the files that it would have written
+was stopped, the same command continues after the last finished shard, and ends with the files that it would have written
 without a stop.
 """
 
@@ -42,7 +42,7 @@ class PrepareConfig:
         cli.choices("The corpus to prepare, of one of these kinds.", CORPORA),
     ] = ""
     out: str | None = None
-    """Folder for the shards. If the same command was stopped before, it goes on with what the folder holds."""
+    """Folder for the shards. If the same command was stopped before, it continues with what the folder holds."""
     tokenizer: str = PreparationSettings.tokenizer
     """bytes, or an encoding of tiktoken, such as gpt2. The runs that read the folder must have the same."""
     text_column: str = PreparationSettings.text_column
@@ -73,10 +73,10 @@ class TerminalDisplay(PreparationDisplay):
             self.bar.close()
 
     def damaged(self, path: Path) -> None:
-        print(f"{path} is damaged: it and the shards behind it are prepared again", file=sys.stderr)
+        print(f"{path} is damaged: it and the shards after it are prepared again", file=sys.stderr)
 
     def resumed(self, folder: Path, manifest: Manifest) -> None:
-        print(f"{describe(folder, manifest)}, are finished; going on from there", flush=True)
+        print(f"{describe(folder, manifest)}, are finished; continuing from there", flush=True)
 
     def encoded(self, num_tokens: int, share: float | None) -> None:
         self.num_tokens += num_tokens
@@ -133,7 +133,7 @@ def main(args: Sequence[str]) -> int:
         manifest = verify(folder)
         if config.source and config.source != manifest.source:
             raise InputError(f"{folder} was prepared from {manifest.source}, not from {config.source}")
-        print(f"{describe(folder, manifest)}; every file has its SHA-256")
+        print(f"{describe(folder, manifest)}; all files match their SHA-256")
         return 0
     settings = PreparationSettings(config.source, config.text_column, config.tokenizer, config.shard_tokens)
     started = time.monotonic()
@@ -145,12 +145,12 @@ def main(args: Sequence[str]) -> int:
             if stop.received:  # perhaps by the processes that encode, too
                 name = signal.Signals(stop.received).name
                 print(
-                    f"\nstopped by {name}: finished shards are kept in {folder}; the same command goes on", flush=True
+                    f"\nstopped by {name}: finished shards are kept in {folder}; the same command continues", flush=True
                 )
                 return 128 + stop.received
             print(
-                "error: a process that encodes was killed, perhaps for want of memory; the same command goes on "
-                "(--processes 1 needs least)",
+                "error: an encoding process was killed, perhaps because memory ran out; the same command continues "
+                "(--processes 1 needs the least memory)",
                 file=sys.stderr,
             )
             return 1

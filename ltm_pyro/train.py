@@ -89,7 +89,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
             check_is_free(config.out, can_resume=True)
         return config
     if known.out is None:
-        raise InputError("--resume needs --out FOLDER, the run to go on with")
+        raise InputError("--resume needs --out FOLDER, the run to continue")
     old, _ = Run(Path(known.out)).read_config()
     config = parse_options(old, args)
     validate(config)
@@ -155,7 +155,7 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
         InputError: if a setting cannot be used.
     """
     if config.batch_size % processes.size:
-        raise InputError(f"--batch-size {config.batch_size} cannot be shared evenly by {processes.size} processes")
+        raise InputError(f"--batch-size {config.batch_size} cannot be divided evenly among {processes.size} processes")
     if config.tensorboard:
         tensorboard.check_is_installed()
     device = cli.pick_device(config.device)
@@ -170,7 +170,7 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
     num_tokens = corpus.train.num_tokens
     if num_tokens < length:
         raise InputError(
-            f"the training text of {config.data} has {num_tokens:,} tokens, and one sequence needs {length:,}: "
+            f"the training text of {config.data} has {num_tokens:,} tokens, but one sequence needs {length:,}: "
             "give more text or a smaller --model.length"
         )
     pyro.set_rng_seed(config.seed)
@@ -285,7 +285,7 @@ def carry_out(training: Training) -> int:
     """
     config, run, num_processes = training.config, training.run, training.processes.size
     thinking = f"{config.inference} with {config.fast_steps} fast steps"
-    go_on = f"go on with: python -m ltm_pyro.train --out {shlex.quote(str(run.path))} --resume"
+    go_on = f"continue with: python -m ltm_pyro.train --out {shlex.quote(str(run.path))} --resume"
     print(
         f"{run.path}: {training.trained.num_weights:,} weights on {training.device.type}"
         f"{f', in each of {num_processes} processes' if num_processes > 1 else ''}, "

@@ -208,7 +208,7 @@ def test_a_full_disk_is_one_line_and_costs_the_steps_after_the_last_checkpoint(
         status, _, err = command(*new_run, "--out", "run")
     assert (status, len(err.splitlines())) == (1, 1)
     assert f"{full_for} cannot be written: File too large; the last checkpoint is run/checkpoints/step-00000006" in err
-    assert "make room, and go on with: python -m ltm_pyro.train --out run --resume" in err
+    assert "make room, and continue with: python -m ltm_pyro.train --out run --resume" in err
     assert steps_saved("run") == [0, 4, 6]
     assert Path("run/metrics.jsonl").read_bytes().endswith(b"\n") == (full_for != "metrics.jsonl")
     assert command("--out", "run", "--resume")[::2] == (0, "")

@@ -206,8 +206,8 @@ def test_where_a_stream_breaks_off_finished_shards_are_kept_and_the_same_command
     monkeypatch.setattr(hub, "BATCH_ROWS", 10)
     args = ("name", "--streaming", "--shard-tokens", "1500", "--processes", processes)
     status, _, err = command(*args, "--out", "parts")
-    kept = "; finished shards are kept in parts; the same command goes on" if broken_at == 50 else ""
-    assert (status, err) == (2, f"error: name cannot be read any further: the network is gone{kept}\n")
+    kept = "; finished shards are kept in parts; the same command continues" if broken_at == 50 else ""
+    assert (status, err) == (2, f"error: name cannot be read to its end: the network is gone{kept}\n")
     assert (finished_shards("parts") >= 1) == (broken_at == 50)
     assert command(*args, "--out", "parts") == (0, ANY, "")
     assert len(starts) == 2  # once for each command
@@ -316,7 +316,7 @@ def test_a_command_that_was_stopped_by_a_signal_goes_on_and_ends_with_the_same_f
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert err == ""
     if number != signal.SIGKILL:
-        assert f"stopped by {number.name}: finished shards are kept in parts; the same command goes on" in out
+        assert f"stopped by {number.name}: finished shards are kept in parts; the same command continues" in out
     finished = {Path(f"parts/train-{shard:05d}.{kind}.bin") for shard in range(found) for kind in ("tokens", "index")}
     written = {path: path.stat().st_mtime_ns for path in finished}
     assert "manifest.json" not in contents("parts")
@@ -356,7 +356,7 @@ def test_a_damaged_shard_is_prepared_again(command, monkeypatch):
     Path("parts/train-00001.index.bin").write_bytes(b"damaged")
     status, out, err = command(*args, "--out", "parts")
     assert status == 0
-    assert err == "parts/train-00001.index.bin is damaged: it and the shards behind it are prepared again\n"
+    assert err == "parts/train-00001.index.bin is damaged: it and the shards after it are prepared again\n"
     assert "in 1 shards, are finished" in out
     assert contents("parts") == contents("whole")
 
@@ -370,7 +370,7 @@ def test_a_source_that_has_changed_in_the_meantime_is_refused(change, command):
     write_rows("rows.jsonl", changed[change])
     status, _, err = command(*args, "--out", "corpus")
     assert (status, len(err.splitlines())) == (2, 1)
-    assert "rows.jsonl is not what it was when corpus was begun" in err
+    assert "rows.jsonl has changed since the preparation in corpus began" in err
 
 
 def test_two_commands_do_not_write_to_one_folder(command):
@@ -466,7 +466,7 @@ def test_what_was_begun_with_another_tokenizer_is_refused(command, monkeypatch):
     monkeypatch.setattr(preparation, "get_tokenizer", lambda name: other_encoding())
     status, _, err = command("rows.jsonl", "--out", "corpus", "--tokenizer", "other")
     assert (status, len(err.splitlines())) == (2, 1)
-    assert "corpus was begun with tokenizer bytes, and this command has other: give another folder" in err
+    assert "the preparation in corpus began with tokenizer bytes, but this command has other: give another folder" in err
 
 
 def test_help_explains_every_option(command):
@@ -500,7 +500,7 @@ def test_verification_reads_every_file(command):
     assert command("rows.jsonl", "--out", "corpus", "--shard-tokens", "3000")[0] == 0
     status, out, _ = command("--verify", "--out", "corpus")
     assert status == 0
-    assert "every file has its SHA-256" in out
+    assert "all files match their SHA-256" in out
     damaged = Path("corpus/train-00001.tokens.bin")
     damaged.write_bytes(bytes([damaged.read_bytes()[0] ^ 1]) + damaged.read_bytes()[1:])
     status, _, err = command("--verify", "--out", "corpus")
@@ -582,7 +582,7 @@ def test_a_run_is_refused_where_the_corpus_has_changed_is_damaged_or_has_another
         status, _, err = run_main(train.main, *args)
     assert (status, len(err.splitlines())) == (2, 1)
     assert "corpus was prepared with the tokenizer bytes" in err
-    assert "the run's is other" in err
+    assert "the run uses other" in err
 
     write_rows("rows.jsonl", DOCUMENTS[::-1])
     assert command("rows.jsonl", "--out", "other", "--shard-tokens", "3000")[0] == 0

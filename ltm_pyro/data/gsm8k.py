@@ -96,7 +96,7 @@ def _problems(rows: list[Any], source: str) -> list[Problem]:
             raise InputError(f"{source}, problem {number}, has no question and answer")
         problem = Problem(question, answer)
         if MARK not in problem.answer or final_number(problem.answer) is None:
-            raise InputError(f"{source}, problem {number}, has no final number behind {MARK}")
+            raise InputError(f"{source}, problem {number}, has no final number after {MARK}")
         problems.append(problem)
     if not problems:
         raise InputError(f"{source} holds no problems")

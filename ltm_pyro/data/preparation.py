@@ -80,7 +80,7 @@ def prepare(
     processes: int | None = None,
     display: PreparationDisplay | None = None,
 ) -> tuple[Manifest, bool]:
-    """Prepare a corpus, or go on with it; its manifest, and whether there was anything left to do.
+    """Prepare a corpus, or continue its preparation; its manifest, and whether there was anything left to do.
 
     Args:
         settings: what is prepared, and how.
@@ -114,7 +114,7 @@ def prepare(
             try:
                 manifest = _write_shards(folder, manifest, parts, encoding, processes or num_cores(), stop, display)
             except CutOff as error:
-                kept = f"finished shards are kept in {folder}; the same command goes on"
+                kept = f"finished shards are kept in {folder}; the same command continues"
                 raise InputError(f"{error}; {kept}") from None
             manifest.write(folder / MANIFEST)
         (folder / UNFINISHED).unlink(missing_ok=True)
@@ -130,7 +130,7 @@ def _check_usable(folder: Path) -> None:
     """Check that the folder may be written to.
 
     Raises:
-        InputError: it holds files that no preparation has left there, or is no folder.
+        InputError: it holds files that no preparation has left there, or is not a folder.
     """
     try:
         is_ours = not folder.exists() or is_prepared(str(folder))
@@ -222,7 +222,7 @@ def _found_in(folder: Path, manifest: Manifest) -> tuple[Manifest, bool]:
             before, now = getattr(found, setting.name), getattr(manifest, setting.name)
             if setting.name not in (TRAIN, VALIDATION) and before != now:
                 raise InputError(
-                    f"--out {folder} was begun with {setting.name.replace('_', ' ')} {before}, and this command has "
+                    f"the preparation in {folder} began with {setting.name.replace('_', ' ')} {before}, but this command has "
                     f"{now}: give another folder"
                 )
         return found, file == MANIFEST
@@ -266,7 +266,7 @@ def _write_shards(
         Stopped: a signal asked to stop.
     """
     changed = (
-        f"{manifest.source} is not what it was when {folder} was begun: give another --out to prepare it as it is now"
+        f"{manifest.source} has changed since the preparation in {folder} began: give another --out to prepare it as it is now"
     )
     sizes = [part.size for part in parts.values() if part.size is not None]
     total = max(1, sum(sizes)) if len(sizes) == len(parts) else None

@@ -171,7 +171,7 @@ def read_manifest(folder: Path, file: str = MANIFEST) -> Manifest:
     version = values.get("version")
     if type(version) is not int or version != VERSION:
         raise InputError(
-            f"{path} is of version {_shown(version)}, and this program reads {VERSION}: prepare the corpus again"
+            f"{path} has version {_shown(version)}, but this program reads version {VERSION}: prepare the corpus again"
         )
     try:
         manifest = _parse(Manifest, {key: value for key, value in values.items() if key not in ("format", "version")})
@@ -188,11 +188,11 @@ def _parse(kind: type[Parsed], values: Any) -> Parsed:
     """A dataclass from the values of JSON."""
     fields = {entry.name: str(entry.type) for entry in dataclasses.fields(kind)}
     if not isinstance(values, dict):
-        raise ValueError(f"{_shown(values)} stands where {', '.join(fields)} should")
+        raise ValueError(f"{_shown(values)} is not an object with {', '.join(fields)}")
     if missing := [key for key in fields if key not in values]:
         raise ValueError(f"it lacks {', '.join(missing)}")
     if unknown := [key for key in values if key not in fields]:
-        raise ValueError(f"it says {_shown(unknown[0])}, which means nothing")
+        raise ValueError(f"it has the unknown key {_shown(unknown[0])}")
     readers: dict[str, Callable[[Any], Any]] = {
         "int": _number,
         "str": _text,
@@ -204,19 +204,19 @@ def _parse(kind: type[Parsed], values: Any) -> Parsed:
 
 def _number(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"{_shown(value)} is no number of things")
+        raise ValueError(f"{_shown(value)} is not a count")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable():
-        raise ValueError(f"{_shown(value)} is no text in one line")
+        raise ValueError(f"{_shown(value)} is not a line of text")
     return value
 
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{_shown(value)} is no list")
+        raise ValueError(f"{_shown(value)} is not a list")
     return value
 
 
@@ -228,16 +228,16 @@ def _shown(value: Any) -> str:
 def _check(manifest: Manifest) -> None:
     """Check that a manifest does not contradict itself."""
     if not manifest.name or "/" in manifest.name:
-        raise ValueError(f"{manifest.name!r} is no name")
+        raise ValueError(f"{manifest.name!r} is not a name")
     if manifest.dtype not in ("uint16", "uint32"):
         raise ValueError(f"tokens cannot be of the type {manifest.dtype!r}")
     if manifest.held_out not in (BY_HASH, BY_SOURCE, BY_ENDS):
         raise ValueError(f"documents cannot be held out by {manifest.held_out!r}")
     for shard in (*manifest.train, *manifest.validation):
         if shard.num_documents < 1 or shard.index.num_bytes != shard.num_documents * INDEX.itemsize:
-            raise ValueError("the size of an index is not that of its documents")
+            raise ValueError("the size of an index does not match the number of its documents")
         if shard.tokens.num_bytes != shard.num_tokens * np.dtype(manifest.dtype).itemsize:
-            raise ValueError("the size of a shard is not that of its tokens")
+            raise ValueError("the size of a shard does not match the number of its tokens")
 
 
 def open_prepared(folder: Path, encoding: tiktoken.Encoding) -> TokenizedCorpus:
@@ -266,8 +266,8 @@ def open_prepared(folder: Path, encoding: tiktoken.Encoding) -> TokenizedCorpus:
 def _check_tokenizer(manifest: Manifest, folder: Path, encoding: tiktoken.Encoding) -> None:
     if manifest.tokenizer_sha256 != fingerprint(encoding) or manifest.vocab_size != encoding.n_vocab:
         raise InputError(
-            f"{folder} was prepared with the tokenizer {manifest.tokenizer} ({manifest.tokenizer_sha256[:8]}), and the "
-            f"run's is {name_of(encoding)} ({fingerprint(encoding)[:8]}): give --tokenizer {manifest.tokenizer}, or "
+            f"{folder} was prepared with the tokenizer {manifest.tokenizer} ({manifest.tokenizer_sha256[:8]}), but the "
+            f"run uses {name_of(encoding)} ({fingerprint(encoding)[:8]}): give --tokenizer {manifest.tokenizer}, or "
             "prepare the corpus again"
         )
     if manifest.dtype != token_dtype(encoding.n_vocab).name:
@@ -338,7 +338,7 @@ def _check_size(path: Path, stored: StoredFile) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if size != stored.num_bytes:
-        raise InputError(_damaged(path, f"it has {size:,} bytes, and the manifest says {stored.num_bytes:,}"))
+        raise InputError(_damaged(path, f"it has {size:,} bytes, but the manifest says {stored.num_bytes:,}"))
 
 
 def _damaged(path: Path, why: str) -> str:

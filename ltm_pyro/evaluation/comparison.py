@@ -100,8 +100,8 @@ class Comparison:
     objectives: Tensor
     """[T, B]: the estimates, in nats per token; for chains, the mean over them."""
     curve: list[tuple[int, float]]
-    """The bound at budgets up to the whole, each from a run of its own: gradient evaluations, including those of the
-    Gaussian, and nats per token."""
+    """The bound at budgets up to the whole, each from a separate run: gradient evaluations, including those of the Gaussian,
+    and nats per token."""
     kl_per_slot: SlotKL | None
     """How much each slot says; None where the prior does not tell slots apart."""
 
@@ -205,7 +205,7 @@ def bound_plot(results: list[Comparison]) -> Any:
         axes.plot(gradients, values, marker="o", markersize=4, label=result.name)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("gradient evaluations for each sequence, each point a run of its own")
+    axes.set_xlabel("gradient evaluations for each sequence (each point is a separate run)")
     axes.set_ylabel("bound, -ELBO [nats/token]")
     # Chains that have just started may have a bound of hundreds of nats, which would hide all else.
     finite = [value for result in results for _, value in result.curve if np.isfinite(value)]
@@ -220,7 +220,7 @@ def bound_plot(results: list[Comparison]) -> Any:
 
 
 def objectives_plot(results: list[Comparison]) -> Any:
-    """What each step saw, for the first sequences: a row for each scheme, since schemes see different things."""
+    """The objective in each step, for the first sequences: a row for each scheme, since the objectives differ."""
     canvas = _canvas(8, 1.7 * len(results) + 0.5)
     for axes, result in zip(np.atleast_1d(canvas.subplots(len(results), 1)), results, strict=True):
         values = result.objectives[:, :MOST_OBJECTIVES].numpy()
@@ -237,7 +237,7 @@ def objectives_plot(results: list[Comparison]) -> Any:
     texts = [f"text {sequence}" for sequence in results[0].posterior.sequence_ids[:MOST_OBJECTIVES].tolist()]
     canvas.legend(lines, texts, loc="outside right upper", fontsize="small")
     title = (
-        "what each step saw, less its median over the second half of the steps\n(optimisers lower it, chains sample)"
+        "the objective in each step, minus its median over the second half of the steps\n(optimisers lower it, chains sample)"
     )
     canvas.suptitle(title, fontsize="medium")
     return canvas
@@ -272,7 +272,7 @@ def traces_plot(results: list[Comparison]) -> Any:
                 axes.tick_params(labelsize="small")
                 axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[-1]:
-        axes.set_xlabel("draw that is kept", fontsize="small")
+        axes.set_xlabel("kept draw", fontsize="small")
     names = [f"chain {chain}" for chain in range(len(lines))]
     canvas.legend(lines, names, loc="outside upper right", ncols=min(len(names), 8), fontsize="small")
     return canvas
@@ -293,7 +293,7 @@ def kl_plot(results: list[Comparison]) -> Any:
                 reason = "the slots of the prior\nare not independent"
             else:
                 reason = "no R̂: too few draws" if result.r_hat is None else f"R̂ = {result.r_hat:.2f}: not mixed"
-            axes.text(0.5, 0.5, f"{reason}\nno KL", ha="center", va="center", transform=axes.transAxes)
+            axes.text(0.5, 0.5, f"{reason}\nKL omitted", ha="center", va="center", transform=axes.transAxes)
             axes.set_xticks([])
             axes.set_yticks([])
             continue

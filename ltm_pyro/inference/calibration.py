@@ -96,7 +96,7 @@ def calibrate(
         ValueError: if the scheme has fewer draws.
     """
     if scheme.num_draws is not None and scheme.num_draws < num_draws:
-        raise ValueError(f"{num_draws} draws are asked for, and the scheme has {scheme.num_draws}")
+        raise ValueError(f"{num_draws} draws were requested, but the scheme has {scheme.num_draws}")
     state = infer(scheme, model, batch, rng)
     draws = scheme.posterior(state, num_draws, rng).samples.flatten(0, 1)
     with frozen(model, batch) as batch, torch.no_grad():

@@ -57,7 +57,7 @@ def normal(mean: Tensor, scale: Tensor, draw: Callable[[torch.Size], Tensor] | N
 
 
 def _no_draws(outer: torch.Size) -> Tensor:
-    raise TypeError("this distribution was made without noise to draw from")
+    raise TypeError("this distribution was made without noise, so it cannot be sampled")
 
 
 def fresh_noise(state: State, event: Tensor, rng: Noise, purpose: str) -> Callable[[torch.Size], Tensor]:

@@ -51,7 +51,7 @@ class Sampling:
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
-            raise ValueError("temperature 0 takes the most likely token, and leaves nothing to top_k and top_p")
+            raise ValueError("temperature 0 takes the most likely token, so it cannot be combined with top_k or top_p")
 
     def choose(self, logits_BV: Tensor, is_used_BV: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The next token of each text, [B].
@@ -123,7 +123,7 @@ def stream(
     """
     prompts = [()] * len(u_BLSD) if prompts is None else prompts
     if len(prompts) != len(u_BLSD):
-        raise ValueError(f"{len(prompts)} prompts need as many z, not {len(u_BLSD)}")
+        raise ValueError(f"{len(prompts)} prompts need one z each, not {len(u_BLSD)} z")
     if not max_new_tokens or not len(prompts):
         return
     device = u_BLSD.device

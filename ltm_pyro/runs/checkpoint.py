@@ -184,7 +184,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"the weights in {checkpoint} are not those of this model: {error}") from None
+        raise InputError(f"the weights in {checkpoint} do not fit this model: {error}") from None
 
 
 def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
@@ -199,13 +199,13 @@ def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
     for name, value in _read_tensors(checkpoint / MOMENTS).items():
         parts = re.fullmatch(r"(\d{1,9})\.(\w+)", name, re.ASCII)
         if not parts:
-            raise InputError(f"the moments in {checkpoint} are not those of this model: {name}")
+            raise InputError(f"the moments in {checkpoint} do not fit this model: {name}")
         state.setdefault(int(parts[1]), {})[parts[2]] = value
     shapes = {index: {key: value.shape for key, value in values.items()} for index, values in state.items()}
     expected = {n: {"step": (), "exp_avg": w.shape, "exp_avg_sq": w.shape} for n, w in enumerate(weights)}
     # Before the first step there are no moments at all.
     if state and shapes != expected:
-        raise InputError(f"the moments in {checkpoint} are not those of this model")
+        raise InputError(f"the moments in {checkpoint} do not fit this model")
     adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
     return progress
 
@@ -220,9 +220,9 @@ def read_progress(checkpoint: Path) -> Progress:
     values = _read_json(path)
     fields = {field.name: type(field.default) for field in dataclasses.fields(Progress)}
     if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != fields:
-        raise InputError(f"{path} does not say where the run stood: it needs {', '.join(fields)}")
+        raise InputError(f"{path} does not give the progress of the run: it needs {', '.join(fields)}")
     if not all(0 <= value < math.inf for value in values.values()):
-        raise InputError(f"{path} does not say where the run stood: a number is negative or not finite")
+        raise InputError(f"{path} does not give the progress of the run: a number is negative or not finite")
     return Progress(**values)
 
 
@@ -250,8 +250,8 @@ def _read_sums(checkpoint: Path) -> dict[str, str]:
         lines = path.read_text("utf-8").splitlines()
     except FileNotFoundError:
         raise InputError(
-            f"{checkpoint} has no {SUMS}: it is damaged; or else, where it is older than checksums, make them in it "
-            f"with: sha256sum *.* > {SUMS}"
+            f"{checkpoint} has no {SUMS}: it is damaged, or older than checksums; in the second case, make them in "
+            f"it with: sha256sum *.* > {SUMS}"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None

@@ -94,7 +94,7 @@ def migrated(values: Values) -> Values:
         raise InputError(f"the settings of the run cannot be read: version is {version!r}")
     if version > VERSION:
         raise InputError(
-            f"the settings of the run are of version {version}, and this ltm_pyro reads versions up to {VERSION}: "
+            f"the settings of the run are of version {version}, but this ltm_pyro reads versions up to {VERSION}: "
             "install a newer ltm_pyro"
         )
     for migrate in MIGRATIONS[version:]:

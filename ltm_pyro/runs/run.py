@@ -63,7 +63,7 @@ class Run:
         except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
             raise InputError(f"{self.config_path} cannot be read: {error}") from None
         if not isinstance(values, dict) or not isinstance(values.get("resolved"), dict):
-            raise InputError(f"{self.config_path} is not the config of a run")
+            raise InputError(f"{self.config_path} is not the configuration of a run")
         resolved = values.pop("resolved")
         return from_dict(migrated(values)), resolved
 
@@ -165,7 +165,7 @@ def _safe_load(text: str) -> Any:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > 8 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
             where = f"line {event.start_mark.line + 1}" if event.start_mark else "it"
-            raise ValueError(f"{where} holds more than settings: deep nesting, an alias or a tag")
+            raise ValueError(f"{where} has deep nesting, an alias or a tag, which settings never have")
     return yaml.safe_load(text)
 
 
@@ -190,7 +190,7 @@ def check_is_free(out: str, can_resume: bool = False) -> None:
     try:
         if path.exists() and any(path.iterdir()):
             is_run = (path / "config.yaml").exists()
-            hint = "add --resume to go on with it, or " if is_run and can_resume else ""
+            hint = "add --resume to continue it, or " if is_run and can_resume else ""
             raise InputError(f"--out {out} holds {'a run' if is_run else 'files'} already: {hint}give another folder")
     except OSError as error:
         raise InputError(f"--out {out} cannot be used: {error}") from None

@@ -76,13 +76,13 @@ class TrainedModel:
             ValueError: if there is no text, or one that is longer than the model's sequences.
         """
         if not texts:
-            raise ValueError("there is no text")
+            raise ValueError("no texts were given")
         end = end_of_text(self.tokenizer)
         rows = [[*self.tokenizer.encode_ordinary(text), end] for text in texts]
         longest = max(map(len, rows))
         if longest > self.config.model.length:
             raise ValueError(
-                f"a text has {longest} tokens with its end-of-text, the model's sequences {self.config.model.length}"
+                f"a text has {longest} tokens with its end-of-text, but the model's sequences have {self.config.model.length}"
             )
         return self.token_batch(rows)
 
@@ -158,11 +158,11 @@ def texts_to_score(trained: TrainedModel, data: str | None, text_column: str) ->
     try:
         corpus = load_tokenized_corpus(config.data, config.text_column, encoding)
     except InputError as error:
-        raise InputError(f"the corpus of {trained.path}: {error}; --data gives other text") from None
+        raise InputError(f"the corpus of {trained.path}: {error}; give other text with --data") from None
     if corpus.sha256 != trained.resolved.get("corpus_sha256"):
         raise InputError(
-            f"{config.data} is not the corpus that {trained.path} was trained on: its hash has changed, so what is "
-            "held out of it now may have been trained on; give --data another text"
+            f"{config.data} is not the corpus that {trained.path} was trained on: its hash has changed, so texts "
+            "that are held out of it now may have been trained on; give another text with --data"
         )
     return corpus.validation
 

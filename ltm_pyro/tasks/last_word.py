@@ -23,7 +23,7 @@ class LastWord(Task):
         encode = context.ltm.tokenizer.encode_ordinary
         passages = [text.rstrip() for text in context.texts(self.data, self.text_column) if len(text.split()) > 1]
         if not passages:
-            raise InputError("no text has two words, of which the last could be asked for")
+            raise InputError("no text has two words, so there is no last word to predict")
         prompts, targets = [], []
         for number in context.chosen(len(passages)):
             passage = passages[number]

@@ -51,8 +51,8 @@ def test_a_folder_is_read(tmp_path):
     [
         ({"question": "?"}, "problem 1, has no question and answer"),
         (["question", "answer"], "problem 1, has no question and answer"),
-        ({"question": "?", "answer": "it is 3"}, "problem 1, has no final number behind ####"),
-        ({"question": "?", "answer": "#### three"}, "problem 1, has no final number behind ####"),
+        ({"question": "?", "answer": "it is 3"}, "problem 1, has no final number after ####"),
+        ({"question": "?", "answer": "#### three"}, "problem 1, has no final number after ####"),
     ],
 )
 def test_what_is_no_problem_is_refused(row, reason, tmp_path):

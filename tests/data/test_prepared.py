@@ -180,12 +180,12 @@ def test_another_tokenizer_is_told_by_both_names(corpus):
     other = small_encoding("gpt2+beginoftext", mergeable_ranks=merged)
     message = refusal(lambda: open_prepared(corpus, other))
     assert "prepared with the tokenizer bytes" in message
-    assert "the run's is gpt2" in message
+    assert "the run uses gpt2" in message
     assert "--tokenizer bytes" in message
 
 
 def test_a_tokenizer_of_the_same_name_with_another_vocabulary_is_another(corpus):
-    assert "the run's is bytes" in refusal(lambda: open_prepared(corpus, small_encoding()))
+    assert "the run uses bytes" in refusal(lambda: open_prepared(corpus, small_encoding()))
 
 
 def test_a_corpus_that_is_not_finished(corpus):
@@ -230,29 +230,29 @@ def test_a_manifest_that_lacks_a_key(corpus, key):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda v: v.update(extra=1), "'extra', which means nothing"),
-        (lambda v: v.update(name="a/b"), "'a/b' is no name"),
-        (lambda v: v.update(name=""), "'' is no name"),
+        (lambda v: v.update(extra=1), "unknown key 'extra'"),
+        (lambda v: v.update(name="a/b"), "'a/b' is not a name"),
+        (lambda v: v.update(name=""), "'' is not a name"),
         (lambda v: v.update(name="a\nb"), "no text in one line"),
-        (lambda v: v.update(name=3), "3 is no text"),
+        (lambda v: v.update(name=3), "3 is not a line of text"),
         (lambda v: v.update(dtype="float16"), "float16"),
         (lambda v: v.update(dtype="uint32"), "size of a shard"),
         (lambda v: v.update(held_out="chance"), "chance"),
         (lambda v: v.update(held_out="source"), "no documents"),
         (lambda v: v.update(train=[]), "no documents"),
-        (lambda v: v.update(train={}), "{} is no list"),
+        (lambda v: v.update(train={}), "{} is not a list"),
         (lambda v: v.update(vocab_size=259), "tokenizer"),
-        (lambda v: v["train"].append(3), "3 stands where"),
+        (lambda v: v["train"].append(3), "3 is not an object with"),
         (lambda v: v["train"].pop(0), "damaged"),
         (lambda v: v["train"].append(v["train"][0]), "train-00002.index.bin is missing"),
         (lambda v: v["train"][0].pop("tokens"), "it lacks tokens"),
-        (lambda v: v["train"][0].update(num_tokens=-1), "-1 is no number"),
+        (lambda v: v["train"][0].update(num_tokens=-1), "-1 is not a count"),
         (lambda v: v["train"][0].update(num_tokens=2**63), "no number"),
-        (lambda v: v["train"][0].update(num_tokens=1.5), "1.5 is no number"),
+        (lambda v: v["train"][0].update(num_tokens=1.5), "1.5 is not a count"),
         (lambda v: v["train"][0].update(num_tokens=1), "size of a shard"),
         (lambda v: v["train"][0].update(num_documents=0), "size of an index"),
         (lambda v: v["train"][0].update(num_bytes=0), "its documents are not those of the shard"),
-        (lambda v: v["train"][0]["tokens"].update(num_bytes=True), "True is no number"),
+        (lambda v: v["train"][0]["tokens"].update(num_bytes=True), "True is not a count"),
         (lambda v: v["train"][0]["index"].update(sha256="0" * 64), "its SHA-256"),
     ],
 )

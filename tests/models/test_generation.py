@@ -264,7 +264,7 @@ def test_nothing_is_written_where_nothing_is_asked_for():
 
 def test_a_prompt_for_each_z_is_required():
     decoder = sharp_decoder()
-    with pytest.raises(ValueError, match="1 prompts need as many z, not 2"):
+    with pytest.raises(ValueError, match="1 prompts need one z each, not 2"):
         generate(decoder, random_z(decoder, 2), END, 3, [[1]])
 
 
@@ -285,8 +285,8 @@ def test_a_prompt_of_ids_that_are_no_text_is_refused(outside):
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"top_p": 1.1}, "top_p must be above 0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
-        ({"temperature": 0.0, "top_k": 5}, "leaves nothing to top_k"),
-        ({"temperature": 0.0, "top_p": 0.9}, "leaves nothing to top_k"),
+        ({"temperature": 0.0, "top_k": 5}, "cannot be combined with top_k"),
+        ({"temperature": 0.0, "top_p": 0.9}, "cannot be combined with top_k"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, mentioned):

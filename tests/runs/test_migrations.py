@@ -104,7 +104,7 @@ def test_a_run_that_was_trained_by_lowrank_of_adam_is_refused(tmp_path):
 def test_a_file_of_a_newer_version_is_refused_in_one_line_that_says_so(version, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values_of(5) | {"version": version, "resolved": {}}))
     with pytest.raises(
-        InputError, match=f"are of version {version}, and this ltm_pyro reads versions up to 6"
+        InputError, match=f"are of version {version}, but this ltm_pyro reads versions up to 6"
     ) as error:
         Run(tmp_path).read_config()
     assert "\n" not in str(error.value)

@@ -216,7 +216,7 @@ def test_a_config_that_would_run_code_is_refused_and_does_not(run, tmp_path):
     trap = tmp_path / "code has run"
     text = f"steps: !!python/object/apply:os.mkdir [{json.dumps(str(trap))}]\nresolved: {{}}\n"
     run.config_path.write_text(text)
-    with pytest.raises(InputError, match="line 1 holds more than settings"):
+    with pytest.raises(InputError, match="line 1 has deep nesting"):
         run.read_config()
     assert not trap.exists()
     yaml.unsafe_load(text)

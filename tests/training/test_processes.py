@@ -190,7 +190,7 @@ def test_bad_input_is_said_once(small, args, mentioned, data, tmp_path):
 
 def test_a_batch_that_two_processes_cannot_share_is_bad_input():
     config = dataclasses.replace(preset("tiny"), batch_size=9)
-    with pytest.raises(InputError, match="--batch-size 9 cannot be shared evenly by 2 processes"):
+    with pytest.raises(InputError, match="--batch-size 9 cannot be divided evenly among 2 processes"):
         train.load(config, Processes(0, 2))
 
 
@@ -215,7 +215,7 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
         Processes(rank, 6, group="some").take_gpu()
     assert taken == [0, 1]
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(InputError, match="no GPU for process 2 of this machine, which has 2"):
+    with pytest.raises(InputError, match="no GPU for process 2, since this machine has 2"):
         Processes(2, 3, group="some").take_gpu()
 
 

@@ -118,7 +118,7 @@ class CorpusKind(abc.ABC):
             NotFound: there is no such corpus after all.
             InputError: this kind is not downloaded, or the corpus cannot be read.
         """
-        raise InputError(f"--streaming is for data sets of the Hugging Face hub, and {data} is none: leave it out")
+        raise InputError(f"--streaming is for data sets of the Hugging Face hub, and {data} is not one: leave it out")
 
     @abc.abstractmethod
     def open_to_score(self, data: str, text_column: str) -> tuple[str, Split]:

@@ -211,7 +211,7 @@ class BenchmarkSets(CorpusKind):
         benchmark = _set_of(name)
         if not is_copy:
             raise InputError(
-                f"the benchmark set {data} is there to be scored; to train on it, give {data}=PATH, a copy"
+                f"the benchmark set {data} is for evaluation; to train on a local copy, give {data}=PATH"
             )
         return CorpusSource.of_splits(data, name, _copy_splits(path, benchmark))
 

@@ -63,7 +63,7 @@ def text_format(name: str, *extensions: str) -> FileFormat:
         with gzip.open(file, "rt", encoding="utf-8") if _is_packed(file) else file.open(encoding="utf-8") as opened:
             text = opened.read()
         if "\0" in text:
-            raise InputError(f"{file} is not {name}: it holds zero bytes; convert it, or leave it out")
+            raise InputError(f"{file} is not {name}: it contains null bytes; convert it, or leave it out")
         yield text, 1.0
 
     return FileFormat(name, read, extensions, has_rows=False)
@@ -158,13 +158,13 @@ def check_column(schema: Schema, text_column: str, source: str | Path) -> None:
     _check_has_column(schema.names, text_column, source)
     kind = schema.field(text_column).type
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)):
-        raise InputError(f"the column {text_column!r} of {source} holds {kind}, not text; name another")
+        raise InputError(f"the column {text_column!r} of {source} holds {kind}, not text; choose another column")
 
 
 def _check_has_column(columns: Iterable[str], text_column: str, source: str | Path) -> None:
     if text_column not in columns:
         raise InputError(
-            f"{source} has no column {text_column!r}; name, or rename, the one of its columns to read: "
+            f"{source} has no column {text_column!r}; choose, or rename, one of its columns: "
             f"{', '.join(columns)}"
         )
 

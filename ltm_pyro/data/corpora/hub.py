@@ -121,7 +121,7 @@ def _read_stream(rows: IterableDataset, num_rows: int | None, text_column: str, 
                     return
                 yield table
         except Exception as error:  # each of the libraries below has its own
-            raise CutOff(f"{source} cannot be read any further: {reason(error)}") from error
+            raise CutOff(f"{source} cannot be read to its end: {reason(error)}") from error
 
     return _read_tables(downloaded(), num_rows, text_column, source)
 

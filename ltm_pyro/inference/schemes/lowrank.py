@@ -134,7 +134,7 @@ def _kl_to_diagonal(q: LowRankNormal, p: Independent[Any]) -> Tensor:
         NotImplementedError: if p is no such Gaussian. This is how `kl_divergence` says that there is no closed form.
     """
     if not is_independent_normal(p):
-        raise NotImplementedError("there is no closed form for another prior than a Gaussian")
+        raise NotImplementedError("the KL has a closed form only for a Gaussian prior")
     distance = (q.variance + (q.mean - p.mean).square()) / p.variance
     prior_volume = q._flat(0.5 * p.variance.expand_as(q.mean).log()).sum(-1)
     return 0.5 * q._flat(distance - 1).sum(-1) + prior_volume - q._log_volume

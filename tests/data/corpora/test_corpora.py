@@ -42,7 +42,7 @@ def test_a_kind_of_corpus_is_a_class_and_a_line(monkeypatch, tiny_options, run_m
     assert run_main(prepare.main, "poems", "--out", "corpus", "--processes", "1")[0] == 0
     assert "poems: what a poet has written" in cli.choices("Data.", poems).help
     assert "neither poems, python-docs, " in refusal("nowhere")
-    assert refusal("poems", open_corpus, streaming=True).endswith("and poems is none: leave it out")
+    assert refusal("poems", open_corpus, streaming=True).endswith("and poems is not one: leave it out")
 
 
 def test_names_go_before_files_and_files_before_the_hub(write, monkeypatch):
@@ -63,7 +63,7 @@ def test_only_the_hub_is_streamed(write, data, json_lines, refusal, documents):
     write("rows.jsonl", json_lines(documents))
     write("folder/a.txt", "text")
     message = refusal(data, open_corpus, streaming=True)
-    assert message == f"--streaming is for data sets of the Hugging Face hub, and {data} is none: leave it out"
+    assert message == f"--streaming is for data sets of the Hugging Face hub, and {data} is not one: leave it out"
 
 
 def test_the_hash_is_of_the_texts_their_order_and_their_side(write, json_lines):

@@ -83,7 +83,7 @@ def test_a_stream_that_breaks_off_says_so_in_one_line(monkeypatch, capfd, caplog
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": stream})
     with pytest.raises(CutOff) as error:
         list(open_corpus("name", streaming=True).train)
-    assert str(error.value) == "name cannot be read any further: the network is gone"
+    assert str(error.value) == "name cannot be read to its end: the network is gone"
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
 
