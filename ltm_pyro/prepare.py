@@ -1,8 +1,8 @@
 """Prepare a corpus of any size for training: python -m ltm_pyro.prepare SOURCE --tokenizer gpt2 --out DIR
 
-The documents become tokens in shards, which `python -m ltm_pyro.train --data DIR` maps into memory. Where the command
-was stopped, the same command continues after the last finished shard, and ends with the files that it would have written
-without a stop.
+The documents become tokens in shards, which `python -m ltm_pyro.train --data DIR` maps into memory. If the
+command was stopped, the same command continues after the last finished shard, and ends with the files that it would
+have written without a stop.
 """
 
 from __future__ import annotations

@@ -466,7 +466,9 @@ def test_what_was_begun_with_another_tokenizer_is_refused(command, monkeypatch):
     monkeypatch.setattr(preparation, "get_tokenizer", lambda name: other_encoding())
     status, _, err = command("rows.jsonl", "--out", "corpus", "--tokenizer", "other")
     assert (status, len(err.splitlines())) == (2, 1)
-    assert "the preparation in corpus began with tokenizer bytes, but this command has other: give another folder" in err
+    assert (
+        "the preparation in corpus began with tokenizer bytes, but this command has other: give another folder" in err
+    )
 
 
 def test_help_explains_every_option(command):

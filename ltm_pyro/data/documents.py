@@ -144,8 +144,8 @@ def check_tokens(tokens: np.ndarray, vocab_size: int) -> None:
     """
     if tokens.size and (highest := tokens.max()) >= vocab_size:
         raise InputError(
-            f"the corpus holds the token {highest}, but its vocabulary has {vocab_size:,}: one of its files is damaged; "
-            "python -m ltm_pyro.prepare --verify --out FOLDER says which"
+            f"the corpus holds the token {highest}, but its vocabulary has {vocab_size:,}: one of its files is "
+            "damaged; python -m ltm_pyro.prepare --verify --out FOLDER says which"
         )
 
 

@@ -222,8 +222,8 @@ def _found_in(folder: Path, manifest: Manifest) -> tuple[Manifest, bool]:
             before, now = getattr(found, setting.name), getattr(manifest, setting.name)
             if setting.name not in (TRAIN, VALIDATION) and before != now:
                 raise InputError(
-                    f"the preparation in {folder} began with {setting.name.replace('_', ' ')} {before}, but this command has "
-                    f"{now}: give another folder"
+                    f"the preparation in {folder} began with {setting.name.replace('_', ' ')} {before}, but this command "
+                    f"has {now}: give another folder"
                 )
         return found, file == MANIFEST
     return manifest, False
@@ -266,7 +266,8 @@ def _write_shards(
         Stopped: a signal asked to stop.
     """
     changed = (
-        f"{manifest.source} has changed since the preparation in {folder} began: give another --out to prepare it as it is now"
+        f"{manifest.source} has changed since the preparation in {folder} began: give another --out to prepare it as "
+        "it is now"
     )
     sizes = [part.size for part in parts.values() if part.size is not None]
     total = max(1, sum(sizes)) if len(sizes) == len(parts) else None

@@ -100,8 +100,8 @@ class Comparison:
     objectives: Tensor
     """[T, B]: the estimates, in nats per token; for chains, the mean over them."""
     curve: list[tuple[int, float]]
-    """The bound at budgets up to the whole, each from a separate run: gradient evaluations, including those of the Gaussian,
-    and nats per token."""
+    """The bound at budgets up to the whole, each from a separate run: gradient evaluations, including those of the
+    Gaussian, and nats per token."""
     kl_per_slot: SlotKL | None
     """How much each slot says; None where the prior does not tell slots apart."""
 
@@ -237,7 +237,8 @@ def objectives_plot(results: list[Comparison]) -> Any:
     texts = [f"text {sequence}" for sequence in results[0].posterior.sequence_ids[:MOST_OBJECTIVES].tolist()]
     canvas.legend(lines, texts, loc="outside right upper", fontsize="small")
     title = (
-        "the objective in each step, minus its median over the second half of the steps\n(optimisers lower it, chains sample)"
+        "the objective in each step, minus its median over the second half of the steps\n"
+        "(optimisers lower it, chains sample)"
     )
     canvas.suptitle(title, fontsize="medium")
     return canvas

@@ -30,4 +30,7 @@ class StopSignal:
         self.__exit__()
         if sys.stderr.isatty():
             # Not `print`: the signal may have come in the middle of one.
-            os.write(sys.stderr.fileno(), b"\nstopping after the current unit of work; a second Ctrl-C stops at once, without saving\n")
+            os.write(
+                sys.stderr.fileno(),
+                b"\nstopping after the current unit of work; a second Ctrl-C stops at once, without saving\n",
+            )

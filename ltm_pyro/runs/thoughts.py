@@ -39,7 +39,7 @@ def load_thoughts(path: str, latent_shape: tuple[int, int, int]) -> Tensor:
     z_BLSD = tensors[NAME].float()
     if z_BLSD.dim() != 4 or tuple(z_BLSD.shape[1:]) != latent_shape or not len(z_BLSD):
         raise InputError(
-            f"{path} holds z of {list(z_BLSD.shape)}, and this run's model needs "
+            f"{path} holds z of {list(z_BLSD.shape)}, but this run's model needs "
             f"[number of texts, {', '.join(map(str, latent_shape))}]: give thoughts of this run"
         )
     if not z_BLSD.isfinite().all():

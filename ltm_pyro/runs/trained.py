@@ -82,7 +82,8 @@ class TrainedModel:
         longest = max(map(len, rows))
         if longest > self.config.model.length:
             raise ValueError(
-                f"a text has {longest} tokens with its end-of-text, but the model's sequences have {self.config.model.length}"
+                f"a text has {longest} tokens with its end-of-text, but the model's sequences have "
+                f"{self.config.model.length}"
             )
         return self.token_batch(rows)
 

@@ -97,8 +97,8 @@ class Processes:
         local_rank, num_devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= num_devices:
             raise InputError(
-                f"there is no GPU for process {local_rank}, since this machine has {num_devices}: start fewer processes, "
-                "or use --device cpu"
+                f"there is no GPU for process {local_rank}, since this machine has {num_devices}: start fewer "
+                "processes, or use --device cpu"
             )
         torch.cuda.set_device(local_rank)
 

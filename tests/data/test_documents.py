@@ -77,7 +77,7 @@ def test_a_lone_surrogate_is_refused(encoding):
 
 def test_a_token_that_the_vocabulary_does_not_have_is_refused():
     damaged = Documents([np.array([1, 259], dtype=np.uint16)], np.array([0]), np.array([2]))
-    with pytest.raises(InputError, match=r"token 259, and its vocabulary has 258.*--verify"):
+    with pytest.raises(InputError, match=r"token 259, but its vocabulary has 258.*--verify"):
         damaged.counts(258)
 
 

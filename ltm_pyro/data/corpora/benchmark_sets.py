@@ -210,9 +210,7 @@ class BenchmarkSets(CorpusKind):
         name, is_copy, path = data.partition("=")
         benchmark = _set_of(name)
         if not is_copy:
-            raise InputError(
-                f"the benchmark set {data} is for evaluation; to train on a local copy, give {data}=PATH"
-            )
+            raise InputError(f"the benchmark set {data} is for evaluation; to train on a local copy, give {data}=PATH")
         return CorpusSource.of_splits(data, name, _copy_splits(path, benchmark))
 
     def open_to_score(self, data: str, text_column: str) -> tuple[str, Split]:

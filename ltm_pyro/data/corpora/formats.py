@@ -164,8 +164,7 @@ def check_column(schema: Schema, text_column: str, source: str | Path) -> None:
 def _check_has_column(columns: Iterable[str], text_column: str, source: str | Path) -> None:
     if text_column not in columns:
         raise InputError(
-            f"{source} has no column {text_column!r}; choose, or rename, one of its columns: "
-            f"{', '.join(columns)}"
+            f"{source} has no column {text_column!r}; choose, or rename, one of its columns: {', '.join(columns)}"
         )
 
 
