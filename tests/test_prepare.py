@@ -404,7 +404,7 @@ def test_where_processes_are_killed_finished_shards_are_kept(command, monkeypatc
         patch.setattr(preparation, "until", killing)
         status, _, err = command(*args)
     assert (status, len(err.splitlines())) == (1, 1)
-    assert "a process that encodes was killed" in err
+    assert "an encoding process was killed" in err
     assert finished_shards("corpus") >= 1
     assert command(*args)[0] == 0
     assert sides("corpus")[0] == load_corpus("rows.jsonl").train
@@ -428,7 +428,7 @@ BAD_INPUT = {
     "a file": (["rows.jsonl", "--out", "empty.txt"], "empty.txt"),
     "below a file": (["rows.jsonl", "--out", "empty.txt/new"], "empty.txt/new"),
     "a name too long": (["rows.jsonl", "--out", "x" * 300], "cannot be used"),
-    "another source": (["other.jsonl", "--out", "done"], "source rows.jsonl, and this command has other.jsonl"),
+    "another source": (["other.jsonl", "--out", "done"], "source rows.jsonl, but this command has other.jsonl"),
     "other shards": (["rows.jsonl", "--out", "done", "--shard-tokens", "5"], "shard tokens"),
     "a stream of a file": (["rows.jsonl", "--streaming", "--out", "new"], "--streaming"),
     "verification of nothing": (["--verify", "--out", "used"], "used holds no prepared corpus"),

@@ -222,8 +222,8 @@ def _found_in(folder: Path, manifest: Manifest) -> tuple[Manifest, bool]:
             before, now = getattr(found, setting.name), getattr(manifest, setting.name)
             if setting.name not in (TRAIN, VALIDATION) and before != now:
                 raise InputError(
-                    f"the preparation in {folder} began with {setting.name.replace('_', ' ')} {before}, but this command "
-                    f"has {now}: give another folder"
+                    f"the preparation in {folder} began with {setting.name.replace('_', ' ')} {before}, but this "
+                    f"command has {now}: give another folder"
                 )
         return found, file == MANIFEST
     return manifest, False

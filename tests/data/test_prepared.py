@@ -208,7 +208,7 @@ def rewrite(corpus: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize("version", [0, 2, "1", 1.0, True, None, [1], 10**30])
 def test_an_unknown_version(corpus, version):
     rewrite(corpus, lambda values: values.update(version=version))
-    assert "and this program reads 1: prepare the corpus again" in refusal(lambda: open_prepared(corpus, BYTES))
+    assert "but this program reads version 1: prepare the corpus again" in refusal(lambda: open_prepared(corpus, BYTES))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_manifest_that_lacks_a_key(corpus, key):
         (lambda v: v.update(extra=1), "unknown key 'extra'"),
         (lambda v: v.update(name="a/b"), "'a/b' is not a name"),
         (lambda v: v.update(name=""), "'' is not a name"),
-        (lambda v: v.update(name="a\nb"), "no text in one line"),
+        (lambda v: v.update(name="a\nb"), "not a line of text"),
         (lambda v: v.update(name=3), "3 is not a line of text"),
         (lambda v: v.update(dtype="float16"), "float16"),
         (lambda v: v.update(dtype="uint32"), "size of a shard"),
@@ -247,7 +247,7 @@ def test_a_manifest_that_lacks_a_key(corpus, key):
         (lambda v: v["train"].append(v["train"][0]), "train-00002.index.bin is missing"),
         (lambda v: v["train"][0].pop("tokens"), "it lacks tokens"),
         (lambda v: v["train"][0].update(num_tokens=-1), "-1 is not a count"),
-        (lambda v: v["train"][0].update(num_tokens=2**63), "no number"),
+        (lambda v: v["train"][0].update(num_tokens=2**63), "is not a count"),
         (lambda v: v["train"][0].update(num_tokens=1.5), "1.5 is not a count"),
         (lambda v: v["train"][0].update(num_tokens=1), "size of a shard"),
         (lambda v: v["train"][0].update(num_documents=0), "size of an index"),
