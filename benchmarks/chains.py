@@ -1,9 +1,9 @@
-"""What chains cost as a dimension of the batch: the time of `infer` with 1, 2, 4, 8 and 16 of them.
+"""Measure the cost of Markov chains: the time of `infer` with 1, 2, 4, 8 and 16 chains.
 
     python benchmarks/chains.py
 
-Models with weights drawn at random, one text. The runs of all chain counts take turns in one process; medians, and the
-quartiles, over the rounds.
+Chains are a dimension of the batch. The models have random weights, and z of one text is inferred. The chain counts are
+timed in turns in one process; the table shows the median and the quartiles over the rounds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
                 scheme = SCHEMES[options.inference](num_steps=16, num_chains=count)
                 started = time.perf_counter()
                 infer(scheme, model, batch, BatchNoise(torch.Generator().manual_seed(number)))
-                if number:  # the first round warms up
+                if number:  # the first round is a warm-up
                     seconds[count].append(time.perf_counter() - started)
         quartiles = {
             count: torch.tensor(values).mul(1000).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()

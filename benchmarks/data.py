@@ -1,11 +1,11 @@
-"""What preparing a corpus costs, beside a plain loop over its documents, and what reading batches of it costs.
+"""Measure the cost of preparing a corpus, compared with a plain loop over its documents, and of reading batches.
 
     python benchmarks/data.py TEXTS [--tokenizer gpt2] [--copies 1 4]
 
-TEXTS is a file or folder that `python -m ltm_pyro.prepare` takes. The loop reads the documents with the same code and
-calls tiktoken for each, in one process, and keeps nothing; preparing also hashes and writes. They take turns. Starting
-Python is in neither. Where other programs run too, the processors' time tells more than the seconds. Memory is that of
-the command, all of its processes together (Linux).
+TEXTS is a file or folder that `python -m ltm_pyro.prepare` accepts. The loop reads the documents with the same code,
+calls tiktoken for each of them in one process, and stores nothing; preparation also hashes and writes. Both are timed
+in turns, without the start of Python. If other programs are running, the processor time is more reliable than the
+elapsed time. Memory is that of the command, summed over all of its processes (Linux only).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 
 def total(manifest: Manifest, name: str) -> int:
-    """Tokens, or another number, of all shards."""
+    """The sum of a field, such as the number of tokens, over all shards."""
     return sum(getattr(shard, name) for shard in (*manifest.train, *manifest.validation))
 
 
@@ -82,7 +82,7 @@ def rates(options: argparse.Namespace, folder: Path) -> None:
 
 
 def with_processor_time(function: Callable[[], object], spent: list[float]) -> Callable[[], object]:
-    """The function, which notes the processor time of this process and of those that it has ended, in seconds."""
+    """The function, which also appends to `spent` the processor time [s] of this process and of its ended children."""
 
     def measured() -> None:
         before = sum(os.times()[:4])
@@ -151,21 +151,21 @@ def originals(texts: Path) -> list[Path]:
 
 
 def tree(process: int) -> Iterator[int]:
-    """A process and those that it has started."""
+    """The id of a process, and the ids of all its descendants."""
     yield process
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return
     for child in map(int, children):
         yield from tree(child)
 
 
 def proportional_memory(process: int) -> int:
-    """Resident memory in KiB, what is shared with other processes divided among them."""
+    """Resident memory in KiB, in which memory shared by several processes is divided among them."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
@@ -175,7 +175,13 @@ def main() -> None:
     parser.add_argument("texts", metavar="TEXTS", help="a file or folder of texts")
     parser.add_argument("--tokenizer", default="gpt2")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--copies", type=int, nargs="+", default=[1, 4], help="how often memory reads the text")
+    parser.add_argument(
+        "--copies",
+        type=int,
+        nargs="+",
+        default=[1, 4],
+        help="numbers of copies of the text for which memory is measured",
+    )
     options = parser.parse_args()
     print(f"{machine(CPU)}, {num_cores()} cores ({os.cpu_count()} in the machine)\n")
     with tempfile.TemporaryDirectory() as folder, pyro.validation_enabled(False):

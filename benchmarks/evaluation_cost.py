@@ -1,10 +1,10 @@
-"""Time and memory of an evaluation: neither draws nor sequences may cost memory.
+"""Measure time and memory of an evaluation. Memory must not grow with the number of draws or sequences.
 
     python benchmarks/evaluation_cost.py RUN
 
-RUN is a folder that `python -m ltm_pyro.train` has written. Each line is the command
-`python -m ltm_pyro.evaluate RUN --estimators elbo --fast-steps 16 --num-sequences N --num-samples K` in a process of
-its own: wall time with loading and imports, and the most memory it held.
+RUN is a folder that `python -m ltm_pyro.train` has written. Each line of the table is a separate process with the
+command `python -m ltm_pyro.evaluate RUN --estimators elbo --fast-steps 16 --num-sequences N --num-samples K`. It shows
+the wall time, including loading and imports, and the peak memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 import torch
 
 CASES = ((25, 16), (25, 64), (25, 256), (100, 64), (400, 16))
-"""(sequences, draws)."""
+"""Pairs (number of sequences, number of draws)."""
 
 
 def measure(command: list[str]) -> tuple[float, float]:

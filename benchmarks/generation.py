@@ -1,18 +1,20 @@
-"""Tokens a second of generation, beside the published implementation's own `generate`, in one process.
+"""Compare the speed of generation with that of the published implementation's own `generate`, in one process.
 
     python benchmarks/generation.py --reference PATH [--rounds 3] [--reference-tokens 2] [--json FILE]
 
-PATH is a clone of https://github.com/mingluzhao/Latent-Thought-LM; nothing of it is copied. Preset small (3 layers,
-width 512, vocabulary 50,258), one text, float32, 1,024 new tokens, temperature 1. Weights are ours, written into the
-reference's model; both must say the same log p(x | z) before anything is timed (`vs_reference.py` says how).
+PATH is a clone of https://github.com/mingluzhao/Latent-Thought-LM, the reference; none of its code is copied here. Both
+models have preset small (3 layers, width 512, vocabulary 50,258) and write one text of 1,024 new tokens in float32 at
+temperature 1. Our weights are copied into the reference's model. Before anything is timed, both models must give the
+same log p(x | z); `vs_reference.py` explains how this is done.
 
-The two take turns: we write 128 tokens, then the reference goes on from the very same text for `--reference-tokens`
-tokens, and so on. The reference reads all of the text for every token, so that a token costs it about the same over a
-stretch of 128; its time for 1,024 tokens is taken from those it wrote. 128 times them all.
+The two take turns: our model writes 128 tokens, then the reference continues the same text for `--reference-tokens`
+tokens, and so on. The reference reads the whole text again for every token, so its time for a token changes little
+within a stretch of 128 tokens. Its time for 1,024 tokens is therefore extrapolated from the tokens that it wrote.
+`--reference-tokens 128` times all of them.
 
-The limit is reading every weight that a token needs once, at the rate of a matrix-vector product with a matrix of the
-same size, in both layouts, and of a sum over it. At last, 10,000 tokens with preset tiny and one thread, to see whether
-a token costs the same wherever it stands.
+The limit of the speed is the time to read every weight that a token needs once. The read rate is measured with a
+matrix-vector product with a matrix of the same size, in both layouts, and with a sum over that matrix. The last table
+is for 10,000 tokens with preset tiny and one thread. It shows whether a token costs the same at every position.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ from ltm_pyro.models.generation import stream
 from ltm_pyro.models.vector_products import VectorLinear
 
 STRETCH = 128
-"""Tokens that we write before the reference has its turn."""
+"""The number of tokens that our model writes before the reference takes its turn."""
 NO_TOKEN = -1
-"""Instead of end-of-text: no text ends before all its tokens are written."""
+"""Used as the id of end-of-text, so that no text ends before all its tokens are written."""
 
 
 def stretches(decoder: Decoder, z_BLSD: Tensor, num_tokens: int, generator: torch.Generator) -> Iterator[Any]:
-    """Write one text: of every stretch, its tokens so far and the seconds that the stretch took."""
+    """Write one text; for every stretch, yield the tokens of the text so far and the seconds that the stretch took."""
     texts = stream(decoder, z_BLSD, NO_TOKEN, num_tokens, generator=generator)
     tokens: list[int] = []
     while True:
@@ -58,13 +60,16 @@ def stretches(decoder: Decoder, z_BLSD: Tensor, num_tokens: int, generator: torc
 
 
 def weights_per_token(decoder: Decoder) -> int:
-    """Weights that a token needs: all, since the table of embeddings is the output layer, but keys and values of z."""
+    """The number of weights that a token needs: all except those for the keys and values of z.
+
+    The embeddings are included, since their table is also the output layer.
+    """
     of_z = sum(block.cross_attention.key_value.weight.numel() for block in decoder.blocks if block.has_slots)
     return sum(weight.numel() for weight in decoder.parameters()) - of_z
 
 
 def bandwidths(num_weights: int, width: int, rounds: int) -> dict[str, float]:
-    """Bytes a second at which so many weights are read."""
+    """The rates, in bytes per second, at which this number of weights is read."""
     matrix, vector = torch.randn(num_weights // width, width), torch.randn(1, width)
     laid_out = VectorLinear(matrix)
     functions = {
@@ -78,7 +83,7 @@ def bandwidths(num_weights: int, width: int, rounds: int) -> dict[str, float]:
 
 @torch.no_grad()
 def beside_the_reference(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a token of both, by stretch."""
+    """The seconds per token of both models, by stretch."""
     config = preset("small")
     tokens = torch.randint(VOCAB_SIZE - 2, (1, config.model.length))
     ours = Ours(config, tokens, 1)
@@ -87,7 +92,7 @@ def beside_the_reference(options: argparse.Namespace) -> dict[str, Any]:
     mine, other = log_likelihoods(ours, theirs)
     print(f"log p(x | z) of the same text at the same z: ours {mine:.2f}, reference {other:.2f} nats")
     if abs(mine - other) > 1e-5 * abs(other):
-        raise SystemExit("they differ: the two do not run the same model")
+        raise SystemExit("the log-likelihoods differ: the two models are not the same")
     theirs.model.eval()
     decoder = ours.model.decoder
     z = torch.randn(1, *config.model.latent_shape)
@@ -110,7 +115,10 @@ def beside_the_reference(options: argparse.Namespace) -> dict[str, Any]:
 
 @torch.no_grad()
 def far_beyond(options: argparse.Namespace) -> list[list[float]]:
-    """Seconds a token of 10,000 tokens with preset tiny, by stretch and round; it is too small for more threads."""
+    """The seconds per token for 10,000 tokens with preset tiny, by stretch and round.
+
+    One thread is used, since the preset is too small to gain from more.
+    """
     torch.set_num_threads(1)
     shape = preset("tiny").model
     decoder, z = Decoder(shape, 258), torch.randn(1, *shape.latent_shape)
@@ -122,7 +130,7 @@ def far_beyond(options: argparse.Namespace) -> list[list[float]]:
 
 
 def spread(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
-    """Median and range."""
+    """The median and the range, as text."""
     return f"{statistics.median(values) * scale:.{digits}f} ({min(values) * scale:.{digits}f}-" + (
         f"{max(values) * scale:.{digits}f})"
     )
@@ -132,8 +140,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", required=True, help="folder of a clone")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--reference-tokens", type=int, default=2, help="of every 128 that the reference writes")
-    parser.add_argument("--json", help="file for all times")
+    parser.add_argument(
+        "--reference-tokens",
+        type=int,
+        default=2,
+        help="number of tokens that the reference writes in each stretch of 128",
+    )
+    parser.add_argument("--json", help="file to which all times are written")
     options = parser.parse_args()
     print(f"{machine(torch.device('cpu'))}\n")
     torch.manual_seed(0)

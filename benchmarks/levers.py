@@ -1,10 +1,11 @@
-"""What each lever of the fast loop gives, alone and together with the others: seconds of a fast step.
+"""Measure what each optimisation of the fast loop saves, alone and together with the others: seconds of a fast step.
 
     python benchmarks/levers.py [--preset small] [--batch-size 4]
 
-"plain" is the program written straight down: weights that take gradients, everything computed in every step, a dense
-mask in attention, all logits at once. All ways take turns; median and range of the rounds. The levers above the line
-change no number but by rounding; those below it do, and stand on top of all of the former.
+"plain" is the straightforward program: weights take gradients, everything is computed in every step, attention has a
+dense mask, and all logits are computed at once. All variants are timed in turns; the table shows the median and the
+range over the rounds. The rows after "all of these" add further optimisations to all of the former. Only strided
+positions and bfloat16 change results by more than rounding.
 """
 
 from __future__ import annotations
@@ -38,20 +39,23 @@ EXACT = {
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """All keys for all queries, and a mask."""
+    """Attention of all queries to all keys, with a mask for the window."""
     query, key = torch.arange(q.shape[2])[:, None], torch.arange(q.shape[2])[None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=(key <= query) & (key > query - window))
 
 
 def gradient_of_all(output: Tensor, z: Tensor) -> tuple[Tensor | None]:
-    """A backward pass as of a loop that has not frozen the weights: into all that have a gradient."""
+    """The gradient for z by a full backward pass, which also computes the gradients of all weights.
+
+    This is what a loop does that has not frozen the weights.
+    """
     output.backward()
     return (z.grad,)
 
 
 @contextlib.contextmanager
 def levers(model: LatentThoughtModel, pulled: frozenset[str]) -> Iterator[None]:
-    """Within the block those levers that are not among `pulled` are undone."""
+    """Within the block, the optimisations that are not among `pulled` are switched off."""
     decoder, banded, gradient = model.decoder, attention.windowed_attention, torch.autograd.grad
     with contextlib.ExitStack() as stack:
         if "frozen" in pulled:
@@ -73,7 +77,7 @@ def levers(model: LatentThoughtModel, pulled: frozenset[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def thoughts_at_once(model: LatentThoughtModel) -> Iterator[None]:
-    """Within the block the keys and values of all layers' thoughts are one product, made when the first asks."""
+    """Within the block, the keys and values of all layers' thoughts are computed by one product, before the layers."""
     original, decoder_forward = CrossAttention.forward, model.decoder.forward
     made: list[Tensor] = []
 
@@ -121,7 +125,7 @@ def main() -> None:
     for name, pulled in sets.items():
         step = fast_step(model, VI(), below if "below" in pulled else batch)
         ways[name] = step, lambda pulled=pulled: levers(model, pulled)
-    all_of = lambda its_model: lambda: levers(its_model, every)  # noqa: E731 - one of a table
+    all_of = lambda its_model: lambda: levers(its_model, every)  # noqa: E731 - an entry of the table below
     ways["all, and keys and values of all layers' thoughts at once"] = (
         fast_step(model, VI(), below),
         lambda: _both(levers(model, every), thoughts_at_once(model)),

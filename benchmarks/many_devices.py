@@ -1,8 +1,10 @@
-"""What training in several processes holds and sends, counted: python benchmarks/many_devices.py [--processes 8]
+"""Compute the memory and the communication of training in several processes.
 
-Every process holds the weights, their gradients and AdamW's two moments, all in float32, and the fast loop's
-activations besides, which depend on --micro-batch-size alone. The gradients are averaged once a slow step, by a ring:
-each process sends, and receives, 2 (N - 1) / N times their size.
+    python benchmarks/many_devices.py [--processes 8]
+
+Every process holds the weights, their gradients and AdamW's two moments, all in float32. It also holds the activations
+of the fast loop, which are not counted here; they depend only on --micro-batch-size. The gradients are averaged once in
+each slow step by a ring all-reduce, in which each of N processes sends and receives 2 (N - 1) / N times their size.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import torch
 from ltm_pyro.config import TrainConfig, preset
 from ltm_pyro.models import LatentThoughtModel
 
-VOCAB_SIZE = 50_258  # gpt2, and begin-of-text
+VOCAB_SIZE = 50_258  # the ids of gpt2, and begin-of-text
 LARGE = preset("large")
 MODELS = {
     "large": LARGE,
-    # Twelve layers of large become sixteen, four times as wide.
+    # As large, but with 16 instead of 12 layers, each four times as wide.
     "1 B": dataclasses.replace(
         LARGE, model=dataclasses.replace(LARGE.model, num_layers=16, width=2048, num_heads=32, hidden=5504)
     ),
@@ -27,7 +29,7 @@ MODELS = {
 
 
 def num_weights(config: TrainConfig) -> int:
-    """Weights of a model, which is not made."""
+    """The number of weights of a model, counted without allocating them."""
     with torch.device("meta"):
         model = LatentThoughtModel(config.model, VOCAB_SIZE, VOCAB_SIZE - 2)
     return sum(weight.numel() for weight in model.parameters())

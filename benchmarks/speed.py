@@ -1,11 +1,11 @@
-"""What training costs on this machine: fast and slow step, tokens per second, memory, share of the arithmetic limit.
+"""Measure the cost of training on this machine: fast and slow step, tokens per second, memory, share of the limit.
 
     python benchmarks/speed.py [--presets tiny small] [--inference vi langevin] [--device cuda] [--precision bfloat16]
     python benchmarks/speed.py --scaling
 
-The limit is the rate of a large matrix product in the same precision, measured in the same run; the operations are
-counted while the code runs. With --scaling: how the cost of a training step grows with T, batch and length, and the
-slope of its logarithm, which is 1 where cost is linear.
+The limit is the rate of a large matrix product in the same precision, measured in the same run. The operations of a
+step are counted while the code runs. --scaling shows how the time of a training step grows with T, batch and length. It
+also shows the slope of the logarithm of that time over the logarithm of the size, which is 1 where the cost is linear.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ltm_pyro.models import LatentThoughtModel
 
 
 class Step:
-    """A training step of random tokens and its parts."""
+    """A training step on random tokens, and its parts."""
 
     def __init__(self, config: TrainConfig, batch_size: int, options: argparse.Namespace) -> None:
         device = torch.device(options.device)
@@ -64,7 +64,7 @@ class Step:
 
 
 def memory_mb(device: torch.device) -> float:
-    """Most that the process has held so far."""
+    """The peak memory of this process so far [MB]."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -90,7 +90,7 @@ def table(options: argparse.Namespace) -> None:
                 f"{memory_mb(device):.0f}",
             ]
             print("| " + " | ".join(f"{x:.0%}" if type(x) is float else str(x) for x in cells) + " |", flush=True)
-    print("\nMemory is the most that this process has held so far.")
+    print("\nMemory is the peak of this process so far.")
 
 
 def scaling(options: argparse.Namespace) -> None:
@@ -123,8 +123,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--compile", action="store_true", help="compile the decoder; its operations are not counted")
-    parser.add_argument("--scaling", action="store_true", help="growth with T, batch and length, of the first preset")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the decoder; its operations are then not counted"
+    )
+    parser.add_argument(
+        "--scaling",
+        action="store_true",
+        help="show how the time of a training step of the first preset grows with T, batch and length",
+    )
     options = parser.parse_args()
     print(f"{machine(torch.device(options.device))}, {options.batch_size} sequences")
     scaling(options) if options.scaling else table(options)

@@ -1,13 +1,14 @@
-"""What steps of inference are worth: the valid bound that each way of stepping reaches, and when.
+"""Compare ways of taking steps of inference: the valid bound that each reaches, after how many gradients and how long.
 
     python benchmarks/steps.py RUN [--reference PATH]
 
-RUN is a trained run. Held-out texts of its corpus; the ELBO with draws that no fit has seen, in nats a text, after so
-many gradients of log p(x, z) a text; seconds of `infer` for all of these texts. The first way is the yardstick: Adam as
-in the reference implementation with fresh noise and from the prior, 64 steps. With a clone of the reference, the
-yardstick's time is that of 64 of the reference's own steps, on a model of the same shape; without, of ours.
+RUN is the folder of a trained run. The table shows the negative ELBO of held-out texts of its corpus, in nats per text,
+after a given number of gradients of log p(x, z) per text; the ELBO uses draws that no fit has seen. Time is that of
+`infer` for all of these texts. The first way is the yardstick: 64 steps of Adam with the settings of the reference
+implementation, but with fresh noise and from the prior. If --reference gives a clone of the reference, the time of the
+yardstick is that of 64 of its own steps, on a model of the same shape. Otherwise it is that of our steps.
 
-Adam is given the best of a grid of settings, chosen at 16 steps on other held-out texts than those that are scored.
+Adam also runs with the best settings of a grid, chosen at 16 steps on held-out texts other than those that are scored.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from ltm_pyro.inference.schemes.vi import VI, VIState
 GRADIENTS = (1, 2, 4, 8, 16, 32, 64)
 REFERENCE_STEPS = 64
 GRID = tuple(itertools.product((0.01, 0.03, 0.1, 0.3), (1e-8, 0.01, 0.2, 1.0)))
-"""Rates and epsilons of Adam."""
+"""The learning rates and epsilons of Adam that are tried."""
 TUNED_AT = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class CosineAdam(AdamVI):
-    """`adamvi` whose rate falls to 0 after T steps by a cosine."""
+    """`adamvi` with a learning rate that falls to 0 over T steps by a cosine."""
 
     def step(self, model: Any, state: Any, batch: Any, rng: Any) -> Any:
         share = (1 + math.cos(math.pi * min(1.0, int(state.step[0]) / self.num_steps))) / 2
@@ -57,7 +58,7 @@ class CosineAdam(AdamVI):
 
 @dataclasses.dataclass(frozen=True)
 class Variant(VI):
-    """`vi` with its parts made exchangeable; as it stands here it is `vi` itself."""
+    """`vi` with switches for its parts. With the defaults it is `vi` itself."""
 
     mirrored: bool = True
     shared_curvature: bool = True
@@ -109,7 +110,7 @@ class Variant(VI):
 
 @dataclasses.dataclass(frozen=True)
 class FromEncoder:
-    """`vi` that starts at the mean that the run's encoder proposes."""
+    """`vi`, started at the mean that the run's encoder proposes."""
 
     num_steps: int
 
@@ -137,7 +138,7 @@ WAYS: dict[str, Any] = {
 
 
 def within(way: Any, num_gradients: int) -> Any | None:
-    """With as many steps as these gradients allow; None where they allow none."""
+    """The scheme with the largest number of steps that this number of gradients allows; None if it allows no step."""
     steps = bisect.bisect_right(range(1, num_gradients + 1), num_gradients, key=lambda t: way(t).num_gradients)
     return way(steps) if steps else None
 
@@ -148,19 +149,19 @@ def main() -> None:
     parser.add_argument("--reference", help="folder of a clone of the reference implementation")
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--draws", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=2, help="of the noise of inference")
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds for the noise of inference")
     options = parser.parse_args()
     ltm = ltm_pyro.load(options.run)
     config = ltm.config
     corpus = load_tokenized_corpus(config.data, config.text_column, ltm.tokenizer)
     held_out = PACKING[config.packing](corpus.validation.documents, ltm.tokenizer, config.model.length)
     chosen = chosen_sequences(len(held_out), 3 * options.sequences)
-    # The first of them have been looked at while `vi` was made.
+    # The first of these sequences were used while `vi` was developed, so the last are scored.
     for_tuning = held_out.batch(chosen[: options.sequences])
     texts = held_out.batch(chosen[2 * options.sequences :])
 
     def reached(scheme: Any, batch: Any = texts, seeds: int = options.seeds) -> tuple[float, float, float]:
-        """Bound and KL [nats a text], and seconds."""
+        """The bound and the KL [nats per text], and the seconds of inference."""
         nelbo, kl, seconds = [], [], []
         for seed in range(seeds):
             started, warm = time.perf_counter(), None
@@ -189,7 +190,7 @@ def main() -> None:
     yardstick, _, seconds = reached(next(iter(WAYS.values()))(REFERENCE_STEPS))
     whose = "ours"
     if options.reference:
-        # The reference knows neither our vocabulary nor texts of different lengths; for its time they do not matter.
+        # The reference supports neither our vocabulary nor texts of different lengths. Its time depends on neither.
         theirs = Theirs(import_reference(options.reference, False), config, texts.tokens, False, ltm.tokenizer.n_vocab)
         theirs.fast_step()
         times = []

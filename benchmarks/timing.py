@@ -1,4 +1,4 @@
-"""Seconds of work in turns, and the rate of a matrix product, the limit of the arithmetic."""
+"""Timing of functions in turns, and the rate of a large matrix product, which is the limit of the arithmetic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def machine(device: torch.device) -> str:
-    """A line that says what a table was made with."""
+    """A line with the software and the hardware on which a table was measured."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} thread(s)"
     return f"Python {platform.python_version()}, torch {torch.__version__}, {device}, {name}"
 
@@ -19,7 +19,7 @@ def machine(device: torch.device) -> str:
 def seconds_in_turns(
     functions: dict[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each, taking turns (A B A B …), so that what else the machine does falls on all of them."""
+    """The seconds of each function, timed in turns (A B A B …), so that other load on the machine affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds + warm_up):
         for name, function in functions.items():
@@ -35,11 +35,11 @@ def seconds_in_turns(
 
 
 def median_seconds(work: Callable[[], object], rounds: int, device: torch.device) -> float:
-    """Median, after one to warm up."""
+    """The median seconds over the rounds, after one warm-up."""
     return statistics.median(seconds_in_turns({"work": work}, rounds, device)["work"])
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """Operations a second of a large matrix product."""
+    """The operations per second of a large matrix product."""
     a, b = (torch.randn(4096, 4096, device=device, dtype=dtype) for _ in range(2))
     return 2 * 4096**3 / median_seconds(lambda: a @ b, 5, device)

@@ -1,12 +1,13 @@
-"""Is the figure at the noise that q was fitted to a bound on -log p(x)?
+"""Test whether the figure at the noise that q was fitted to is a bound on -log p(x).
 
-Three worlds whose answer is known: two of linear-Gaussian data, where -log p(x) has a closed form, and uniformly random
-tokens, which no model can bring below log V nats per token. In each, q(z) of every text is fitted by T steps of Adam
-to one noise draw, as in the reference implementation of Latent Thought Models. Reported at that very noise, the
-negative "ELBO" falls below what is possible; the same q, scored with fresh noise, does not, and neither does a q that
-was fitted with fresh noise. As a control, the tokens are scored once more by a model that was trained with fresh noise.
+The answer is known for two linear-Gaussian models, whose -log p(x) has a closed form, and for uniformly random tokens,
+which no model can code in fewer than log V nats per token. In each case, q(z) of every text is fitted by T steps of
+Adam to one noise draw, as in the reference implementation of Latent Thought Models. Computed at that same noise, the
+negative "ELBO" falls below the smallest possible value. The figure of the same q with fresh noise does not, and neither
+does that of a q that was fitted with fresh noise. As a control, a model trained with fresh noise scores the random
+tokens as well.
 
-One thread, about three minutes. Prints a Markdown table, with every setting below it.
+This takes about three minutes on one thread, and prints a Markdown table followed by all settings.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer, elbo_backwa
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
 
 REUSED = AdamVI(num_steps=64, learning_rate=0.3, epsilon=1e-8, initial_scale=math.exp(-2.5), noise="reused")
-"""The reference's fit."""
+"""The fit as in the reference."""
 FRESH = dataclasses.replace(REUSED, noise="fresh")
-"""The same but for the noise, so that nothing else can explain the difference."""
+"""The same fit except for the noise, so that nothing else can explain the difference."""
 NUM_DRAWS = 64
-"""Draws of z for each text, in every figure that is a bound."""
+"""The number of draws of z for each text, in every figure that is a bound."""
 
 NUM_SYMBOLS = 16
 DECODER = DecoderConfig(num_layers=2, width=64, num_heads=2, hidden=128, num_slots=4, window=16, length=32)
 WEIGHT_SCALE = 1 / math.sqrt(DECODER.width)
-"""The scale of the weights at the start. From the decoder's own 0.02, the text does not depend on z after so few
-slow steps."""
+"""The scale of the initial weights. With the decoder's own 0.02, the text would not depend on z after this small number
+of slow steps."""
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, final_learning_rate=3e-4, warmup_steps=10)
 BATCH_SIZE = 8
 NUM_SLOW_STEPS = 150
@@ -92,14 +93,14 @@ class Comparison:
     world: str
     unit: str
     known: str
-    """What `exact` is: the exact -log p(x), or the floor that no model can be below on average."""
+    """What `exact` is: the exact -log p(x) ("exact"), or the least that any model can reach on average ("floor")."""
     exact: Tensor
     reused: Tensor
     """The figures at the noise that q was fitted to."""
     rescored: Tensor
     """The figures of the same q, with fresh noise."""
     refitted: Tensor
-    """The figures of a q that was fitted, and scored, with fresh noise."""
+    """The figures of a q that was both fitted and scored with fresh noise."""
     best: Tensor | None = None
     """The figures of the best mean-field q, in closed form."""
 
@@ -110,7 +111,7 @@ class Comparison:
 
     @property
     def share_below(self) -> float:
-        """Share of the texts whose figure at reused noise is below `exact`."""
+        """The share of the texts whose figure at reused noise is below `exact`."""
         return (self.reused < self.exact).double().mean().item()
 
     def record(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class Comparison:
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean over the texts, and its standard error."""
+    """The mean over the texts, and its standard error."""
     return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
 
 
@@ -142,7 +143,7 @@ def scores(model: Any, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def linear_gaussian(num_observed: int, num_latent: int, noise_scale: float, num_texts: int = 400) -> Comparison:
-    """z ~ N(0, I_d), x | z ~ N(W z, s² I_n): data drawn from the model itself, and q(z) of each datum."""
+    """z ~ N(0, I_d), x | z ~ N(W z, s² I_n): the figures of data drawn from the model itself."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -188,7 +189,7 @@ def best_mean_field(loadings: Tensor, noise_scale: float, x: Tensor) -> Tensor:
 
 
 def uniform_tokens(trained_with: AdamVI, num_slow_steps: int = NUM_SLOW_STEPS, num_texts: int = 128) -> Comparison:
-    """A Latent Thought Model trained on random symbols, and q(z) of texts that it has not seen."""
+    """The figures of a Latent Thought Model trained on random symbols, for texts that it has not seen."""
     language = UniformLanguage(NUM_SYMBOLS)
     model = train(trained_with, language, num_slow_steps)
     held_out = token_batch(language.sample(num_texts, DECODER.length, torch.Generator().manual_seed(2)))
@@ -202,14 +203,14 @@ def uniform_tokens(trained_with: AdamVI, num_slow_steps: int = NUM_SLOW_STEPS, n
 
 
 def train(scheme: AdamVI, language: UniformLanguage, num_slow_steps: int) -> LatentThoughtModel:
-    """A small model after so many slow steps, each on new texts.
+    """A small model after this number of slow steps, each on new texts.
 
     Raises:
         RuntimeError: if a slow step was not finite.
     """
     pyro.set_rng_seed(0)
-    # The last id, begin-of-text, has no logit: log V is what is to be reached, and no more. Any symbol may be the
-    # end of text, since texts of a fixed length count every position.
+    # The last id, begin-of-text, has no logit, so the floor is log V for the V symbols. Any symbol may serve as
+    # end-of-text, since every position of a text of fixed length is counted.
     model = LatentThoughtModel(DECODER, vocab_size=language.vocab_size + 1, end_of_text=language.vocab_size - 1)
     with torch.no_grad():
         for weight in model.parameters():
@@ -228,7 +229,7 @@ def train(scheme: AdamVI, language: UniformLanguage, num_slow_steps: int) -> Lat
 
 
 def table(comparisons: list[Comparison]) -> str:
-    """The comparisons in Markdown, one line a world."""
+    """The comparisons as a Markdown table, one row for each world."""
 
     def with_error(values: Tensor, digits: int) -> str:
         mean, error = mean_and_error(values)
@@ -257,23 +258,23 @@ def table(comparisons: list[Comparison]) -> str:
 
 
 def plot(comparisons: list[Comparison], path: Path) -> None:
-    """One panel a world; worlds with the same unit have the same scale."""
+    """A figure with one panel for each world; worlds with the same unit have the same scale."""
     canvas = Figure(figsize=(3.6 * len(comparisons), 4.8), layout="constrained")
     panels = canvas.subplots(1, len(comparisons), squeeze=False)[0]
     for axes, c in zip(panels, comparisons, strict=True):
         alike = [other for other in comparisons if other.unit == c.unit]
         draw_panel(axes, c, highest=max(figure.mean().item() for other in alike for figure in other.figures))
-    # The same things stand in all panels: one legend.
+    # All panels show the same quantities, so they share one legend.
     legend = {name: mark for axes in panels for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     canvas.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend), frameon=False)
     canvas.savefig(path, dpi=150)
 
 
 def draw_panel(axes: Axes, c: Comparison, highest: float) -> None:
-    """The three figures of a world as points with their standard errors, and what is known as lines.
+    """The three figures of a world as points with their standard errors, and the known values as lines.
 
     Args:
-        highest: the highest figure that the scale has to hold.
+        highest: the highest figure that must fit into the panel.
     """
     digits = 2 if c.known == "floor" else 1
 
@@ -283,7 +284,7 @@ def draw_panel(axes: Axes, c: Comparison, highest: float) -> None:
     if c.known == "floor":
         axes.set_ylim(0, 1.15 * highest)
     else:
-        # From below 0 to hundreds of nats: linear up to 10, logarithmic above.
+        # Values range from below 0 to hundreds of nats: the scale is linear up to 10 and logarithmic above.
         axes.set_yscale("symlog", linthresh=10)
         axes.set_ylim(min(-10, 2 * c.reused.mean().item()), 2 * highest)
         axes.yaxis.set_major_locator(FixedLocator([-10, -5, 0, 5, 10, 20, 50, 100, 200, 500, 1000]))
@@ -309,7 +310,7 @@ def draw_panel(axes: Axes, c: Comparison, highest: float) -> None:
 
 
 def write(comparisons: list[Comparison], about: dict[str, str], folder: Path) -> None:
-    """`validity.md`, `.json` and `.png` in this folder, in place of older ones."""
+    """Write `validity.md`, `.json` and `.png` into this folder, and replace older ones."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "validity.md").write_text(report(comparisons, about), encoding="utf-8")
     record = about | {"settings": SETTINGS, "comparisons": [c.record() for c in comparisons]}
@@ -318,7 +319,7 @@ def write(comparisons: list[Comparison], about: dict[str, str], folder: Path) ->
 
 
 def report(comparisons: list[Comparison], about: dict[str, str]) -> str:
-    """The table, how it was made, and the settings."""
+    """The table, followed by how it was made and by the settings."""
     heading = (
         "# Is the figure at the noise that q was fitted to a bound?\n\n"
         "Negative ELBOs: means over texts, the lower the better. No bound is below the third column.\n"
@@ -333,10 +334,10 @@ def main() -> None:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="also write validity.md, validity.json and validity.png into this folder, in place of older ones",
+        help="also write validity.md, validity.json and validity.png into this folder, and replace older ones",
     )
     folder = parser.parse_args().out
-    # Matrices this small gain nothing from more, and so the digits do not depend on the number of cores.
+    # Such small matrices gain nothing from more threads, and with one the digits do not depend on the number of cores.
     torch.set_num_threads(1)
     start, start_cpu = time.perf_counter(), time.process_time()
     comparisons = []

@@ -1,16 +1,16 @@
-"""Beside the published implementation, in one process, on the same weights and the same text.
+"""Compare speed and memory with the published implementation, in one process, on the same weights and the same text.
 
     python benchmarks/vs_reference.py --reference PATH [--presets small medium large] [--json FILE]
 
-PATH is a clone of https://github.com/mingluzhao/Latent-Thought-LM; nothing of it is copied. Our weights are written
-into the reference's model, with rows of the projections reordered for its interleaved rotary pairs. Two differences
-are structural and are mapped for the comparison of log-likelihoods only: the reference rotates the queries and keys of
-cross-attention to positions along the text, and gives begin-of-text a logit. Then both must say the same log p(x | z).
-After that the two take turns (A B A B …), each as its own code has it; T = 16. Our fast step here includes what `infer`
-computes once for all steps.
+PATH is a clone of https://github.com/mingluzhao/Latent-Thought-LM, the reference; none of its code is copied here. Our
+weights are copied into the reference's model, with the rows of the projections reordered for its interleaved rotary
+pairs. Two differences are structural: the reference rotates the queries and keys of cross-attention to positions along
+the text, and it gives begin-of-text a logit. Our model imitates both, but only for the comparison of log-likelihoods,
+in which both models must give the same log p(x | z). Then the two are timed in turns (A B A B …), each with its own
+code and with T = 16. Our fast step here includes the part that `infer` computes only once for all steps.
 
-On a CPU the reference cannot use its Triton kernels, which stand in a module that is replaced here by PyTorch's own
-operations; on a CUDA device that module is used if it can be imported.
+On a CPU the reference cannot use its Triton kernels. The module that contains them is replaced here by PyTorch's own
+operations. On a CUDA device that module is used if it can be imported.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from ltm_pyro.models.attention import CrossAttention, join_heads, rotary, split_
 from ltm_pyro.models.vocabulary import target_log_probs
 
 VOCAB_SIZE = 50_258
-"""GPT-2's encoding and begin-of-text."""
+"""The tokens of GPT-2's encoding, and begin-of-text."""
 FAST_RATE, FAST_STEPS = 0.34, 16
 
 
 def import_reference(path: str, use_kernels: bool) -> types.SimpleNamespace:
-    """The reference's model and posterior optimiser."""
+    """The reference's classes for its configuration, model and posterior optimiser."""
     if not use_kernels:
         stand_in = types.ModuleType("liger_module")
         stand_in.LigerRMSNorm = lambda dim, eps: nn.RMSNorm(dim, eps=eps)
@@ -64,7 +64,7 @@ def import_reference(path: str, use_kernels: bool) -> types.SimpleNamespace:
 
 
 class Ours:
-    """Our model with its parts of a step."""
+    """Our model, and the parts of a step."""
 
     def __init__(self, config: Any, tokens: Tensor, stride: int) -> None:
         self.model = LatentThoughtModel(config.model, VOCAB_SIZE, end_of_text=VOCAB_SIZE - 2).to(tokens.device)
@@ -94,7 +94,7 @@ class Ours:
 
 
 class Theirs:
-    """The reference's model with the parts of its own training loop."""
+    """The reference's model, and the parts of a step as in its own training loop."""
 
     def __init__(
         self,
@@ -159,10 +159,10 @@ class Theirs:
 
 @torch.no_grad()
 def copy_weights(ours: LatentThoughtModel, theirs: nn.Module) -> None:
-    """Our weights into the reference's model; every one of its weights is written."""
+    """Copy our weights into the reference's model; every weight there is written, and none of ours is left over."""
     decoder = ours.decoder
     head_dim = decoder.config.width // decoder.config.num_heads
-    # A head's numbers 2 i and 2 i + 1 are a rotated pair there, i and i + K/2 here.
+    # In the reference, dimensions 2 i and 2 i + 1 of a head are a rotated pair; here, i and i + K/2 are.
     pairs = torch.arange(head_dim).view(2, -1).T.flatten()
     rows = (torch.arange(decoder.config.num_heads)[:, None] * head_dim + pairs).flatten()
     written = {"tok_embeddings.weight": decoder.embedding.weight, "norm.weight": decoder.final_norm.weight}
@@ -189,7 +189,7 @@ def copy_weights(ours: LatentThoughtModel, theirs: nn.Module) -> None:
             f"{name}.cross_attention_norm.weight": block.cross_attention_norm.weight,
             f"{name}.ffn_norm.weight": block.feed_forward_norm.weight,
         }
-    # Its names with kernels, and those of compiled modules.
+    # The reference uses other names with its kernels, and for compiled modules.
     kernels = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
     for name, weight in theirs.named_parameters():
         plain = name.replace("_orig_mod.", "")
@@ -202,7 +202,7 @@ def copy_weights(ours: LatentThoughtModel, theirs: nn.Module) -> None:
 
 @contextlib.contextmanager
 def as_the_reference(model: LatentThoughtModel) -> Iterator[None]:
-    """Within the block our model has the reference's positions in cross-attention, and its logit of begin-of-text."""
+    """Within the block, our model has the reference's positions in cross-attention, and its logit of begin-of-text."""
     config = model.config
     interval = config.length // (config.num_layers * config.num_slots)
     positions = torch.arange(config.num_slots) * interval
@@ -225,7 +225,7 @@ def as_the_reference(model: LatentThoughtModel) -> Iterator[None]:
 
 
 def log_likelihoods(ours: Ours, theirs: Theirs) -> tuple[float, float]:
-    """log p(x | z) of the batch by both, at the same z [nats]."""
+    """log p(x | z) of the batch under both models, at the same z [nats]."""
     z = torch.randn(len(ours.batch), *ours.model.config.latent_shape, device=ours.batch.tokens.device)
     with torch.no_grad(), as_the_reference(ours.model):
         mine = log_joint(ours.model, ours.batch, z).log_likelihood.double().sum().item()
@@ -238,7 +238,7 @@ def log_likelihoods(ours: Ours, theirs: Theirs) -> tuple[float, float]:
 
 
 def build(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """The sides to compare, by name."""
+    """The models to compare, by name."""
     config = preset(name)
     device = torch.device(options.device)
     use_kernels = device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
@@ -253,7 +253,7 @@ def build(options: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def peak_memory(options: argparse.Namespace, name: str, side: str) -> float:
-    """Most memory that a process of its own holds in a training step of two fast steps [MB]."""
+    """The peak memory of a separate process that runs a training step with two fast steps [MB]."""
     command = [
         sys.executable,
         __file__,
@@ -269,7 +269,7 @@ def peak_memory(options: argparse.Namespace, name: str, side: str) -> float:
 
 
 def only(options: argparse.Namespace) -> None:
-    """One side alone, in a process whose memory is measured."""
+    """Run a training step of one model alone, and print the peak memory of this process [MB]."""
     config = preset(options.presets[0])
     device = torch.device(options.device)
     use_kernels = device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
@@ -286,7 +286,7 @@ def only(options: argparse.Namespace) -> None:
 
 
 def resident_mb() -> float:
-    """Most that this process has held, as Linux says; `ru_maxrss` would count what its parent held at the fork."""
+    """The peak memory of this process on Linux [MB]; `ru_maxrss` would include what its parent held at the fork."""
     with open("/proc/self/status") as file:
         (peak,) = (line.split()[1] for line in file if line.startswith("VmHWM"))
     return int(peak) / 1024
@@ -297,11 +297,11 @@ def main() -> None:
     parser.add_argument("--reference", required=True, help="folder of a clone")
     parser.add_argument("--presets", nargs="+", default=["small"], choices=["small", "medium", "large"])
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of a fast step")
-    parser.add_argument("--step-rounds", type=int, default=2, help="turns of a training step; 0: none")
-    parser.add_argument("--eval-rounds", type=int, default=1, help="turns of an evaluation; 0: none")
+    parser.add_argument("--rounds", type=int, default=5, help="number of turns of a fast step")
+    parser.add_argument("--step-rounds", type=int, default=2, help="number of turns of a training step, or 0")
+    parser.add_argument("--eval-rounds", type=int, default=1, help="number of turns of an evaluation, or 0")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json", help="file for all times")
+    parser.add_argument("--json", help="file to which all times are written")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
@@ -315,7 +315,7 @@ def main() -> None:
         mine, theirs = log_likelihoods(sides["ours"], sides["reference"])
         print(f"\n{name}: log p(x | z) of the same text at the same z: ours {mine:.2f}, reference {theirs:.2f} nats")
         if abs(mine - theirs) > 1e-5 * abs(theirs):
-            raise SystemExit("they differ: the two do not run the same model")
+            raise SystemExit("the log-likelihoods differ: the two models are not the same")
         rate = matrix_rate(device)
         print(f"a product of 4096 x 4096 matrices: {rate / 1e9:.0f} G operations a second\n")
         print("| | " + " | ".join(f"{side} [s]" for side in sides) + " | reference / ours | reference / stride 4 |")
