@@ -1,4 +1,4 @@
-"""What the site needs beside mkdocs.yml: pages that lie outside of docs/, and docstrings without Sphinx's roles."""
+"""Hooks of the site: they add pages from outside of docs/, and remove Sphinx's roles from docstrings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINK = re.compile(r"(\]\()([^)#\s:]+)([)#])")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the README as the home page, what links lead to at the root, and the results of the benchmarks."""
+    """Add the README as the home page, the other pages of the root, the results of the benchmarks and the notebooks."""
     root = Path(config.config_file_path).parent
     inside = (path for folder in FOLDERS for path in (root / folder).rglob("*") if path.suffix in SHOWN)
     for path in [*(root / page for page in PAGES), *sorted(inside)]:
@@ -30,7 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links between files of the repository to their pages of the site; those to other files are plain text."""
+    """Point links between files of the repository to the pages of the site. Links to other files are left as they are."""
     source = page.file.src_uri
     folder = posixpath.dirname(repository_path(source))
 
@@ -44,7 +44,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def site_path(name: str) -> str:
-    """Where a file of the repository is on the site."""
+    """The path on the site of a file of the repository."""
     return "index.md" if name == HOME else name.removeprefix("docs/")
 
 
