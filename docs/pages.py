@@ -14,16 +14,17 @@ from mkdocs.structure.pages import Page
 
 HOME = "README.md"
 PAGES = (HOME, "CONTRIBUTING.md", "CHANGELOG.md")
+FILES = ("CITATION.cff",)
 FOLDERS = ("benchmarks/results", "notebooks")
 SHOWN = (".md", ".png", ".json", ".svg", ".ipynb")
 LINK = re.compile(r"(\]\()([^)#\s:]+)([)#])")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the README as the home page, the other pages of the root, the results of the benchmarks and the notebooks."""
+    """Add the README as the home page, other files of the root, the results of the benchmarks and the notebooks."""
     root = Path(config.config_file_path).parent
     inside = (path for folder in FOLDERS for path in (root / folder).rglob("*") if path.suffix in SHOWN)
-    for path in [*(root / page for page in PAGES), *sorted(inside)]:
+    for path in [*(root / name for name in PAGES + FILES), *sorted(inside)]:
         name = path.relative_to(root).as_posix()
         files.append(File.generated(config, site_path(name), abs_src_path=str(path)))
     return files
