@@ -31,7 +31,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links between files of the repository to the pages of the site. Links to other files are left as they are."""
+    """Point links between files of the repository to the pages of the site. Links to other files stay as they are."""
     source = page.file.src_uri
     folder = posixpath.dirname(repository_path(source))
 

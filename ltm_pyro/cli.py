@@ -139,7 +139,7 @@ def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
     1 after a :class:`RunError` or where something could not be written. With `--version`, say the version instead."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a generated character that a terminal lacks is no error
+            stream.reconfigure(errors="backslashreplace")  # a generated character that a terminal lacks is not an error
     try:
         status = main(args) if "--version" not in args else _print_version()
         sys.stdout.flush()

@@ -237,7 +237,7 @@ def micro_batch_size(config: TrainConfig, num_processes: int = 1) -> int:
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The settings as plain values, for `config.yaml`: the settings of each scheme stand under its name.
 
-    What is no option of the command is left out.
+    Fields that are not options of the command are left out.
     """
     values = dataclasses.asdict(config)
     schemes = values.pop("schemes")

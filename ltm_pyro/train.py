@@ -122,7 +122,7 @@ def parse_options(default: TrainConfig, args: Sequence[str]) -> TrainConfig:
 
 
 def _options_of(scheme: type[Any]) -> type[Any]:
-    """The scheme's class, in which the settings that are no options are hidden."""
+    """The scheme's class, in which the settings that are not options are hidden."""
     hidden: list[tuple[str, Any, Any]] = [
         (setting.name, tyro.conf.Suppress[int], field(default=setting.default))
         for setting in dataclasses.fields(scheme)

@@ -13,7 +13,7 @@ def batch_indices(
     """The sequences of a process's part of the batch at one step, [batch_size / num_ranks] int64.
 
     The epochs, each a permutation of all the sequences, form one endless stream; the batch is what stands at the
-    :func:`stream_positions` of the step. Nothing is kept between steps, so a run that resumes at a step goes on as if
+    :func:`stream_positions` of the step. Nothing is kept between steps, so a run that resumes at a step continues as if
     it had never stopped, even with another number of processes. A batch that spans two epochs may hold a sequence
     twice, and one larger than `num_sequences` always does.
 

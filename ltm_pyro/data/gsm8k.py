@@ -56,7 +56,7 @@ def load_gsm8k(data: str | None) -> tuple[list[Problem], list[Problem]]:
             set on the Hugging Face hub.
 
     Raises:
-        InputError: if they cannot be read, or are no such problems.
+        InputError: if they cannot be read, or are not such problems.
     """
     if data is None:
         return _read_hub("train"), _read_hub("test")

@@ -238,7 +238,7 @@ def score(
     Args:
         document_ids: the document of each sequence id.
         estimators: names of figures of models with z.
-        inference: how z is inferred from each text, or for `prequential` from what stands before a block.
+        inference: how z is inferred from each text, or for `prequential` from the tokens before a block.
         rng: makes the noise of a text its own, as `SequenceNoise` does.
     """
     used = {name: ESTIMATORS[name] for name in estimators} if model.config.num_slots else of_models(with_z=False)

@@ -244,7 +244,7 @@ def _certificate_text(certificate: dict[str, Any]) -> str:
         f"-log p(x) is bounded by {certificate['lower_nats_per_token']:.4f} from below and by "
         f"{certificate['upper_nats_per_token']:.4f} nats/token from above (annealing backwards and forwards; gap "
         f"{with_error('gap')}); the ELBO, {certificate['elbo_nats_per_token']:.4f}, is {with_error('elbo_excess')} "
-        "above the lower side"
+        "above the lower bound"
     )
 
 

@@ -1,9 +1,9 @@
 """The gold standard on a small z: Pyro's own No-U-Turn sampler, one sequence and one chain after the other.
 
-It is no scheme: what NUTS fits (step size, masses, the depth of its tree) is hidden in Pyro's kernel instead of being a
-state of values, its paths differ in length from sequence to sequence, and it draws from torch's global generator. It
-runs the program by Pyro's own machinery, so that the schemes can be compared with a sampler that shares no code with
-them.
+It is not a scheme: what NUTS fits (step size, masses, the depth of its tree) is hidden in Pyro's kernel instead of
+being a state of values, its paths differ in length from sequence to sequence, and it draws from torch's global
+generator. It runs the program by Pyro's own machinery, so that the schemes can be compared with a sampler that shares
+no code with them.
 """
 
 from __future__ import annotations

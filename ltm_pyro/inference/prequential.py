@@ -3,7 +3,7 @@
     Σ_blocks -log (1/K) Σ_k p(x_block | z_k, x_<block),     z_k ~ q(z; x_<block)
 
 A sum of -log probabilities that are each fixed before their block is seen is a valid code length (Dawid 1984), whatever
-the quality of q: the figure to hold against a model without z. It is no bound on the model's own -log p(x), and
+the quality of q: the figure to hold against a model without z. It is not a bound on the model's own -log p(x), and
 may lie on either side of it.
 """
 

@@ -114,7 +114,7 @@ class SelfAttention(nn.Module):
         return attended
 
     def read(self, x_BTD: Tensor, index_BR: Tensor) -> tuple[Tensor, Ring]:
-        """What `forward` returns, and a ring of the tokens with these indices, from which `step` goes on."""
+        """What `forward` returns, and a ring of the tokens with these indices, from which `step` continues."""
         q, k, v = self._heads(x_BTD)
         k = rotary(k)
         attended = self.output(join_heads(windowed_attention(rotary(q), k, v, self.window)))

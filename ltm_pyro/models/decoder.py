@@ -271,7 +271,7 @@ class Decoder(nn.Module):
             num_steps: the most steps that will be taken; the memory has room for them.
 
         Returns:
-            the hidden state [B, D] that predicts the token after each text, and what `step` goes on from.
+            the hidden state [B, D] that predicts the token after each text, and what `step` continues from.
         """
         size = min(self.config.window, inputs_BT.shape[1] + num_steps)
         # The newest token stands last, so that what a short text leaves empty is overwritten first.

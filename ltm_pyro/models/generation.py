@@ -1,6 +1,6 @@
 """Writing texts token by token: the one loop of generation, and how a token is chosen.
 
-A text may go on beyond the length that the model was trained on. Self-attention depends on differences of positions
+A text may continue beyond the length that the model was trained on. Self-attention depends on differences of positions
 within the window only, so no later position is new to it, and every token costs the same. But z was trained to describe
 no more than `config.length` tokens.
 

@@ -40,7 +40,7 @@ class LatentThoughtModel(PyroModule):
         end_of_text: id of the token that ends a text.
 
     Raises:
-        ValueError: if end_of_text is no token that can be predicted.
+        ValueError: if end_of_text is not a token that can be predicted.
     """
 
     def __init__(self, config: DecoderConfig, vocab_size: int, end_of_text: int) -> None:

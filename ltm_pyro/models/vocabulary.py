@@ -42,7 +42,7 @@ def target_log_probs(
         dtype: dtype of the products; None for that of the arguments. Sums are kept at least in float32.
 
     Raises:
-        IndexError: if a target is no id below V.
+        IndexError: if a target is not an id below V.
     """
     # `Function.apply` has no types.
     log_probs: Tensor = _TargetLogProbs.apply(hidden, weight, targets, num_unused, dtype)  # type: ignore[no-untyped-call]
@@ -61,7 +61,7 @@ class _TargetLogProbs(torch.autograd.Function):
         log_total = torch.empty_like(log_probs)
         slope = torch.empty_like(hidden) if needs_slope else None
         used = weight[: ctx.vocab_size]
-        used[:, 0].index_select(0, targets)  # fails where a target is no id, here or later on the device
+        used[:, 0].index_select(0, targets)  # fails where a target is not an id, here or later on the device
         hidden, weight, used = (x.to(dtype or x.dtype) for x in (hidden, weight, used))
         for rows in _blocks(len(hidden), hidden.device, 0):
             chosen, log_total[rows], mean_weight = _softmax(hidden[rows], used, targets[rows], needs_slope)

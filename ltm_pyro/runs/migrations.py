@@ -86,7 +86,7 @@ def migrated(values: Values) -> Values:
     """The settings in a config file, as a file of the current version has them, without the key `version`.
 
     Raises:
-        InputError: if the file is of a later version, or its version is no number.
+        InputError: if the file is of a later version, or its version is not a number.
     """
     values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
     version = values.pop("version") if "version" in values else _version_by_keys(values)

@@ -105,8 +105,8 @@ tags: [latent-thought-model, pyro]
 
 # {name}
 
-A Latent Thought Model (Kong et al. 2025): a causal transformer that reads a short window of the text, and a latent z of
-the whole.
+A Latent Thought Model (Kong et al. 2025): a causal transformer that reads a short window of the text and attends to a
+latent z of the whole text.
 
 {chr(10).join(map(_row, [("", ""), ("---", "---"), *facts.items()]))}
 

@@ -117,7 +117,7 @@ class Run:
         checkpoint.remove_after(restored)
         self.forget_metrics_after(progress.step)
         damage = "; ".join(" ".join(str(error).split()) for error in errors)
-        return progress, f"{damage}; going back to {restored}, to take the steps after it again" if errors else None
+        return progress, f"{damage}; going back to {restored} and repeating the steps after it" if errors else None
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`; numbers that are not finite become null."""

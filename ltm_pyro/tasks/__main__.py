@@ -53,7 +53,7 @@ class TasksConfig:
     inference: Annotated[
         tuple[InferenceName, ...],
         cli.choices(
-            "How z is inferred from what a model is given to read; several are compared.\n"
+            "How z is inferred from the text that a model is given; several are compared.\n"
             "Default: as the run was trained.\nnone: z is drawn from the prior",
             SCHEMES,
         ),

@@ -69,7 +69,10 @@ class FreeText(Task):
                 meaning = f"perplexity of the texts under {self.scorer}, which is also low where they repeat themselves"
                 results.append(_of_words("generative perplexity", side, words, read[side].perplexity, meaning))
         if reader is not None:
-            meaning = f"likeness of both sets in the hidden states of {self.scorer}; its authors use thousands of texts"
+            meaning = (
+                f"similarity of the two sets of texts in the hidden states of {self.scorer}; its authors use thousands of "
+                "texts"
+            )
             results.append(TaskResult("MAUVE", mauve(*read.values()), None, len(chosen), meaning))
         return results
 
@@ -77,14 +80,14 @@ class FreeText(Task):
 def variety(side: str, words: Words) -> list[TaskResult]:
     """How varied the words of the texts are: shares of different n-grams, and the entropy of single words."""
     shares = [
-        _of_words(f"distinct-{n}", side, words, distinct_share(words, n), f"share of different {n}-grams")
+        _of_words(f"distinct-{n}", side, words, distinct_share(words, n), f"share of distinct {n}-grams")
         for n in (1, 2, 3, 4)
     ]
     return [*shares, _of_words("unigram entropy", side, words, unigram_entropy(words), "nats a word")]
 
 
 def _of_words(metric: str, side: str, words: Words, value: float, meaning: str) -> TaskResult:
-    """A metric that is no mean over texts, and depends on how many there are and how long they are."""
+    """A metric that is not a mean over texts, and depends on their number and length."""
     meaning += (
         f"; it depends on the number and the length of the texts: {len(words)} with {sum(map(len, words)):,} words"
     )

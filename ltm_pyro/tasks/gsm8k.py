@@ -72,7 +72,7 @@ class GSM8K(Task):
         right = [[is_right(answer, problem) for answer in row] for problem, row in zip(asked, answers, strict=True)]
         results = [TaskResult.mean("pass@1", [float(np.mean(row)) for row in right], meaning)]
         if self.attempts > 1:
-            any_right = f"any of {self.attempts} answers is right: {meaning}"
+            any_right = f"at least one of {self.attempts} answers is right: {meaning}"
             results.append(TaskResult.mean(f"pass@{self.attempts}", [float(any(row)) for row in right], any_right))
         return results
 

@@ -32,7 +32,5 @@ class LastWord(Task):
             targets.append(encode(passage[len(before) :]))
         written = context.written(prompts, [len(target) for target in targets], Sampling(temperature=0.0))
         is_right = [answer[: len(target)] == target for (answer,), target in zip(written, targets, strict=True)]
-        meaning = (
-            "the most likely tokens, one after another, are those of the last word; z from one draw given the rest"
-        )
+        meaning = "the most likely tokens, one after another, spell the last word; z is one draw given the other words"
         return [TaskResult.mean("last word", [float(right) for right in is_right], meaning)]

@@ -173,7 +173,7 @@ def test_the_certificate_names_both_sides(capsys):
     text = capsys.readouterr().out
     assert "bounded by 1.2500 from below and by 1.5000 nats/token from above" in text
     assert "gap 0.2500 ± 0.1250" in text
-    assert "the ELBO, 1.7500, is 0.5000 above the lower side" in text
+    assert "the ELBO, 1.7500, is 0.5000 above the lower bound" in text
 
 
 def test_the_plot_has_the_valid_figures_alone_with_their_own_error(tmp_path, monkeypatch):

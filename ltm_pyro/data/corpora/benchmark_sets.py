@@ -197,7 +197,7 @@ class BenchmarkSets(CorpusKind):
 
     label = ", ".join(BENCHMARK_SETS)
     summary = (
-        "NAME=PATH for a local copy, or NAME alone for the set on the Hugging Face hub, which is there to be scored "
+        "NAME=PATH for a local copy, or NAME alone for the set on the Hugging Face hub, which is for evaluation "
         f"only (NAME is one of {label})"
     )
 

@@ -31,7 +31,7 @@ class PythonDocs(CorpusKind):
     """
 
     label = PYTHON_DOCS
-    summary = "the documentation that Python itself carries"
+    summary = "the docstrings and documentation topics of Python's standard library"
 
     def recognises(self, data: str) -> bool:
         return data == PYTHON_DOCS

@@ -1,4 +1,4 @@
-"""-log p(x) itself, for a model without z: with nothing to draw, the ELBO of the prior is no estimate."""
+"""-log p(x) itself, for a model without z: since nothing is drawn, the ELBO of the prior is exact."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class AdamVI:
     noise: Literal["fresh", "reused"] = "fresh"
     """fresh: noise is drawn anew in every step.
     reused: q is fitted to one draw, and the weights are trained on it, as in the reference implementation.
-    This is only for reproducing the reference: the loss is no bound."""
+    This is only for reproducing the reference: the loss is not a bound."""
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False

@@ -111,7 +111,7 @@ class Chains:
         """The last draws of every chain, `num_samples` in all.
 
         Raises:
-            ValueError: if that is no multiple of the chains, or more draws than were taken and kept of any sequence.
+            ValueError: if that is not a multiple of the chains, or more draws than were taken and kept of any sequence.
         """
         num_draws, remainder = divmod(num_samples, self.num_chains)
         num_kept = self._num_kept_after(int(state.step.min()))

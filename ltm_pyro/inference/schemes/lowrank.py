@@ -131,7 +131,7 @@ def _kl_to_diagonal(q: LowRankNormal, p: Independent[Any]) -> Tensor:
     """KL(q ‖ p) to a Gaussian whose dimensions are independent, [*batch_shape].
 
     Raises:
-        NotImplementedError: if p is no such Gaussian. This is how `kl_divergence` says that there is no closed form.
+        NotImplementedError: if p is not such a Gaussian. This is how `kl_divergence` says that there is no closed form.
     """
     if not is_independent_normal(p):
         raise NotImplementedError("the KL has a closed form only for a Gaussian prior")

@@ -47,7 +47,7 @@ class GaussianPriorState(State):
 
 @dataclass(frozen=True)
 class PriorState(State):
-    """Any other prior, which is no tensor: this state cannot be stored."""
+    """Any other prior, which is not a tensor, so that this state cannot be stored."""
 
     priors: tuple[TorchDistribution, ...]
     """[B]: p(z) of each sequence, batch_shape [1]."""
