@@ -70,8 +70,8 @@ class FreeText(Task):
                 results.append(_of_words("generative perplexity", side, words, read[side].perplexity, meaning))
         if reader is not None:
             meaning = (
-                f"similarity of the two sets of texts in the hidden states of {self.scorer}; its authors use thousands of "
-                "texts"
+                f"similarity of the two sets of texts in the hidden states of {self.scorer}; its authors use "
+                "thousands of texts"
             )
             results.append(TaskResult("MAUVE", mauve(*read.values()), None, len(chosen), meaning))
         return results
