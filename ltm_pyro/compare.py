@@ -31,7 +31,7 @@ from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings
 from ltm_pyro.evaluation.figures import Figure
 from ltm_pyro.evaluation.inferred import Inference, Inferred, inference_of
 from ltm_pyro.files.numbering import create_folder
-from ltm_pyro.inference import SCHEMES, SequenceNoise, StepInfo, infer
+from ltm_pyro.inference import COMPARED_SCHEMES, SCHEMES, SequenceNoise, StepInfo, infer
 from ltm_pyro.inference.diagnostics import mixing
 from ltm_pyro.inference.export import evaluate_draws, to_arviz
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
@@ -59,7 +59,7 @@ class CompareConfig:
             "Schemes to compare, each with the run's settings for it. The plots compare the others with the first.",
             SCHEMES,
         ),
-    ] = ("vi", "map", "langevin", "mala")
+    ] = COMPARED_SCHEMES
     gradients: int = 256
     """The largest number of gradient evaluations for a sequence, all its chains together. A scheme without a density
     takes 16 more, to fit a Gaussian around its point or draws; its bound, KL and k-hat are those of that Gaussian."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 from ltm_pyro import cli
 from ltm_pyro.data import CORPORA, PACKING
 from ltm_pyro.errors import InputError
-from ltm_pyro.inference import PRIOR, SCHEMES, PosteriorScheme
+from ltm_pyro.inference import DEFAULT_SCHEME, PRIOR, SCHEMES, PosteriorScheme
 from ltm_pyro.inference.objectives import OBJECTIVES
 from ltm_pyro.inference.svi import OptimizerConfig
 from ltm_pyro.models import DecoderConfig
@@ -45,7 +45,7 @@ PresetName = Literal["tiny", "small", "medium", "large"]
 class TrainConfig:
     """Train a Latent Thought Model: infer z of each text (fast), then step on the weights (slow)."""
 
-    inference: Annotated[InferenceName, cli.choices("How z is inferred.", INFERENCES)] = "vi"
+    inference: Annotated[InferenceName, cli.choices("How z is inferred.", INFERENCES)] = DEFAULT_SCHEME
     preset: PresetName = "tiny"
     """The sizes and training settings to start from. Other options change them one by one.
     tiny trains on a laptop; small, medium and large are the paper's."""
@@ -141,7 +141,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str, inference: str = "vi") -> TrainConfig:
+def preset(name: str, inference: str = DEFAULT_SCHEME) -> TrainConfig:
     """The settings of a preset. The model has what the inference needs: no z for `none`, an encoder for a scheme that
     needs one; in both cases no fast steps are taken.
 

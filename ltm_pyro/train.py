@@ -71,32 +71,58 @@ CHANGEABLE = {
 """Settings that a resumed run may change."""
 
 
-def parse(args: Sequence[str]) -> TrainConfig:
-    """The settings of the run that is resumed, or else those of the preset, changed by the arguments."""
-    first = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    first.add_argument("--preset", default=TrainConfig.preset)
-    first.add_argument("--inference", default=TrainConfig.inference)
-    first.add_argument("--out")
-    first.add_argument("--resume", action="store_true")
+def first_options(args: Sequence[str]) -> argparse.Namespace:
+    """The options that decide what the defaults of all others are."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--preset", default=TrainConfig.preset)
+    parser.add_argument("--inference", default=TrainConfig.inference)
+    parser.add_argument("--out")
+    parser.add_argument("--resume", action="store_true")
     try:
-        known, _ = first.parse_known_args(args)
+        return parser.parse_known_args(args)[0]
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
+
+
+def resumed_run(args: Sequence[str]) -> Run | None:
+    """The run that --resume names; None without that option.
+
+    Raises:
+        InputError: if it cannot be resumed.
+    """
+    known = first_options(args)
     if not known.resume:
+        return None
+    if known.out is None:
+        raise InputError("--resume needs --out FOLDER, the run to resume")
+    run = Run(Path(known.out))
+    # A folder that holds no run is not locked, as that would leave a file in it.
+    run.read_config()
+    run.newest_checkpoint()
+    return run
+
+
+def parse(args: Sequence[str], resumed: Run | None = None) -> TrainConfig:
+    """The settings of the run that is resumed, or else those of the preset, changed by the arguments.
+
+    Args:
+        resumed: the run that :func:`resumed_run` found. Its folder must be locked, so that its settings stay as they
+            are read here.
+    """
+    if resumed is None:
+        known = first_options(args)
         config = parse_options(preset(known.preset, known.inference), args)
         validate(config)
         if config.out is not None:
             check_is_free(config.out, can_resume=True)
         return config
-    if known.out is None:
-        raise InputError("--resume needs --out FOLDER, the run to continue")
-    old, _ = Run(Path(known.out)).read_config()
+    old, _ = resumed.read_config()
     config = parse_options(old, args)
     validate(config)
     for name, (before, after) in differences(old, config).items():
         if name not in CHANGEABLE:
             raise InputError(
-                f"--{name.replace('_', '-')} is {before} in {known.out} and cannot become {after} on --resume: "
+                f"--{name.replace('_', '-')} is {before} in {resumed.path} and cannot become {after} on --resume: "
                 "start a new run"
             )
     return config
@@ -208,19 +234,12 @@ def start_run(config: TrainConfig, processes: Processes, open_until_end: context
     return _training(loaded, trained, processes, open_until_end)
 
 
-def resume_run(config: TrainConfig, processes: Processes, open_until_end: contextlib.ExitStack) -> Training:
-    """Continue the run in the folder `config.out`, from its newest checkpoint that can be read.
+def resume_run(run: Run, config: TrainConfig, processes: Processes, open_until_end: contextlib.ExitStack) -> Training:
+    """Continue a run, whose folder is locked, from its newest checkpoint that can be read.
 
     Args:
         open_until_end: as in :func:`start_run`.
     """
-    run = Run(Path(config.out or ""))
-
-    def lock() -> None:
-        run.newest_checkpoint()  # a run without one is refused before its corpus is loaded
-        open_until_end.enter_context(locked(run.path))
-
-    processes.by_first(lock)
     loaded = processes.by_all(lambda: load(config, processes))
     resolved = loaded.resolved(processes)
 
@@ -269,9 +288,13 @@ def _training(
 
 def main(args: Sequence[str]) -> int:
     with joined() as processes, contextlib.ExitStack() as open_until_end:
-        config = processes.by_all(lambda: parse(args))
-        start = resume_run if config.resume else start_run
-        return carry_out(start(config, processes, open_until_end))
+        run = processes.by_all(lambda: resumed_run(args))
+        if run is not None:  # before its settings are read: another process may be changing them
+            processes.by_first(lambda: open_until_end.enter_context(locked(run.path)))
+        config = processes.by_all(lambda: parse(args, run))
+        if run is None:
+            return carry_out(start_run(config, processes, open_until_end))
+        return carry_out(resume_run(run, config, processes, open_until_end))
 
 
 def carry_out(training: Training) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -9,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -379,6 +380,21 @@ def test_resume_under_other_settings_is_bad_input(command):
         assert (status, len(err.splitlines())) == (2, 1)
         assert option in err
         assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+
+def test_a_resumed_run_is_locked_before_its_settings_are_read(command, monkeypatch):
+    assert command("--steps", "2", "--out", "run")[0] == 0
+
+    @contextlib.contextmanager
+    def locked_after_another_process_took_more_steps(folder: Path) -> Iterator[None]:
+        path = folder / "config.yaml"
+        path.write_text(path.read_text().replace("\nsteps: 2\n", "\nsteps: 3\n"))
+        yield
+
+    monkeypatch.setattr(train, "locked", locked_after_another_process_took_more_steps)
+    assert command("--out", "run", "--resume")[0] == 0
+    assert "\nsteps: 3\n" in Path("run/config.yaml").read_text()
+    assert records(Path("run"))[-1]["step"] == 3
 
 
 def test_resume_without_a_checkpoint_or_on_another_text_is_bad_input(command, text):

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ltm_pyro.data import token_batch
 from ltm_pyro.evaluation.estimators import Estimator, EstimatorSettings
 from ltm_pyro.evaluation.inferred import Inference, Inferred
-from ltm_pyro.inference import PosteriorScheme, SequenceNoise, infer
-from ltm_pyro.inference.svi import elbo_backward
+from ltm_pyro.inference import PosteriorScheme, SequenceNoise
+from ltm_pyro.inference.objectives import Objective
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 
 
@@ -33,16 +33,15 @@ def _of_product_added(total: torch.Size, a: torch.Size, b: torch.Size, **unused:
     return 2 * a[0] * a[1] * b[1]
 
 
-def of_training(model: LatentThoughtModel, scheme: PosteriorScheme) -> float:
-    """Operations per token of a training step: inference of z, then the gradient of the weights.
+def of_training(model: LatentThoughtModel, scheme: PosteriorScheme, objective: Objective) -> float:
+    """Operations per token of a training step: inference of z, and the gradient of the weights.
 
     A step is taken and thrown away: the weights, their `.grad` and torch's global generator are as before.
     """
     batch, rng = _full_sequence(model), SequenceNoise(0)
 
     def step() -> None:
-        state = infer(scheme, model, batch, rng)
-        elbo_backward(model, scheme.guide(model, state, batch, rng), batch, batch.tokens.numel())
+        objective(model, model, scheme, batch, rng, batch.tokens.numel())
 
     gradients = {weight: weight.grad for weight in model.parameters()}
     model.zero_grad()  # an existing gradient would be changed in place

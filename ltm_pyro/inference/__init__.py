@@ -19,9 +19,11 @@ from ltm_pyro.inference.base import (
 )
 from ltm_pyro.inference.noise import BatchNoise, Noise, SequenceNoise
 from ltm_pyro.inference.posterior import Posterior
-from ltm_pyro.inference.schemes import PRIOR, SCHEMES
+from ltm_pyro.inference.schemes import COMPARED_SCHEMES, DEFAULT_SCHEME, PRIOR, SCHEMES
 
 __all__ = [
+    "COMPARED_SCHEMES",
+    "DEFAULT_SCHEME",
     "PRIOR",
     "SCHEMES",
     "BatchNoise",

@@ -109,10 +109,13 @@ class WeightOptimizer:
         self.gradient_norm = math.nan
         """The norm of the gradient of the last update, before it was clipped."""
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        prior = getattr(model, "prior", None)
+        of_prior = set(prior.parameters()) if isinstance(prior, nn.Module) else set()
+        # Matrices decay; norms and the parameters of a learned prior do not.
+        decays = {weight: weight.dim() == 2 and weight not in of_prior for weight in self.weights}
         groups = [
-            # Matrices decay; norms and the parameters of a learned prior do not.
-            {"params": [w for w in self.weights if w.dim() == 2], "weight_decay": config.weight_decay},
-            {"params": [w for w in self.weights if w.dim() != 2], "weight_decay": 0.0},
+            {"params": [w for w in self.weights if decays[w]], "weight_decay": config.weight_decay},
+            {"params": [w for w in self.weights if not decays[w]], "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta_1, config.beta_2))
 

@@ -26,7 +26,7 @@ from ltm_pyro.evaluation import figures
 from ltm_pyro.evaluation.estimators import EstimatorSettings
 from ltm_pyro.evaluation.inferred import Inference, inference_of
 from ltm_pyro.files.stop import StopSignal
-from ltm_pyro.inference import PosteriorScheme, SequenceNoise
+from ltm_pyro.inference import DEFAULT_SCHEME, PosteriorScheme, SequenceNoise
 from ltm_pyro.inference.objectives import OBJECTIVES
 from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
@@ -39,8 +39,6 @@ from ltm_pyro.training.progress import ProgressDisplay
 from ltm_pyro.training.tensorboard import TensorBoard
 
 MAX_SKIPS_IN_A_ROW = 5
-REFERENCE = "vi"
-"""The scheme that the closing report adds to the run's own, so that runs of all schemes have one figure in common."""
 
 
 class Diverged(Exception):
@@ -315,15 +313,18 @@ def held_out_record(training: Training, split: str, figure: figures.Figure) -> d
 
 
 def report(training: Training, stop: StopSignal) -> None:
-    """Close with figures on held-out text, by the run's own scheme, by :data:`REFERENCE` and with z from the prior, and
-    with two texts from the model."""
+    """Close with figures on held-out text and with two texts from the model.
+
+    The figures are by the run's own scheme, by the default one, so that runs of all schemes have a figure in common,
+    and with z from the prior.
+    """
     config, corpus, trained = training.config, training.corpus, training.trained
     inferences = [inference_of(config)]
     if config.inference != NO_INFERENCE:
-        # A run that takes no fast steps says nothing about how many the reference should take: with none, it would be
+        # A run without fast steps does not say how many the default scheme should take: with none, it would be
         # the prior.
         fast_steps = config.fast_steps or preset(config.preset).fast_steps
-        inferences += [inference_of(config, REFERENCE, fast_steps), Inference.from_prior()]
+        inferences += [inference_of(config, DEFAULT_SCHEME, fast_steps), Inference.from_prior()]
     order_zero = figures.order_zero_bits_per_byte(corpus.validation.documents, trained.tokenizer)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
     for inference in dict.fromkeys(inferences):

@@ -29,4 +29,9 @@ SCHEMES: dict[str, type[PosteriorScheme]] = {
     "underdamped": Underdamped,
 }
 
-__all__ = ["PRIOR", "SCHEMES"]
+DEFAULT_SCHEME = "vi"
+"""The scheme of a command that names none. Training adds its figure to that of every other scheme."""
+COMPARED_SCHEMES = ("vi", "map", "langevin", "mala")
+"""The schemes that are compared where none are named: a density, a point, and chains without and with correction."""
+
+__all__ = ["COMPARED_SCHEMES", "DEFAULT_SCHEME", "PRIOR", "SCHEMES"]

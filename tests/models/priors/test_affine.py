@@ -157,8 +157,9 @@ def test_a_slow_step_moves_mean_and_scale_as_svi_of_pyro_does():
         torch.testing.assert_close(slow[name], before[name] + step_size * slope, rtol=1e-10, atol=1e-12)
 
 
-def test_mean_and_scale_do_not_decay():
+def test_parameters_of_the_prior_do_not_decay_whatever_their_shape():
     model = moved_model()
+    model.prior.matrix = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = WeightOptimizer(model, OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5), 10)
     for weight in model.parameters():
