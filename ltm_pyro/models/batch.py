@@ -15,8 +15,8 @@ from ltm_pyro.models.decoder import BelowZ
 class TokenBatch:
     """B sequences of T predicted tokens.
 
-    The begin-of-text token that starts every sequence is not among the tokens: it is never predicted, and
-    :class:`~ltm_pyro.models.tokens.TokenSequence` puts it in front of them by itself.
+    What stands in front of the tokens is not among them, as it is not predicted here. At the beginning of a text that
+    is the begin-of-text token, which :class:`~ltm_pyro.models.tokens.TokenSequence` puts there by itself.
     """
 
     tokens: Tensor
@@ -32,6 +32,10 @@ class TokenBatch:
     num_bytes: Tensor
     """[B] int64, on the CPU: the number of bytes of the text that each sequence encodes (special tokens have none)."""
 
+    previous: Tensor | None = None
+    """[B] int64: the token in front of each sequence, where the tokens are a part of longer texts; None for
+    begin-of-text."""
+
     below_z: BelowZ | None = None
     """What `LatentThoughtModel.precompute` has computed from these tokens: the part that does not depend on z."""
 
@@ -42,13 +46,18 @@ class TokenBatch:
         batch_size = (len(self.tokens),)
         if self.sequence_ids.shape != batch_size or self.num_bytes.shape != batch_size:
             raise ValueError("sequence_ids and num_bytes must be [B]")
+        if self.previous is not None and self.previous.shape != batch_size:
+            raise ValueError("previous must be [B]")
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: slice | Tensor) -> TokenBatch:
         """The sequences that the index selects, as a batch."""
-        return TokenBatch(self.tokens[index], self.weights[index], self.sequence_ids[index], self.num_bytes[index])
+        previous = None if self.previous is None else self.previous[index]
+        return TokenBatch(
+            self.tokens[index], self.weights[index], self.sequence_ids[index], self.num_bytes[index], previous
+        )
 
     def with_weights(self, weights: Tensor) -> TokenBatch:
         """The same texts with other weights of their positions."""
@@ -73,7 +82,23 @@ class TokenBatch:
         tokens, weights = self.tokens[:, :num_positions], self.weights[:, :num_positions]
         return dataclasses.replace(self, tokens=tokens, weights=weights, below_z=None)
 
+    def block(self, start: int, end: int, reach: int) -> TokenBatch:
+        """The texts weighted on positions `start` to `end` - 1 only, without the positions that do not matter there.
+
+        Positions before the block stay, with weight 0, as far as its predictions depend on them, so that the
+        probabilities of its tokens are those in the whole texts. `num_bytes` stays that of the whole texts.
+
+        Args:
+            reach: the number of inputs that the prediction of a token depends on.
+        """
+        first = max(0, start - (reach - 1))
+        tokens, weights = self.tokens[:, first:end], self.weights[:, first:end].clone()
+        weights[:, : start - first] = 0
+        previous = self.tokens[:, first - 1] if first else self.previous
+        return dataclasses.replace(self, tokens=tokens, weights=weights, previous=previous, below_z=None)
+
     def to(self, device: torch.device | str) -> TokenBatch:
         """The batch with its tokens and weights, which the decoder reads, on `device`."""
         tokens, weights = self.tokens.to(device), self.weights.to(device)
-        return dataclasses.replace(self, tokens=tokens, weights=weights, below_z=None)
+        previous = None if self.previous is None else self.previous.to(device)
+        return dataclasses.replace(self, tokens=tokens, weights=weights, previous=previous, below_z=None)

@@ -230,9 +230,15 @@ class Decoder(nn.Module):
         """The id of the token that starts every input."""
         return self.vocab_size - 1
 
-    def inputs(self, tokens_BT: Tensor) -> Tensor:
-        """The input that predicts each of the tokens: the token before it, and begin-of-text for the first."""
-        return F.pad(tokens_BT[:, :-1], (1, 0), value=self.begin_of_text)
+    def inputs(self, tokens_BT: Tensor, previous_B: Tensor | None = None) -> Tensor:
+        """The input that predicts each of the tokens, which is the token before it.
+
+        Args:
+            previous_B: the token before the first; None for begin-of-text.
+        """
+        if previous_B is None:
+            return F.pad(tokens_BT[:, :-1], (1, 0), value=self.begin_of_text)
+        return torch.cat([previous_B[:, None], tokens_BT[:, :-1]], dim=1)
 
     def below_z(self, inputs_BT: Tensor) -> BelowZ:
         """The part that depends on the tokens alone: the first layer up to where it reads its thought vectors."""

@@ -76,7 +76,9 @@ class LatentThoughtModel(PyroModule):
                 likelihood = TokenSequence(decoder, u, self.end_of_text, self.config.length)
                 return pyro.sample("tokens", likelihood)
             length = batch.tokens.shape[-1]
-            likelihood = TokenSequence(decoder, u, self.end_of_text, length, batch.weights, batch.below_z)
+            likelihood = TokenSequence(
+                decoder, u, self.end_of_text, length, batch.weights, batch.below_z, batch.previous
+            )
             return pyro.sample("tokens", likelihood, obs=batch.tokens)
 
     def stream(
@@ -115,10 +117,16 @@ class LatentThoughtModel(PyroModule):
     def _thoughts(self, z_BLSD: Tensor) -> Tensor:
         return self.prior.thoughts(z_BLSD)
 
+    @property
+    def reach(self) -> int:
+        """The number of inputs, its own included, that the prediction of a token depends on."""
+        return self.decoder.reach
+
     @torch.no_grad()
     def precompute(self, batch: TokenBatch) -> TokenBatch:
         """The batch with all that does not depend on z computed once. It holds as long as the weights do not change."""
-        return dataclasses.replace(batch, below_z=self.decoder.below_z(self.decoder.inputs(batch.tokens)))
+        inputs = self.decoder.inputs(batch.tokens, batch.previous)
+        return dataclasses.replace(batch, below_z=self.decoder.below_z(inputs))
 
     @pyro_method
     def encode(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:

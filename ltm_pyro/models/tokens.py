@@ -38,6 +38,8 @@ class TokenSequence(TorchDistribution):
         weights: [*batch_shape or what broadcasts to it, T], or None.
         below_z: the decoder's `below_z` of the tokens that `log_prob` will be asked for, where it has been computed
             already, [*batch_shape or what broadcasts to it, T, D].
+        previous: the token before the first, [*batch_shape or what broadcasts to it]; None for begin-of-text. `sample`
+            always begins a text.
 
     Raises:
         ValueError: if u has not the shape of the decoder's thought vectors.
@@ -54,6 +56,7 @@ class TokenSequence(TorchDistribution):
         length: int,
         weights: Tensor | None = None,
         below_z: BelowZ | None = None,
+        previous: Tensor | None = None,
     ) -> None:
         if u.shape[-3:] != decoder.config.latent_shape:
             shape = decoder.config.latent_shape
@@ -63,6 +66,7 @@ class TokenSequence(TorchDistribution):
         self.end_of_text = end_of_text
         self.weights = weights
         self.below_z = below_z
+        self.previous = previous
         super().__init__(torch.Size(u.shape[:-3]), torch.Size([length]), validate_args=False)
 
     @property
@@ -73,7 +77,8 @@ class TokenSequence(TorchDistribution):
 
     def expand(self, batch_shape: _Shape, _instance: TokenSequence | None = None) -> TokenSequence:
         u = self.u.expand(*batch_shape, *self.decoder.config.latent_shape)
-        return TokenSequence(self.decoder, u, self.end_of_text, self.event_shape[0], self.weights, self.below_z)
+        length = self.event_shape[0]
+        return TokenSequence(self.decoder, u, self.end_of_text, length, self.weights, self.below_z, self.previous)
 
     def token_log_probs(self, value: Tensor) -> Tensor:
         """log p(x_n | u, x_<n) at every position, unweighted: [*batch_shape, T] for a value of [..., T] tokens."""
@@ -96,7 +101,8 @@ class TokenSequence(TorchDistribution):
         tokens_BT = value.expand(*shape, -1).reshape(-1, value.shape[-1])
         counts_BT = counts.expand(*shape, value.shape[-1]).reshape(tokens_BT.shape)
         below = None if self.below_z is None else self.below_z.expand(shape)
-        hidden_BTD = self.decoder(self.decoder.inputs(tokens_BT), self._expanded_u(shape), below)
+        previous_B = None if self.previous is None else self.previous.expand(shape).flatten()
+        hidden_BTD = self.decoder(self.decoder.inputs(tokens_BT, previous_B), self._expanded_u(shape), below)
         if hidden_BTD.device.type != "cpu":  # to choose the positions that count, the host would wait for the device
             return self.decoder.log_probs(hidden_BTD.flatten(0, 1), tokens_BT.flatten()).view(*shape, -1)
         log_probs_N = self.decoder.log_probs(hidden_BTD[counts_BT], tokens_BT[counts_BT])

@@ -105,3 +105,21 @@ def test_ids_and_bytes_of_another_number_than_the_sequences_are_refused(sequence
 def test_one_sequence_alone_is_no_batch(batch):
     with pytest.raises(ValueError, match=r"\[B, T\]"):
         batch[0]
+
+
+def test_a_block_has_its_own_weights_and_before_it_what_its_predictions_depend_on(batch):
+    block = batch.block(2, 3, reach=2)  # token 2 is predicted from inputs 1 and 2, which are tokens 0 and 1
+    assert_holds(block, TOKENS[:, 1:3], WEIGHTS[:, 1:3] * torch.tensor([0.0, 1.0]), SEQUENCE_IDS, NUM_BYTES)
+    assert block.previous.equal(TOKENS[:, 0])
+    assert batch.weights.equal(WEIGHTS)
+    assert block[1:].previous.equal(TOKENS[1:, 0])
+    assert block.to("meta").previous.device.type == "meta"
+
+
+def test_a_block_of_which_all_of_the_text_is_in_reach_starts_where_the_text_does(batch):
+    block = batch.block(1, 9, reach=100)
+    assert_holds(block, TOKENS, WEIGHTS * torch.tensor([0.0, 1.0, 1.0, 1.0]), SEQUENCE_IDS, NUM_BYTES)
+    assert block.previous is None
+    assert batch.block(2, 4, reach=1).block(0, 1, reach=1).previous.equal(TOKENS[:, 1])
+    with pytest.raises(ValueError, match=r"previous must be \[B\]"):
+        TokenBatch(TOKENS, WEIGHTS, SEQUENCE_IDS, NUM_BYTES, previous=TOKENS[:2, 0])

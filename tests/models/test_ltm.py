@@ -12,6 +12,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 from ltm_pyro.inference import PRIOR, SequenceNoise, infer
+from ltm_pyro.inference.base import log_joint
 from ltm_pyro.inference.svi import elbo_backward
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel, TokenBatch
 
@@ -337,3 +338,29 @@ def test_what_a_model_without_z_precomputes_gives_the_same_hidden_states():
     assert torch.equal(
         model.decoder(model.decoder.inputs(batch.tokens), torch.zeros(3, *config.latent_shape), below), expected
     )
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize(("start", "end"), [(0, 4), (3, 9), (8, 12), (11, 12), (5, 12)])
+def test_the_tokens_of_a_block_are_as_probable_as_in_the_whole_text(window, start, end):
+    pyro.set_rng_seed(0)
+    model = LatentThoughtModel(dataclasses.replace(CONFIG, window=window, length=12), VOCAB_SIZE, END)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.6)
+    model, z = model.double(), random_z(3)
+    batch = TokenBatch(
+        torch.randint(VOCAB_SIZE - 1, (3, 12)), torch.rand(3, 12).double(), torch.arange(3), torch.arange(3)
+    )
+    positions = torch.arange(12)
+    in_block = batch.with_weights(batch.weights * ((positions >= start) & (positions < end)))
+    block = batch.block(start, end, model.reach)
+    expected = log_joint(model, in_block, z).log_likelihood
+    torch.testing.assert_close(log_joint(model, block, z).log_likelihood, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(log_joint(model, model.precompute(block), z).log_likelihood, expected)
+    draws = torch.stack([z, -z])
+    several = log_joint(model, block, draws, num_sample_dims=1).log_likelihood
+    torch.testing.assert_close(several[0], expected, rtol=1e-12, atol=1e-12)
+    # The block has no more than what it needs: with one input less in reach, its first token is another's.
+    if start >= model.reach > 1:
+        shorter = log_joint(model, batch.block(start, end, model.reach - 1), z).log_likelihood
+        assert (shorter - expected).abs().max() > 1e-9
