@@ -34,13 +34,8 @@ def small(tiny_options: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> Path:
+def text(tmp_path: Path, write_text: Callable[[Path], Path]) -> Path:
     return write_text(tmp_path / "text.txt")
-
-
-def write_text(path: Path) -> Path:
-    path.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(200)))
-    return path
 
 
 @pytest.fixture
@@ -222,7 +217,9 @@ def signal_in(name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole_run(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list[str], Path]]:
+def whole_run(
+    small: list[str], write_text: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[list[str], Path]]:
     """Arguments, and the folder of a run with them that nothing happened to; one run for each scheme."""
     folder = tmp_path_factory.mktemp("whole")
     write_text(folder / "text.txt")
