@@ -19,6 +19,7 @@ import torch
 from ltm_pyro import cli, train
 from ltm_pyro.config import preset
 from ltm_pyro.data import get_tokenizer
+from ltm_pyro.evaluation import inferred
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
 from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.runs.trained import TrainedModel
@@ -99,6 +100,14 @@ def run_main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str
         return exit.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def short_fits() -> Iterator[None]:
+    """A Gaussian around a point or draws is fitted in 4 steps, as the estimates of a tiny model need no more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inferred, "GAUSSIAN_STEPS", 4)
+        yield
 
 
 @pytest.fixture(scope="session")

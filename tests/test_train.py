@@ -28,7 +28,7 @@ MORE = "--micro-batch-size 2 --fast-steps 2 --log-every 1 --validation-sequences
 
 
 @pytest.fixture(scope="module")
-def small(tiny_options: list[str]) -> list[str]:
+def small(tiny_options: list[str], short_fits: None) -> list[str]:
     """Options of a tiny model, in two micro-batches a step."""
     return [*tiny_options, *shlex.split(MORE)]
 

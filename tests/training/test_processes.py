@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import resource
 import shlex
 import signal
 import socket
@@ -55,12 +54,10 @@ def one(small: list[str], write_text: Callable[[Path], Path], tmp_path_factory: 
     return folder / "run"
 
 
-def in_two(*args: str, cwd: Path, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command in two processes."""
+def in_two(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in two processes, by torchrun."""
     command = [*TORCHRUN, "-m", "ltm_pyro.train", *args]
-    return subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, preexec_fn=limit
-    )
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
 
 
 class Forked(NamedTuple):
@@ -251,15 +248,17 @@ def test_a_batch_that_two_processes_cannot_share_is_bad_input():
         train.load(config, Processes(0, 2))
 
 
-def test_a_full_disk_ends_all_processes_with_one_line(small, data, tmp_path):
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than the weights take
+def test_a_full_disk_ends_all_processes_with_one_line(small, data, fork_two, full_beyond):
+    def train_into_full_disk(rank):
+        with full_beyond(20_000):  # less than the weights take
+            cli.run(train.main, [*small, "--data", data, "--out", "run"])
 
-    result = in_two(*small, "--data", data, "--out", "run", cwd=tmp_path, limit=limit)
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, result.stderr
-    assert "cannot be written" in errors[0]
-    assert result.stderr.count("Traceback") == 1  # that of torchrun, which says so of any process that fails
+    first, second = fork_two(train_into_full_disk)
+    assert (first.status, second.status) == (1, 1)
+    assert first.err.count("\n") == 1, first.err
+    assert first.err.startswith("error: ")
+    assert "cannot be written" in first.err
+    assert second.err == ""
 
 
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
