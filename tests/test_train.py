@@ -474,7 +474,7 @@ def test_help_explains_every_option(command, capsys):
     assert "num-steps" not in shown
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_saves_a_checkpoint_and_says_where(number, small, text, tmp_path):
     args = [sys.executable, "-u", "-m", "ltm_pyro.train", *small, "--data", str(text), "--steps", "100000"]
     process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
