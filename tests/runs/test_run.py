@@ -34,7 +34,7 @@ from ltm_pyro.runs.migrations import VERSION
 from ltm_pyro.runs.run import Run, check_is_free, create_run
 from ltm_pyro.runs.trained import TrainedModel
 
-LENGTH = 32
+LENGTH = 48
 MORE = f"--model.length {LENGTH} --fast-steps 1 --steps 1 --validation-sequences 1"
 END = 256
 RESOLVED = {"corpus_sha256": "0" * 64, "device": "cpu"}
