@@ -17,6 +17,12 @@ import pytest
 import torch
 
 from ltm_pyro import cli, train
+from ltm_pyro.config import preset
+from ltm_pyro.data import get_tokenizer
+from ltm_pyro.evaluation import inferred
+from ltm_pyro.models import DecoderConfig, LatentThoughtModel
+from ltm_pyro.runs.checkpoint import Progress
+from ltm_pyro.runs.trained import TrainedModel
 
 # The models here are too small to gain from more threads, which wait for each other wherever a core is busy.
 torch.set_num_threads(1)
@@ -96,10 +102,29 @@ def run_main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str
     return run
 
 
+@pytest.fixture(scope="module")
+def short_fits() -> Iterator[None]:
+    """A Gaussian around a point or draws is fitted in 4 steps, as the estimates of a tiny model need no more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inferred, "GAUSSIAN_STEPS", 4)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_options() -> list[str]:
     """Options of `train` for a model that takes a step in milliseconds, with z of 2 slots a layer, on a CPU."""
     return shlex.split(f"{TINY_SHAPE} --model.num-slots 2 --batch-size 4 --validation-samples 2 --device cpu")
+
+
+@pytest.fixture(scope="session")
+def untrained() -> TrainedModel:
+    """A model of bytes at its initial weights, which ends a text at every 257th token or so."""
+    shape = DecoderConfig(num_layers=1, width=8, num_heads=1, hidden=8, num_slots=2, window=4, length=16)
+    encoding = get_tokenizer("bytes")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LatentThoughtModel(shape, encoding.n_vocab, 256)
+    return TrainedModel(model, encoding, preset("tiny"), Path("run"), {}, Progress())
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +135,17 @@ def write_corpus() -> Callable[[Path], Path]:
         path = folder / "text.jsonl"
         texts = [f"Sentence number {n} says that {n} plus {n} makes {2 * n}. " * (1 + n % 3) for n in range(60)]
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_text() -> Callable[[Path], Path]:
+    """Writes one document of 200 short sentences to a path, and returns the path."""
+
+    def write(path: Path) -> Path:
+        path.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(200)))
         return path
 
     return write

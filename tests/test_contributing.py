@@ -125,7 +125,7 @@ def printed_by(*args):
 
 printed_by(
     "evaluate", "run", "--data", "{corpus}:other.txt", "--num-sequences", "0", "--estimators", "elbo", "{figure}",
-    "iwae", "--json", "figures.json",
+    "iwae", "--num-samples", "4", "--json", "figures.json",
 )
 task = printed_by("tasks", "{task}", "run", "--num-items", "5", "--max-new-tokens", "1", "--json", "task.json")
 

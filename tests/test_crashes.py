@@ -40,11 +40,10 @@ def small(tiny_options: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(small: list[str], write_text: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to, beside its text."""
     folder = tmp_path_factory.mktemp("whole")
-    text = folder / "text.txt"
-    text.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(200)))
+    text = write_text(folder / "text.txt")
     assert train.main([*small, "--data", str(text), "--out", str(folder / "run")]) == 0
     return folder / "run"
 

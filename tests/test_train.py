@@ -29,19 +29,14 @@ MORE = "--micro-batch-size 2 --fast-steps 2 --log-every 1 --validation-sequences
 
 
 @pytest.fixture(scope="module")
-def small(tiny_options: list[str]) -> list[str]:
+def small(tiny_options: list[str], short_fits: None) -> list[str]:
     """Options of a tiny model, in two micro-batches a step."""
     return [*tiny_options, *shlex.split(MORE)]
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> Path:
+def text(tmp_path: Path, write_text: Callable[[Path], Path]) -> Path:
     return write_text(tmp_path / "text.txt")
-
-
-def write_text(path: Path) -> Path:
-    path.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(200)))
-    return path
 
 
 @pytest.fixture
@@ -223,7 +218,9 @@ def signal_in(name: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole_run(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list[str], Path]]:
+def whole_run(
+    small: list[str], write_text: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[list[str], Path]]:
     """Arguments, and the folder of a run with them that nothing happened to; one run for each scheme."""
     folder = tmp_path_factory.mktemp("whole")
     write_text(folder / "text.txt")
@@ -493,7 +490,7 @@ def test_help_explains_every_option(command, capsys):
     assert "num-steps" not in shown
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_saves_a_checkpoint_and_says_where(number, small, text, tmp_path):
     args = [sys.executable, "-u", "-m", "ltm_pyro.train", *small, "--data", str(text), "--steps", "100000"]
     process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

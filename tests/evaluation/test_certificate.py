@@ -49,7 +49,10 @@ def test_the_sides_hold_the_integral_and_close_as_temperatures_are_added(ltm):
     The last line holds by three or four of them, over seeds.
     """
     _, batch = simulate(ltm, NUM_TEXTS, first_id=0, seed=5)
-    exact = torch.stack([integral(ltm, *text) for text in zip(batch.tokens, batch.weights, strict=True)])
+    # Many of the texts are the same, but for what follows their end.
+    written = torch.stack([batch.tokens.where(batch.weights > 0, ltm.end_of_text), batch.weights.long()], dim=1)
+    different, index = written.unique(dim=0, return_inverse=True)
+    exact = torch.stack([integral(ltm, *text) for text in different])[index]
     gaps = []
     for num_temperatures in (1, 24):
         settings = EstimatorSettings(num_samples=16, num_temperatures=num_temperatures, num_leapfrogs=3, num_chains=4)

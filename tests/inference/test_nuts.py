@@ -98,15 +98,15 @@ def moments(standard_errors):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("mala", {"num_steps": 600, "num_kept": 300}),
-        ("mala", {"num_steps": 600, "num_kept": 300, "vi_steps": 100}),
-        ("hmc", {"num_steps": 120, "num_kept": 60}),
-        ("hmc", {"num_steps": 120, "num_kept": 60, "vi_steps": 100}),
+        ("mala", {"num_steps": 300, "num_kept": 150}),
+        ("mala", {"num_steps": 300, "num_kept": 150, "vi_steps": 100}),
+        ("hmc", {"num_steps": 60, "num_kept": 30}),
+        ("hmc", {"num_steps": 60, "num_kept": 30, "vi_steps": 100}),
     ],
 )
 def test_the_exact_schemes_agree_with_it_on_a_latent_thought_model(name, settings, sharp, gold, moments):
     model, batch = sharp
-    scheme, rng = SCHEMES[name](num_chains=40, **settings), BatchNoise(torch.Generator().manual_seed(0))
+    scheme, rng = SCHEMES[name](num_chains=80, **settings), BatchNoise(torch.Generator().manual_seed(0))
     with pyro.validation_enabled(False):
         state = infer(scheme, model, batch, rng)
     samples = scheme.posterior(state, scheme.num_draws, rng).samples.flatten(2)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyro
@@ -20,20 +21,15 @@ from ltm_pyro import cli, export, train
 from ltm_pyro.data import fingerprint
 from ltm_pyro.errors import InputError
 
-SMALL = shlex.split(
-    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
-    "--model.length 48 --batch-size 2 --micro-batch-size 2 --fast-steps 1 --steps 3 --validate-every 2 "
-    "--validation-sequences 1 --validation-samples 2 --device cpu"
-)
+MORE = "--fast-steps 1 --steps 3 --validate-every 2 --validation-sequences 1"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_options: list[str], write_text: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps, validated after the second, on a text whose name needs care in a table."""
     folder = tmp_path_factory.mktemp("trained")
-    text = folder / "a|b.txt"
-    text.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(100)))
-    assert train.main([*SMALL, "--data", str(text), "--out", str(folder / "run")]) == 0
+    text = write_text(folder / "a|b.txt")
+    assert train.main([*tiny_options, *shlex.split(MORE), "--data", str(text), "--out", str(folder / "run")]) == 0
     return folder / "run"
 
 
@@ -68,7 +64,7 @@ def test_the_card_says_data_steps_scheme_and_figures_with_their_estimator(run, t
         assert yaml.safe_load(header)["library_name"] == "ltm_pyro"
         assert body.lstrip().startswith(f"# {which}\n")
         assert r"a\|b.txt (SHA-256 " in card
-        assert f"| steps | {step} slow steps of 2 sequences" in card
+        assert f"| steps | {step} slow steps of 4 sequences" in card
         assert "| inference of z | vi, 1 fast steps |" in card
         table = [line.split(" | ") for line in card.splitlines() if line.startswith("| held-out text")]
         expected = [r for r in records if r["split"] == split]

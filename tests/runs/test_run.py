@@ -11,6 +11,7 @@ import pickle
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,20 @@ from ltm_pyro.runs.run import Run, check_is_free, create_run
 from ltm_pyro.runs.trained import TrainedModel
 
 LENGTH = 48
-SMALL = shlex.split(
-    f"--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
-    f"--model.length {LENGTH} --batch-size 2 --micro-batch-size 2 --fast-steps 1 --steps 1 --validation-sequences 1 "
-    "--validation-samples 2 --device cpu"
-)
+MORE = f"--model.length {LENGTH} --fast-steps 1 --steps 1 --validation-sequences 1"
 END = 256
 RESOLVED = {"corpus_sha256": "0" * 64, "device": "cpu"}
 README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
-def trained_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_in(
+    tiny_options: list[str], write_text: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with the run `runs/python-docs-tiny-vi`, of one step."""
     folder = tmp_path_factory.mktemp("trained")
-    text = folder / "text.txt"
-    text.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(100)))
-    assert train.main([*SMALL, "--data", str(text), "--out", str(folder / "runs/python-docs-tiny-vi")]) == 0
+    paths = ["--data", str(write_text(folder / "text.txt")), "--out", str(folder / "runs/python-docs-tiny-vi")]
+    assert train.main([*tiny_options, *shlex.split(MORE), *paths]) == 0
     return folder
 
 

@@ -6,20 +6,13 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
-import torch
 
-from ltm_pyro.config import preset
-from ltm_pyro.data import get_tokenizer
 from ltm_pyro.inference import PRIOR
-from ltm_pyro.models import DecoderConfig, LatentThoughtModel, Sampling
-from ltm_pyro.runs.checkpoint import Progress
+from ltm_pyro.models import Sampling
 from ltm_pyro.runs.trained import TrainedModel
 from ltm_pyro.tasks import TaskContext
-
-SHAPE = DecoderConfig(num_layers=1, width=8, num_heads=1, hidden=8, num_slots=1, window=4, length=16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +38,10 @@ class Scripted(TaskContext):
             yield [[*encoding.encode_ordinary(self.answer(text, number)), end] for number in range(num_answers)]
 
 
-@pytest.fixture(scope="session")
-def ltm() -> TrainedModel:
-    encoding = get_tokenizer("bytes")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LatentThoughtModel(SHAPE, encoding.n_vocab, 256)
-    return TrainedModel(model, encoding, preset("tiny"), Path("run"), {}, Progress())
-
-
 @pytest.fixture
-def scripted(ltm: TrainedModel) -> Callable[..., Scripted]:
+def scripted(untrained: TrainedModel) -> Callable[..., Scripted]:
     def build(answer: Callable[[str, int], str], documents: Sequence[str] = (), num_items: int = 0) -> Scripted:
-        return Scripted(ltm, PRIOR, num_items, 4, 0, answer, documents)
+        return Scripted(untrained, PRIOR, num_items, 4, 0, answer, documents)
 
     return build
 

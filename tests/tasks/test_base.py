@@ -14,13 +14,13 @@ from ltm_pyro.tasks import TASKS, TaskContext, TaskResult
 GREEDY = Sampling(temperature=0.0)
 
 
-def test_answers_of_a_model_are_those_of_its_own_greedy_decoding(ltm):
+def test_answers_of_a_model_are_those_of_its_own_greedy_decoding(untrained):
     """The oracle takes the tokens after a prompt one by one from the decoder's logits."""
-    context = TaskContext(ltm, PRIOR, batch_size=2)
+    context = TaskContext(untrained, PRIOR, batch_size=2)
     prompts: Sequence[list[int]] = [[5, 6, 7], [1], []]
     rows = list(context.written(prompts, [4, 4, 4], GREEDY))
-    z = infer_thoughts(ltm, prompts, PRIOR, 1, SequenceNoise(0))[:, 0]
-    decoder, end = ltm.model.decoder, ltm.model.end_of_text
+    z = infer_thoughts(untrained, prompts, PRIOR, 1, SequenceNoise(0))[:, 0]
+    decoder, end = untrained.model.decoder, untrained.model.end_of_text
     for prompt, (row,), one in zip(prompts, rows, z, strict=True):
         tokens = list(prompt)
         for _ in range(4):
@@ -33,18 +33,18 @@ def test_answers_of_a_model_are_those_of_its_own_greedy_decoding(ltm):
 
 
 @pytest.mark.parametrize("name", ["vi", "langevin"])
-def test_every_answer_to_a_prompt_has_its_own_draw_of_z(name, ltm, monkeypatch):
+def test_every_answer_to_a_prompt_has_its_own_draw_of_z(name, untrained, monkeypatch):
     z_used = []
 
     class Recorded:
-        def __init__(self, ltm, prompts, z, sampling, generator):
+        def __init__(self, untrained, prompts, z, sampling, generator):
             z_used.append((prompts, z))
 
         def finish(self, max_new_tokens):
             return [[1]] * len(z_used[-1][1])
 
     monkeypatch.setattr("ltm_pyro.tasks.base.Continuation", Recorded)
-    context = TaskContext(ltm, SCHEMES[name](num_steps=2), batch_size=2)
+    context = TaskContext(untrained, SCHEMES[name](num_steps=2), batch_size=2)
     rows = list(context.written([[5, 6]] * 3, [1, 1, 1], GREEDY, num_answers=3))
     assert rows == [[[1]] * 3] * 3
     assert [prompts for prompts, _ in z_used] == [[[5, 6]] * 6, [[5, 6]] * 3]

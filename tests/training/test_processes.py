@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import resource
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ltm_pyro import train
+from ltm_pyro import cli, train
 from ltm_pyro.config import preset
-from ltm_pyro.errors import InputError
-from ltm_pyro.training.processes import Processes
+from ltm_pyro.errors import InputError, RunError
+from ltm_pyro.training import loop
+from ltm_pyro.training.processes import Processes, joined
 
 MORE = (
     "--batch-size 8 --fast-steps 2 --log-every 1 --validation-sequences 5 --validation-samples 4 --steps 6 "
@@ -37,30 +42,82 @@ def small(tiny_options: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> str:
-    return write_text(tmp_path)
-
-
-def write_text(folder: Path) -> str:
-    path = folder / "text.txt"
-    path.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(200)))
-    return str(path)
+def data(tmp_path: Path, write_text: Callable[[Path], Path]) -> str:
+    return str(write_text(tmp_path / "text.txt"))
 
 
 @pytest.fixture(scope="module")
-def one(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one(small: list[str], write_text: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in one process, beside its text."""
     folder = tmp_path_factory.mktemp("one")
-    assert train.main([*small, "--data", write_text(folder), "--out", str(folder / "run")]) == 0
+    assert train.main([*small, "--data", str(write_text(folder / "text.txt")), "--out", str(folder / "run")]) == 0
     return folder / "run"
 
 
-def in_two(*args: str, cwd: Path, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command in two processes."""
+def in_two(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in two processes, by torchrun."""
     command = [*TORCHRUN, "-m", "ltm_pyro.train", *args]
-    return subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, preexec_fn=limit
-    )
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+
+
+class Forked(NamedTuple):
+    """What came of one of several processes."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def fork_two(tmp_path: Path) -> Callable[[Callable[[int], object]], list[Forked]]:
+    """Does something, given the rank, in two children of this process that are told what torchrun tells its own.
+
+    Torchrun itself starts Python anew, and imports everything again, in each of them.
+    """
+
+    def run(action: Callable[[int], object]) -> list[Forked]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = [os.fork() or work(rank, port, action) for rank in range(2)]
+        deadline = time.monotonic() + 60
+        statuses: dict[int, int] = {}
+        while len(statuses) < 2:
+            for child in set(children) - statuses.keys():
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    statuses[child] = os.waitstatus_to_exitcode(status)
+                elif time.monotonic() > deadline:
+                    os.kill(child, signal.SIGKILL)
+            time.sleep(0.01)
+        return [
+            Forked(statuses[child], *((tmp_path / f"{stream}-{rank}").read_text() for stream in ("out", "err")))
+            for rank, child in enumerate(children)
+        ]
+
+    def work(rank: int, port: int, action: Callable[[int], object]) -> NoReturn:
+        status = 1
+        try:
+            os.chdir(tmp_path)
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            with (
+                open(f"out-{rank}", "w") as out,
+                open(f"err-{rank}", "w") as err,
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+            ):
+                try:
+                    action(rank)
+                    status = 0
+                except SystemExit as exit:
+                    status = exit.code
+                except BaseException:
+                    traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    return run
 
 
 def lines(run: Path) -> list[dict]:
@@ -89,53 +146,50 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("inference", ["vi", pytest.param("amortized", marks=SLOW), pytest.param("none", marks=SLOW)])
-def test_two_processes_take_the_steps_of_one_with_the_same_batch(small, inference, data, tmp_path):
+def test_two_processes_take_the_steps_of_one_with_the_same_batch(small, inference, data, fork_two, tmp_path):
     """Whatever is inferred together: one process takes micro-batches of 4, each of the two takes two of 2."""
     args = [*small, "--data", data, "--inference", inference, "--infer-from", "prefix", "--tensorboard"]
     if inference == "none":
         args += ["--fast-steps", "0", "--model.num-slots", "0"]
     assert train.main([*args, "--micro-batch-size", "4", "--out", str(tmp_path / "one")]) == 0
-    result = in_two(*args, "--micro-batch-size", "2", "--out", "two", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    first, second = fork_two(lambda rank: cli.run(train.main, [*args, "--micro-batch-size", "2", "--out", "two"]))
+    assert (first.status, second.status, second.out) == (0, 0, ""), first.err + second.err
     assert_same(tmp_path / "two", tmp_path / "one")
-    assert result.stdout.count("step 6/6") == 1
-    assert result.stdout.count("two texts from the model") == 1
+    assert first.out.count("step 6/6") == 1
+    assert first.out.count("two texts from the model") == 1
     assert len(list((tmp_path / "two/tensorboard").iterdir())) == 1
-    assert "in each of 2 processes" in result.stdout
+    assert "in each of 2 processes" in first.out
 
 
-def test_two_processes_that_are_stopped_save_once_and_one_process_goes_on(small, one, tmp_path):
+def test_two_processes_that_are_stopped_save_once_and_one_process_goes_on(small, one, fork_two, tmp_path):
     args = [*small, "--data", str(one.parent / "text.txt")]
+    micro_batches, calls = loop.micro_batches, []
+
+    def watched(training):
+        calls.append(1)
+        if len(calls) == 5 and training.processes.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return micro_batches(training)
+
+    def train_until_stopped(rank):
+        loop.micro_batches = watched
+        cli.run(train.main, [*args, "--out", "two"])
+
     # It stops itself: the second process is asked to stop, and the first one hears of it.
-    stopping = tmp_path / "stopping.py"
-    stopping.write_text(
-        "import os, signal, sys\n"
-        "from ltm_pyro import cli, train\n"
-        "from ltm_pyro.training import loop\n"
-        "micro_batches, calls = loop.micro_batches, []\n"
-        "def watched(training):\n"
-        "    calls.append(1)\n"
-        "    if len(calls) == 5 and training.processes.rank == 1:\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return micro_batches(training)\n"
-        "loop.micro_batches = watched\n"
-        "cli.run(train.main, sys.argv[1:])\n"
-    )
-    command = [*TORCHRUN, str(stopping), *args, "--out", "two"]
-    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert result.returncode != 0
-    assert result.stdout.count("stopped by SIGTERM") == 1
+    results = fork_two(train_until_stopped)
+    assert [result.status for result in results] == [128 + signal.SIGTERM] * 2, results
+    assert "".join(result.out for result in results).count("stopped by SIGTERM") == 1
     assert (tmp_path / "two/checkpoints/step-00000004").is_dir()
     assert train.main(["--out", str(tmp_path / "two"), "--resume"]) == 0
     assert_same(tmp_path / "two", one)
 
 
-def test_two_processes_go_on_where_one_was_stopped(small, one, tmp_path):
+def test_two_processes_go_on_where_one_was_stopped(small, one, fork_two, tmp_path):
     args = [*small, "--data", str(one.parent / "text.txt")]
     # The end of the learning rate's schedule moves with --steps: it is the same for both only in the warm-up.
     assert train.main([*args, "--steps", "4", "--out", str(tmp_path / "two")]) == 0
-    result = in_two("--out", "two", "--resume", "--steps", "6", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    results = fork_two(lambda rank: cli.run(train.main, ["--out", "two", "--resume", "--steps", "6"]))
+    assert [result.status for result in results] == [0, 0], results
     assert_same(tmp_path / "two", one)
 
 
@@ -194,15 +248,17 @@ def test_a_batch_that_two_processes_cannot_share_is_bad_input():
         train.load(config, Processes(0, 2))
 
 
-def test_a_full_disk_ends_all_processes_with_one_line(small, data, tmp_path):
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than the weights take
+def test_a_full_disk_ends_all_processes_with_one_line(small, data, fork_two, full_beyond):
+    def train_into_full_disk(rank):
+        with full_beyond(20_000):  # less than the weights take
+            cli.run(train.main, [*small, "--data", data, "--out", "run"])
 
-    result = in_two(*small, "--data", data, "--out", "run", cwd=tmp_path, limit=limit)
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, result.stderr
-    assert "cannot be written" in errors[0]
-    assert result.stderr.count("Traceback") == 1  # that of torchrun, which says so of any process that fails
+    first, second = fork_two(train_into_full_disk)
+    assert (first.status, second.status) == (1, 1)
+    assert first.err.count("\n") == 1, first.err
+    assert first.err.startswith("error: ")
+    assert "cannot be written" in first.err
+    assert second.err == ""
 
 
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
@@ -219,40 +275,36 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
         Processes(2, 3, group="some").take_gpu()
 
 
-def test_what_the_processes_tell_each_other(tmp_path):
+def test_what_the_processes_tell_each_other(fork_two, tmp_path):
     """Sums, what the first one alone knows, an error of the second one, and that the first one leaves."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import json, os\n"
-        "from ltm_pyro.errors import InputError, RunError\n"
-        "from ltm_pyro.training.processes import joined\n"
-        "def fails(processes):\n"
-        "    if processes.rank == 1:\n"
-        "        raise InputError('the second one cannot')\n"
-        "said = {}\n"
-        "try:\n"
-        "    with joined() as processes:\n"
-        "        said['ranks'] = processes.gather(processes.rank)\n"
-        "        said['all'] = processes.by_all(lambda: processes.rank * 10)\n"
-        "        said['first'] = processes.by_first(lambda: os.getpid())\n"
-        "        print('standard output of', processes.rank)\n"
-        "        try:\n"
-        "            processes.by_all(lambda: fails(processes))\n"
-        "        except InputError as error:\n"
-        "            said['error'] = str(error)\n"
-        "        except SystemExit as exit:\n"
-        "            said['exit'] = exit.code\n"
-        "        if processes.is_first:\n"
-        "            raise RunError('the disk is full')\n"
-        "        processes.gather(None)\n"
-        "except (RunError, SystemExit) as end:\n"
-        "    said['end'] = repr(end)\n"
-        "with open(f'said-{os.environ[\"RANK\"]}.json', 'w') as file:\n"
-        "    json.dump(said | {'pid': os.getpid()}, file)\n"
-    )
-    command = [*TORCHRUN, str(script)]
-    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
+
+    def fails(processes):
+        if processes.rank == 1:
+            raise InputError("the second one cannot")
+
+    def tell(rank):
+        said = {}
+        try:
+            with joined() as processes:
+                said["ranks"] = processes.gather(processes.rank)
+                said["all"] = processes.by_all(lambda: processes.rank * 10)
+                said["first"] = processes.by_first(lambda: os.getpid())
+                print("standard output of", processes.rank)
+                try:
+                    processes.by_all(lambda: fails(processes))
+                except InputError as error:
+                    said["error"] = str(error)
+                except SystemExit as exit:
+                    said["exit"] = exit.code
+                if processes.is_first:
+                    raise RunError("the disk is full")
+                processes.gather(None)
+        except (RunError, SystemExit) as end:
+            said["end"] = repr(end)
+        Path(f"said-{rank}.json").write_text(json.dumps(said | {"pid": os.getpid()}))
+
+    results = fork_two(tell)
+    assert [result.status for result in results] == [0, 0], results
     first, second = (json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2))
     assert first["ranks"] == second["ranks"] == [0, 1]
     assert (first["all"], second["all"]) == (0, 10)
@@ -260,4 +312,4 @@ def test_what_the_processes_tell_each_other(tmp_path):
     assert first["error"] == "the second one cannot"
     assert second["exit"] == 2
     assert (first["end"], second["end"]) == ("RunError('the disk is full')", "SystemExit(1)")
-    assert result.stdout == "standard output of 0\n"
+    assert "".join(result.out for result in results) == "standard output of 0\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from ltm_pyro.errors import InputError
 from ltm_pyro.training import tensorboard
 from ltm_pyro.training.tensorboard import TensorBoard
 
-SMALL = shlex.split(
-    "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.num-slots 2 --model.window 8 "
-    "--model.length 32 --batch-size 4 --fast-steps 2 --log-every 1 --validation-sequences 4 --validation-samples 4 "
-    "--device cpu --validate-every 2 --tensorboard"
-)
+MORE = "--fast-steps 2 --log-every 1 --validation-sequences 4 --validate-every 2"
+
+
+@pytest.fixture
+def small(tiny_options: list[str]) -> list[str]:
+    """Options of a tiny model, validated after every other step."""
+    return [*tiny_options, *shlex.split(MORE)]
 
 
 def curves(folder: Path) -> dict[str, dict[int, float]]:
@@ -30,16 +33,14 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> str:
-    path = tmp_path / "text.txt"
-    path.write_text("".join(f"Sentence number {n} says that {n} plus {n} makes {2 * n}.\n" for n in range(200)))
-    return str(path)
+def data(tmp_path: Path, write_text: Callable[[Path], Path]) -> str:
+    return str(write_text(tmp_path / "text.txt"))
 
 
-def test_every_number_of_the_metrics_is_a_point_of_a_curve(data, tmp_path):
+def test_every_number_of_the_metrics_is_a_point_of_a_curve(small, data, tmp_path):
     """Also over a stop: the steps that were written and then taken again are there once, with their last values."""
     run = tmp_path / "run"
-    assert train.main([*SMALL, "--data", data, "--steps", "5", "--out", str(run)]) == 0
+    assert train.main([*small, "--tensorboard", "--data", data, "--steps", "5", "--out", str(run)]) == 0
     (run / "checkpoints/step-00000005").rename(tmp_path / "lost")
     assert train.main(["--out", str(run), "--resume", "--validate-every", "3"]) == 0
     expected: dict[str, dict[int, float]] = {}
@@ -54,12 +55,12 @@ def test_every_number_of_the_metrics_is_a_point_of_a_curve(data, tmp_path):
     assert curves(run / "tensorboard") == expected
 
 
-def test_a_run_without_the_flag_has_no_such_folder(data, tmp_path):
-    assert train.main([*SMALL[:-1], "--data", data, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+def test_a_run_without_the_flag_has_no_such_folder(small, data, tmp_path):
+    assert train.main([*small, "--data", data, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
     assert not (tmp_path / "run/tensorboard").exists()
 
 
-def test_without_the_package_it_is_refused_before_anything_is_written(data, tmp_path, monkeypatch):
+def test_without_the_package_it_is_refused_before_anything_is_written(small, data, tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         tensorboard.importlib.util,
@@ -67,7 +68,7 @@ def test_without_the_package_it_is_refused_before_anything_is_written(data, tmp_
         lambda name, *args: None if name == "tensorboard" else find_spec(name, *args),
     )
     with pytest.raises(InputError, match="pip install tensorboard"):
-        train.main([*SMALL, "--data", data, "--out", str(tmp_path / "run")])
+        train.main([*small, "--tensorboard", "--data", data, "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
