@@ -15,7 +15,7 @@ from ltm_pyro import cli
 from ltm_pyro.data import CORPORA, PACKING
 from ltm_pyro.errors import InputError
 from ltm_pyro.inference import DEFAULT_SCHEME, PRIOR, SCHEMES, PosteriorScheme
-from ltm_pyro.inference.objectives import OBJECTIVES
+from ltm_pyro.inference.objectives import OBJECTIVES, Objective
 from ltm_pyro.inference.svi import OptimizerConfig
 from ltm_pyro.models import DecoderConfig
 
@@ -62,7 +62,7 @@ class TrainConfig:
     stream: documents follow each other without padding, and those in one sequence share its z."""
     infer_from: Annotated[
         ObjectiveName,
-        cli.choices("What z is inferred from in training; the loss is that of the whole sequence.", OBJECTIVES),
+        cli.choices("What z is inferred from in training.", OBJECTIVES),
     ] = "whole"
     steps: int = 450
     """The number of slow steps, each of which updates the weights once."""
@@ -111,6 +111,16 @@ class TrainConfig:
         hash=False,  # a mapping has none
     )
     """The settings of every scheme, by its name. Its number of steps is --fast-steps."""
+    objectives: Mapping[str, Objective] = field(
+        default_factory=lambda: {name: objective() for name, objective in OBJECTIVES.items()},
+        hash=False,
+    )
+    """The settings of every objective, by its name."""
+
+    @property
+    def objective(self) -> Objective:
+        """The objective that `infer_from` names."""
+        return self.objectives[self.infer_from]
 
 
 def _paper(num_layers: int, num_slots: int, fast_steps: int) -> dict[str, Any]:
@@ -224,6 +234,8 @@ def validate(config: TrainConfig) -> None:
             f"an encoder ({with_encoder}) needs at least 1 layer of it, and every other scheme has 0, since it does "
             "not train an encoder"
         )
+    if config.inference == NO_INFERENCE and config.objective.block_size is not None:
+        raise InputError(f"--infer-from {config.infer_from}: a model without z infers nothing; leave it out")
     if config.inference == NO_INFERENCE and config.fast_steps:
         raise InputError(f"--inference none has nothing to infer: --fast-steps must be 0, not {config.fast_steps}")
 
@@ -235,33 +247,34 @@ def micro_batch_size(config: TrainConfig, num_processes: int = 1) -> int:
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The settings as plain values, for `config.yaml`: the settings of each scheme stand under its name.
+    """The settings as plain values, for `config.yaml`: those of each scheme and objective stand under its name.
 
     Fields that are not options of the command are left out.
     """
     values = dataclasses.asdict(config)
-    schemes = values.pop("schemes")
-    for name, settings in schemes.items():
-        values[name] = {key: value for key, value in settings.items() if key not in NOT_OPTIONS}
+    for name, settings in {**values.pop("objectives"), **values.pop("schemes")}.items():
+        section = {key: value for key, value in settings.items() if key not in NOT_OPTIONS}
+        if section:
+            values[name] = section
     return values
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """The inverse of :func:`to_dict`.
 
-    Schemes and settings of schemes that are missing have their defaults, so that a new one needs no migration of files:
-    the default of a new setting must be what its scheme did before. The scheme that the run was trained with must be
-    there.
+    Schemes, objectives, and settings of them that are missing have their defaults, so that a new one needs no migration
+    of files: the default of a new setting must be what its scheme or objective did before. The scheme that the run was
+    trained with must be there.
 
     Raises:
         InputError: if a setting is unknown, missing, of the wrong kind or out of range.
     """
     defaults = to_dict(TrainConfig())
     values = dict(values)
-    for name in SCHEMES:
+    for name in (*SCHEMES, *OBJECTIVES):
         if isinstance(values.get(name), dict):
-            values[name] = defaults[name] | values[name]
-        elif name not in values and name != values.get("inference"):
+            values[name] = defaults.get(name, {}) | values[name]
+        elif name in defaults and name not in values and name != values.get("inference"):
             values[name] = defaults[name]
     expected, given = flat(defaults).keys(), flat(values).keys()
     if expected != given:
@@ -269,12 +282,18 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         raise InputError(f"the settings of the run cannot be read: missing [{missing}], unknown [{unknown}]")
     try:
         sections = {
-            name: _section(settings, values.pop(name))
-            for name, settings in {"model": DecoderConfig, "optimizer": OptimizerConfig, **SCHEMES}.items()
+            name: _section(settings, values.pop(name, {}))
+            for name, settings in {
+                "model": DecoderConfig,
+                "optimizer": OptimizerConfig,
+                **SCHEMES,
+                **OBJECTIVES,
+            }.items()
         }
         _check_types(TrainConfig, values)
         schemes = {name: sections.pop(name) for name in SCHEMES}
-        config = TrainConfig(**values, **sections, schemes=schemes)
+        objectives = {name: sections.pop(name) for name in OBJECTIVES}
+        config = TrainConfig(**values, **sections, schemes=schemes, objectives=objectives)
         validate(config)
     except ValueError as error:
         raise InputError(f"the settings of the run cannot be read: {error}") from None
@@ -306,6 +325,12 @@ def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]
     """The settings that differ, under dotted names: (old value, new value)."""
     old_values, new_values = flat(to_dict(old)), flat(to_dict(new))
     return {name: (old_values[name], new_values[name]) for name in new_values if old_values[name] != new_values[name]}
+
+
+def option_of(name: str) -> str:
+    """The option of `python -m ltm_pyro.train` for a setting with a dotted name: those of objectives have no prefix."""
+    section, _, setting = name.partition(".")
+    return f"--{(setting if section in OBJECTIVES else name).replace('_', '-')}"
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

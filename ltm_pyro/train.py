@@ -29,7 +29,7 @@ import torch
 import tyro
 
 from ltm_pyro import cli
-from ltm_pyro.config import NO_INFERENCE, NOT_OPTIONS, TrainConfig, differences, preset, scheme_of, validate
+from ltm_pyro.config import NO_INFERENCE, NOT_OPTIONS, TrainConfig, differences, option_of, preset, scheme_of, validate
 from ltm_pyro.data import (
     PACKING,
     PackedSequences,
@@ -42,6 +42,7 @@ from ltm_pyro.errors import InputError, RunError, WriteError
 from ltm_pyro.files.lock import locked
 from ltm_pyro.files.stop import StopSignal
 from ltm_pyro.inference import SCHEMES
+from ltm_pyro.inference.objectives import OBJECTIVES
 from ltm_pyro.inference.svi import WeightOptimizer
 from ltm_pyro.models import LatentThoughtModel
 from ltm_pyro.runs import checkpoint
@@ -122,7 +123,7 @@ def parse(args: Sequence[str], resumed: Run | None = None) -> TrainConfig:
     for name, (before, after) in differences(old, config).items():
         if name not in CHANGEABLE:
             raise InputError(
-                f"--{name.replace('_', '-')} is {before} in {resumed.path} and cannot become {after} on --resume: "
+                f"{option_of(name)} is {before} in {resumed.path} and cannot become {after} on --resume: "
                 "start a new run"
             )
     return config
@@ -135,16 +136,24 @@ def parse_options(default: TrainConfig, args: Sequence[str]) -> TrainConfig:
         InputError: if the arguments cannot be understood.
     """
     # tyro makes options of the fields of a class. Which schemes there are is known to the registry alone, so this class
-    # is put together here: it has a field for each scheme in the place of the one for all of them.
+    # is put together here: it has a field for each scheme in the place of the one for all of them. So it is with the
+    # objectives, whose options have no prefix.
+    hidden = Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress]
     sections = {name: _options_of(scheme) for name, scheme in SCHEMES.items()}
-    unseen = ("schemes", Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress], field(default=None))
-    fields = [unseen, *((name, section, field(default=None)) for name, section in sections.items())]
+    unprefixed = {name: Annotated[objective, tyro.conf.arg(name="")] for name, objective in OBJECTIVES.items()}
+    fields = [
+        *((name, hidden, field(default=None)) for name in ("schemes", "objectives")),
+        *((name, section, field(default=None)) for name, section in {**sections, **unprefixed}.items()),
+    ]
     options = dataclasses.make_dataclass("TrainConfig", fields, bases=(TrainConfig,), frozen=True)
     options.__doc__ = TrainConfig.__doc__
     values = {name: section(**vars(default.schemes[name])) for name, section in sections.items()}
-    given = vars(cli.parse(options(**vars(default) | values | {"schemes": None}), args, "train"))
+    values |= default.objectives
+    given = vars(cli.parse(options(**vars(default) | values | {"schemes": None, "objectives": None}), args, "train"))
     schemes = {name: scheme(**vars(given[name])) for name, scheme in SCHEMES.items()}
-    return TrainConfig(**{name: given[name] for name in vars(default)} | {"schemes": schemes})
+    objectives = {name: given[name] for name in OBJECTIVES}
+    settings = {name: given[name] for name in vars(default)}
+    return TrainConfig(**settings | {"schemes": schemes, "objectives": objectives})
 
 
 def _options_of(scheme: type[Any]) -> type[Any]:

@@ -371,7 +371,14 @@ def test_a_folder_that_holds_a_run_is_not_written_to_without_resume(command):
 def test_resume_under_other_settings_is_bad_input(command):
     assert command("--steps", "1", "--out", "run")[0] == 0
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    others = {"--model.width": "32", "--inference": "map", "--preset": "small", "--seed": "3", "--vi.stride": "2"}
+    others = {
+        "--model.width": "32",
+        "--inference": "map",
+        "--preset": "small",
+        "--seed": "3",
+        "--vi.stride": "2",
+        "--block-size": "7",
+    }
     for option, value in others.items():
         status, _, err = command("--out", "run", "--resume", option, value)
         assert (status, len(err.splitlines())) == (2, 1)
@@ -483,10 +490,13 @@ def test_help_explains_every_option(command, capsys):
     assert status == 0
     shown = "".join(out.split())
     for name in config.flat(config.to_dict(config.preset("tiny"))):
-        assert f"--{name.replace('_', '-')}" in shown
+        assert config.option_of(name) in shown
     for name in [*SCHEMES, "none", *OBJECTIVES]:
         assert f"{name}:" in shown
+    assert "--block-size" in shown
+    assert "--past" not in shown
     assert "schemes" not in shown
+    assert "objectives" not in shown
     assert "num-steps" not in shown
 
 

@@ -34,6 +34,9 @@ class Inference:
     """Fits the scales of a Gaussian around the points or draws of a scheme without a density, so that there is a q."""
     reused: AdamVI = REUSED_NOISE
     """Fits q to a single noise, for the figure of the reference implementation; the number of steps is the scheme's."""
+    block_size: int | None = None
+    """For prequential: the tokens in a block, where z is inferred from one block after another as in training; None
+    where it is inferred for each block anew."""
 
     @property
     def z_from(self) -> str:
@@ -69,7 +72,7 @@ def inference_of(config: TrainConfig, inference: str | None = None, fast_steps: 
     # Every position of a text counts in the fit of a Gaussian, also where the run's own steps skip some.
     gaussian = dataclasses.replace(settings_of(config, VI), num_steps=GAUSSIAN_STEPS, stride=1)
     reused = dataclasses.replace(settings_of(config, AdamVI), noise="reused")
-    return Inference(name, scheme, gaussian, reused)
+    return Inference(name, scheme, gaussian, reused, config.objective.block_size)
 
 
 def inferences_of(config: TrainConfig, names: Sequence[str], fast_steps: Sequence[int]) -> list[Inference]:

@@ -41,7 +41,7 @@ def of_training(model: LatentThoughtModel, scheme: PosteriorScheme, objective: O
     batch, rng = _full_sequence(model), SequenceNoise(0)
 
     def step() -> None:
-        objective(model, model, scheme, batch, rng, batch.tokens.numel())
+        objective.backward(model, model, scheme, batch, rng, batch.tokens.numel())
 
     gradients = {weight: weight.grad for weight in model.parameters()}
     model.zero_grad()  # an existing gradient would be changed in place

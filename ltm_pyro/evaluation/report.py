@@ -20,7 +20,6 @@ from ltm_pyro.evaluation import figures, operations
 from ltm_pyro.evaluation.estimators import ESTIMATORS, Meaning
 from ltm_pyro.evaluation.figures import Figure
 from ltm_pyro.files import durable, strict_json
-from ltm_pyro.inference.objectives import OBJECTIVES
 from ltm_pyro.runs.trained import TrainedModel
 
 
@@ -42,7 +41,7 @@ class ScoredRun:
     def training_operations_per_token(self) -> float:
         """Operations of training for each token, counted when they are first shown."""
         config = self.trained.config
-        return operations.of_training(self.trained.model, scheme_of(config), OBJECTIVES[config.infer_from])
+        return operations.of_training(self.trained.model, scheme_of(config), config.objective)
 
     @property
     def training_operations(self) -> float:

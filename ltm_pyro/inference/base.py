@@ -113,6 +113,9 @@ class PosteriorScheme(Protocol):
     :class:`DensityScheme`; if not, it infers points or draws."""
     has_chains: ClassVar[bool]
     """Whether its draws are those of Markov chains. If so, the scheme is a :class:`ChainScheme`."""
+    can_absorb: ClassVar[bool]
+    """Whether its posterior can take in a text block by block, from one gradient a block. If so, the scheme is a
+    :class:`StreamingScheme`."""
     needs_encoder: ClassVar[bool]
     """Whether it needs a program with a method `encode`, which proposes a posterior without any step."""
 
@@ -188,6 +191,19 @@ class ChainScheme(PosteriorScheme, Protocol):
         ...
 
 
+class StreamingScheme(PosteriorScheme, Protocol):
+    """A scheme whose posterior can take in a text block by block, in memory that does not grow."""
+
+    def absorb(self, state: Any, z: Tensor, gradient: Tensor) -> Any:
+        """The posterior after one more block.
+
+        Args:
+            z: a draw of `guide` given the blocks before it, [B, *event_shape].
+            gradient: the gradient of -log p(block | z) with respect to z there, of the same shape.
+        """
+        ...
+
+
 def has_density(scheme: PosteriorScheme) -> TypeGuard[DensityScheme]:
     """Whether the scheme states that it has a density, in a form that type checkers understand."""
     return scheme.has_density
@@ -196,6 +212,11 @@ def has_density(scheme: PosteriorScheme) -> TypeGuard[DensityScheme]:
 def has_chains(scheme: PosteriorScheme) -> TypeGuard[ChainScheme]:
     """Whether the scheme states that it has chains, in a form that type checkers understand."""
     return scheme.has_chains
+
+
+def can_absorb(scheme: PosteriorScheme) -> TypeGuard[StreamingScheme]:
+    """Whether the scheme states that it can absorb, in a form that type checkers understand."""
+    return scheme.can_absorb
 
 
 def require_positive(settings: Any, *names: str) -> None:

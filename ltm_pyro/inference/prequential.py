@@ -11,39 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ltm_pyro.inference.base import (
-    Batch,
-    Model,
-    PosteriorScheme,
-    frozen,
-    infer,
-    log_joint,
-    require_full_weights,
-)
+from ltm_pyro.inference.base import Model, PosteriorScheme, frozen, infer, log_joint, require_full_weights
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.prior import PRIOR
-
-
-class SequentialBatch(Batch, Protocol):
-    """A batch whose observations stand in an order, each with a weight in the log-likelihood."""
-
-    @property
-    def weights(self) -> Tensor:
-        """[B, T]: 1 for what is observed, 0 for padding."""
-        ...
-
-    def with_weights(self, weights: Tensor) -> Any:
-        """The same observations with other weights."""
-        ...
-
-    def cut(self, num_positions: int) -> Any:
-        """The first positions alone."""
-        ...
+from ltm_pyro.inference.streaming import BlockedBatch, Stream, block_of, num_positions
 
 
 @dataclass(frozen=True)
@@ -63,16 +38,25 @@ class Prequential:
 
 @torch.no_grad()
 def prequential(
-    model: Model, batch: SequentialBatch, scheme: PosteriorScheme, block_size: int, num_samples: int, rng: Noise
+    model: Model,
+    batch: BlockedBatch,
+    scheme: PosteriorScheme,
+    block_size: int,
+    num_samples: int,
+    rng: Noise,
+    is_streaming: bool = False,
 ) -> Prequential:
     """The code length of each text, whose blocks are scored one after another.
 
-    The first block is scored with draws from the prior, every other with draws of the scheme's posterior given the
-    positions before it. Nothing else of the text reaches the draws.
+    Every block is scored with draws of the scheme's posterior given the positions before it. Nothing else of the text
+    reaches the draws.
 
     Args:
         block_size: the number of positions in a block.
         num_samples: K, the number of draws of z for each block. Their *whole-block* probabilities are averaged.
+        is_streaming: whether the posterior before a block is made from that before the block before it
+            (`streaming.py`). Otherwise it is inferred anew from all positions before the block, and the first block is
+            scored with draws from the prior.
 
     Raises:
         ValueError: if a position weighs anything but 0 or 1, or a block has no position.
@@ -80,11 +64,13 @@ def prequential(
     if block_size < 1:
         raise ValueError(f"a block needs at least one position, not {block_size}")
     require_full_weights(batch)
-    positions = torch.arange(batch.weights.shape[1], device=batch.weights.device)
+    stream = Stream(scheme, model, batch, rng) if is_streaming else None
     block_nats = []
-    for start in range(0, batch.weights.shape[1], block_size):
-        block = batch.with_weights(batch.weights * (positions >= start)).cut(start + block_size)
-        if start:
+    for start in range(0, num_positions(batch), block_size):
+        block = block_of(model, batch, start, start + block_size)
+        if stream is not None:
+            draws = stream.posterior(num_samples).samples.flatten(0, 1)
+        elif start:
             state = infer(scheme, model, batch.cut(start), rng)
             draws = scheme.posterior(state, num_samples, rng).samples.flatten(0, 1)
         else:
@@ -94,4 +80,6 @@ def prequential(
             # One draw at a time: memory does not grow with their number.
             log_probs = torch.stack([log_joint(model, block, z).log_likelihood.double().cpu() for z in draws])
         block_nats.append(math.log(len(draws)) - log_probs.logsumexp(0))
+        if stream is not None and start + block_size < num_positions(batch):
+            stream.read(block_size)
     return Prequential(torch.stack(block_nats), num_samples)

@@ -8,6 +8,7 @@ accumulation and normalisation a step is `pyro.infer.SVI.step`, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, kl, require_positive
+from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, kl, log_joint, require_positive
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,30 @@ def elbo_backward(model: Model, guide: Guide, batch: Batch, num_tokens: float) -
         divergence = kl(latent["fn"], prior["fn"], latent["value"]).sum().item()
     (nelbo / num_tokens).backward()
     return SlowLoss(nelbo.item(), divergence)
+
+
+def predict_backward(model: Model, z: Tensor, batch: Batch, num_tokens: float) -> tuple[SlowLoss, Tensor]:
+    """Add the gradient of -log p(x | z) per token to the weights' `.grad`, where z is a constant.
+
+    Args:
+        z: [B, *event_shape], without gradient.
+        num_tokens: what the summed loss is divided by, as in :func:`elbo_backward`.
+
+    Returns:
+        the loss, and its gradient with respect to z, [B, *event_shape], in nats per unit of z.
+    """
+    z = z.detach().requires_grad_()
+    with pyro.get_param_store().scope():  # for the reason given above
+        nll = -log_joint(model, batch, z).log_likelihood.sum()
+    torch.autograd.backward(nll / num_tokens)
+    if z.grad is None:  # the program does not read z
+        return SlowLoss(nll.item()), torch.zeros_like(z)
+    return SlowLoss(nll.item()), z.grad * num_tokens
+
+
+def accumulating(synchronised: Model) -> contextlib.AbstractContextManager[None]:
+    """A block whose gradients are added up in each process, and averaged in the next backward pass after it."""
+    return synchronised.no_sync() if isinstance(synchronised, DistributedDataParallel) else contextlib.nullcontext()
 
 
 class WeightOptimizer:

@@ -27,14 +27,13 @@ from ltm_pyro.evaluation.estimators import EstimatorSettings
 from ltm_pyro.evaluation.inferred import Inference, inference_of
 from ltm_pyro.files.stop import StopSignal
 from ltm_pyro.inference import DEFAULT_SCHEME, PosteriorScheme, SequenceNoise
-from ltm_pyro.inference.objectives import OBJECTIVES
-from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer
+from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer, accumulating
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs import checkpoint
 from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.runs.run import Run
 from ltm_pyro.runs.trained import TrainedModel
-from ltm_pyro.training.processes import Processes, accumulating
+from ltm_pyro.training.processes import Processes
 from ltm_pyro.training.progress import ProgressDisplay
 from ltm_pyro.training.tensorboard import TensorBoard
 
@@ -106,7 +105,7 @@ def slow_step(training: Training, stop: StopSignal) -> SlowLoss | None:
         Diverged: after several steps in a row were skipped because a value was not finite.
     """
     config, progress, processes = training.config, training.progress, training.processes
-    objective = OBJECTIVES[config.infer_from]
+    objective = config.objective
     num_tokens = tokens_of_step(training)
     batches = processes.by_all(lambda: micro_batches(training))
     # Each sequence has noise of its own, so it does not matter which process has it, or together with which others.
@@ -122,7 +121,7 @@ def slow_step(training: Training, stop: StopSignal) -> SlowLoss | None:
             # Gradients are averaged over the processes. Each process divides by its share of the tokens, so that the
             # average is the gradient per token of all of them.
             share = num_tokens / processes.size
-            loss += objective(training.model, training.synchronised, training.scheme, batch, rng, share)
+            loss += objective.backward(training.model, training.synchronised, training.scheme, batch, rng, share)
     loss = sum(processes.gather(loss), SlowLoss())
     if training.optimizer.update(progress.step, is_usable=not loss.num_unusable and bool(np.isfinite(loss.nelbo))):
         progress.skips_in_a_row = 0
@@ -162,19 +161,26 @@ def micro_batches(training: Training) -> list[TokenBatch]:
 
 def train_record(training: Training, loss: SlowLoss, tokens_per_second: float) -> dict[str, Any]:
     """The line of a training step in `metrics.jsonl`: the estimate of its own loss, from one draw of z."""
-    progress, scheme = training.progress, training.scheme
-    values: dict[str, Any] = dict(figures.per_token(loss.nelbo, loss.kl, loss.num_tokens, loss.num_bytes))
-    if not scheme.has_density:
+    progress, scheme, objective = training.progress, training.scheme, training.config.objective
+    # A code needs no density: every block is scored with a z that was there before it.
+    is_code, has_z = objective.block_size is not None, training.config.inference != NO_INFERENCE
+    kl = None if is_code and has_z else loss.kl
+    values: dict[str, Any] = dict(figures.per_token(loss.nelbo, kl, loss.num_tokens, loss.num_bytes))
+    values["nll_nats_per_token"] = loss.nll / loss.num_tokens
+    estimator, is_valid = objective.figure if has_z else "exact", is_code or scheme.loss_is_bound
+    if not is_code and not scheme.has_density:
         values |= dict.fromkeys(("nelbo_nats_per_token", "kl_nats_per_token", "bits_per_byte", "perplexity"))
         values["neg_log_joint_nats_per_token"] = loss.nelbo / loss.num_tokens
-    estimator = "elbo" if scheme.loss_is_bound else "reused-noise" if scheme.has_density else "neg-log-joint"
+        estimator = "neg-log-joint"
+    elif not is_valid:
+        estimator = "reused-noise"
     return {
         "split": "train",
         "step": progress.step,
         "tokens_seen": progress.tokens_seen,
-        "estimator": "exact" if training.config.inference == NO_INFERENCE else estimator,
+        "estimator": estimator,
         "num_samples": 1,
-        "valid_bound": scheme.loss_is_bound and bool(np.isfinite(loss.nelbo)),
+        "valid_bound": is_valid and bool(np.isfinite(loss.nelbo)),
         **values,
         "learning_rate": training.optimizer.learning_rate(progress.step - 1),
         "gradient_norm": training.optimizer.gradient_norm,
@@ -187,7 +193,7 @@ def train_record(training: Training, loss: SlowLoss, tokens_per_second: float) -
 
 
 def held_out(training: Training, num_sequences: int, inference: Inference, stop: StopSignal) -> figures.Figure | None:
-    """The bound on held-out texts, with z inferred from the whole of each; None if a signal asked to stop meanwhile.
+    """The objective's figure of held-out texts; None if a signal asked to stop meanwhile.
 
     Every process scores a part of them; the figure is that of all.
     """
@@ -206,7 +212,8 @@ def held_out(training: Training, num_sequences: int, inference: Inference, stop:
 
     settings = EstimatorSettings(num_samples=config.validation_samples)
     rng = SequenceNoise(config.seed)
-    (figure,) = figures.score(training.model, batches(), validation.document_ids, ["elbo"], inference, settings, rng)
+    names = [config.objective.figure]
+    (figure,) = figures.score(training.model, batches(), validation.document_ids, names, inference, settings, rng)
     if training.is_stopped(stop):
         return None
     first, *others = processes.gather(figure)
@@ -316,23 +323,32 @@ def report(training: Training, stop: StopSignal) -> None:
     """Close with figures on held-out text and with two texts from the model.
 
     The figures are by the run's own scheme, by the default one, so that runs of all schemes have a figure in common,
-    and with z from the prior.
+    and with z from the prior. Where training infers z block by block, they are with this thinking and without it.
     """
     config, corpus, trained = training.config, training.corpus, training.trained
     inferences = [inference_of(config)]
-    if config.inference != NO_INFERENCE:
+    is_streaming = config.objective.block_size is not None
+    if is_streaming:
+        inferences.append(inference_of(config, fast_steps=0))
+    elif config.inference != NO_INFERENCE:
         # A run without fast steps does not say how many the default scheme should take: with none, it would be
         # the prior.
         fast_steps = config.fast_steps or preset(config.preset).fast_steps
         inferences += [inference_of(config, DEFAULT_SCHEME, fast_steps), Inference.from_prior()]
     order_zero = figures.order_zero_bits_per_byte(corpus.validation.documents, trained.tokenizer)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
+    found = []
     for inference in dict.fromkeys(inferences):
         figure = held_out(training, 4 * config.validation_sequences, inference, stop)
         if figure is None:
             return
         log(training, held_out_record(training, "report", figure))
         print(f"  {figure}", flush=True)
+        found.append(figure)
+    if is_streaming and len(found) == 2 and found[0].num_bytes:
+        gain, error = figures.difference(*found)
+        in_documents = "" if error is None else f" ± {error:.4f} (over documents)"
+        print(f"  thinking changes the code length by {gain:+.4f}{in_documents} bits/byte", flush=True)
     if not training.processes.is_first:
         return
     print("\ntwo texts from the model" + ("" if config.inference == NO_INFERENCE else ", z from the prior"))

@@ -107,11 +107,6 @@ class Processes:
         return model if self.group is None else DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
-def accumulating(synchronised: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """A block whose gradients are added up in each process, and averaged in the next backward pass after it."""
-    return synchronised.no_sync() if isinstance(synchronised, DistributedDataParallel) else contextlib.nullcontext()
-
-
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that this one was started with. They disconnect at the end of the block.

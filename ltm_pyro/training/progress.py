@@ -34,8 +34,9 @@ class ProgressDisplay:
         if record is None:
             return
         name = "neg_log_joint" if "neg_log_joint_nats_per_token" in record else "nelbo"
-        loss, nll = (record[f"{key}_nats_per_token"] for key in (name, "nll"))
-        text = f"{name} {loss:.3f} nats/token, nll {nll:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
+        loss, nll = record[f"{name}_nats_per_token"], record["nll_nats_per_token"]
+        of_loss = f"nll {nll:.3f} nats/token" if loss is None else f"{name} {loss:.3f} nats/token, nll {nll:.3f}"
+        text = f"{of_loss}, {record['tokens_per_second']:,.0f} tokens/s"
         if self.bar.disable:
             left = time_text((self.num_steps - record["step"]) * seconds_per_step)
             print(f"step {record['step']}/{self.num_steps}: {text}, {left} left", flush=True)

@@ -42,7 +42,7 @@ def test_a_model_without_z_costs_a_pass_to_score_and_three_to_train():
     model = model_of(num_slots=0)
     assert operations.of_estimate(model, ESTIMATORS["exact"], Inference.from_prior(), EstimatorSettings()) == FORWARD
     # The logits are computed again for the gradient of the weights.
-    assert operations.of_training(model, PRIOR, OBJECTIVES["whole"]) == 3 * FORWARD + LOGITS
+    assert operations.of_training(model, PRIOR, OBJECTIVES["whole"]()) == 3 * FORWARD + LOGITS
     assert all(weight.grad is None for weight in model.parameters())
 
 
@@ -53,7 +53,7 @@ def test_counting_a_training_step_leaves_gradients_weights_and_random_numbers_al
         weight.grad = gradients[name].clone()
     weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     generator = torch.random.get_rng_state()
-    assert operations.of_training(model, VI(num_steps=1), OBJECTIVES["whole"]) > 0
+    assert operations.of_training(model, VI(num_steps=1), OBJECTIVES["whole"]()) > 0
     assert torch.equal(torch.random.get_rng_state(), generator)
     for name, weight in model.named_parameters():
         assert torch.equal(weight.grad, gradients[name])
@@ -85,7 +85,7 @@ def test_a_draw_costs_a_pass_and_a_step_of_inference_two_of_what_lies_above_the_
     assert 1.9 * above < step < 2.3 * above
     assert cost(7, 3) == pytest.approx(BELOW + 7 * step + BELOW + 3 * above)
     # The slow step has no gradient of z.
-    training = operations.of_training(model, VI(num_steps=7), OBJECTIVES["whole"])
+    training = operations.of_training(model, VI(num_steps=7), OBJECTIVES["whole"]())
     assert training == pytest.approx(BELOW + 7 * step + 3 * FORWARD_WITH_Z + LOGITS - L * SLOTS / T)
 
 
@@ -103,7 +103,7 @@ def test_an_encoder_costs_two_passes_and_a_gradient_to_train_and_one_to_score():
     scored = operations.of_estimate(model, ESTIMATORS["elbo"], inference, settings)
     assert scored == pytest.approx(3 * FORWARD_WITH_Z - 2 * BELOW + encoder)
     # z has a gradient here: that of the keys and values of the slots, which vi's slow step does without.
-    training = operations.of_training(model, Amortized(), OBJECTIVES["whole"])
+    training = operations.of_training(model, Amortized(), OBJECTIVES["whole"]())
     assert training == pytest.approx(3 * FORWARD_WITH_Z + LOGITS + 4 * encoder)
 
 

@@ -39,25 +39,27 @@ def ltm():
 
 
 @pytest.mark.parametrize("scheme", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("block_size", [1, 2, 3])
-def test_the_probabilities_of_all_texts_sum_to_one(ltm, scheme, block_size):
+@pytest.mark.parametrize(("block_size", "is_streaming"), [(1, False), (2, False), (3, False), (1, True), (3, True)])
+def test_the_probabilities_of_all_texts_sum_to_one(ltm, scheme, block_size, is_streaming):
     texts = torch.tensor(list(itertools.product(range(3), repeat=4)))
     batch = dataclasses.replace(token_batch(texts), sequence_ids=torch.zeros(len(texts), dtype=torch.int64))
     batch = batch.with_weights(batch.weights.double())
-    code = prequential(ltm, batch, scheme, block_size, NUM_SAMPLES, SequenceNoise(0))
+    code = prequential(ltm, batch, scheme, block_size, NUM_SAMPLES, SequenceNoise(0), is_streaming)
     assert code.block_nats.shape == (math.ceil(4 / block_size), 81)
     assert abs((-code.nats).exp().sum() - 1) < 1e-9
     assert code.nats.std() > 0.1  # the texts differ in probability
 
 
+@pytest.mark.parametrize("is_streaming", [False, True], ids=["anew", "streaming"])
 @pytest.mark.parametrize("scheme", SETTINGS.values(), ids=SETTINGS)
-def test_no_score_changes_with_later_tokens(ltm, scheme):
+def test_no_score_changes_with_later_tokens(ltm, scheme, is_streaming):
     generator = torch.Generator().manual_seed(0)
     texts = torch.randint(3, (5, 4), generator=generator)
     others = texts.clone()
     others[:, 3] = (texts[:, 3] + 1) % 3
     codes = [
-        prequential(ltm, token_batch(tokens), scheme, 1, NUM_SAMPLES, SequenceNoise(0)) for tokens in (texts, others)
+        prequential(ltm, token_batch(tokens), scheme, 1, NUM_SAMPLES, SequenceNoise(0), is_streaming)
+        for tokens in (texts, others)
     ]
     assert codes[0].block_nats[:3].equal(codes[1].block_nats[:3])
     assert not codes[0].block_nats[3].equal(codes[1].block_nats[3])
@@ -82,11 +84,12 @@ class WeightedObservations:
     def __len__(self):
         return len(self.x)
 
-    def with_weights(self, weights):
-        return dataclasses.replace(self, weights=weights)
-
     def cut(self, num_positions):
         return dataclasses.replace(self, x=self.x[:, :num_positions], weights=self.weights[:, :num_positions])
+
+    def block(self, start, end, reach):
+        block = self.cut(end)
+        return dataclasses.replace(block, weights=block.weights * (torch.arange(block.x.shape[1]) >= start))
 
 
 def test_on_texts_of_the_model_it_is_no_shorter_than_the_exact_value_and_thinking_shortens_it(linear_gaussian):

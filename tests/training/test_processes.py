@@ -207,7 +207,8 @@ def test_two_processes_that_stop_and_go_on_end_bit_for_bit_where_two_that_did_no
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_torchrun_saves_a_checkpoint(small, number, data, tmp_path):
     command = [*TORCHRUN, "-m", "ltm_pyro.train", *small, "--data", data, "--steps", "100000", "--out", "run"]
     with subprocess.Popen(

@@ -20,7 +20,7 @@ class EstimatorSettings:
     A scheme of points or chains gives all draws that it has."""
     block_size: int | None = None
     """prequential: positions that are predicted from one inference [tokens].
-    Default: a quarter of a sequence, but at most 64."""
+    Default: as the run was trained (--infer-from past), else a quarter of a sequence, but at most 64."""
     num_temperatures: int = 100
     """ais: temperatures between q and the posterior."""
     num_leapfrogs: int = 5

@@ -14,8 +14,16 @@ def estimate(inferred: Inferred, settings: EstimatorSettings) -> Estimate:
     inference = inferred.inference
     limit = inference.scheme.num_draws
     num_samples = settings.num_samples if limit is None else limit
-    block_size = settings.block_size or max(1, min(LARGEST_BLOCK, inferred.model.config.length // 4))
-    code = prequential(inferred.model, inferred.batch, inference.scheme, block_size, num_samples, inferred.rng)
+    default = inference.block_size or max(1, min(LARGEST_BLOCK, inferred.model.config.length // 4))
+    code = prequential(
+        inferred.model,
+        inferred.batch,
+        inference.scheme,
+        settings.block_size or default,
+        num_samples,
+        inferred.rng,
+        is_streaming=inference.block_size is not None,
+    )
     return Estimate(code.nats, inference.name, num_samples)
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+import dataclasses
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Model, PosteriorScheme, infer
+from ltm_pyro.inference.base import Model, PosteriorScheme, infer
 from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.streaming import BlockedBatch
 from ltm_pyro.inference.svi import SlowLoss, elbo_backward
 
 
-class TextBatch(Batch, Protocol):
+class TextBatch(BlockedBatch, Protocol):
     """A batch of texts, whose tokens stand in an order."""
-
-    @property
-    def weights(self) -> Tensor:
-        """[B, T]: the weight of each token in the log-likelihood."""
-        ...
 
     def prefix(self, num_tokens: Tensor) -> Self:
         """The same texts, each weighted up to so many tokens ([B]) and not beyond."""
@@ -25,9 +22,23 @@ class TextBatch(Batch, Protocol):
 
 
 class Objective(Protocol):
-    """One micro-batch of a slow step. Each objective has a file of its own; `OBJECTIVES` lists them."""
+    """What training lowers. Each objective has a file of its own; `OBJECTIVES` lists them.
 
-    def __call__(
+    It is a frozen dataclass of its settings, which become options. The first sentence of its docstring is its help.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    figure: ClassVar[str]
+    """The figure that the loss of a scheme with a density estimates, and that held-out text is scored with: a name in
+    `ltm_pyro.evaluation.estimators.ESTIMATORS`."""
+
+    @property
+    def block_size(self) -> int | None:
+        """The tokens in a block, where z is inferred from the blocks before it; None where it is inferred at once."""
+        ...
+
+    def backward(
         self,
         model: Model,
         synchronised: Model,
@@ -36,7 +47,7 @@ class Objective(Protocol):
         rng: Noise,
         num_tokens: float,
     ) -> SlowLoss:
-        """Infer z, and add the gradient of the loss per token to the weights' `.grad`.
+        """Infer z for one micro-batch, and add the gradient of the loss per token to the weights' `.grad`.
 
         Args:
             model: what z is inferred with.

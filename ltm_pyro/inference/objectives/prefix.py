@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 import torch
 
@@ -14,11 +15,23 @@ from ltm_pyro.inference.svi import SlowLoss
 AnyTextBatch = TypeVar("AnyTextBatch", bound=TextBatch)
 
 
-def infer_from_prefix(
-    model: Model, synchronised: Model, scheme: PosteriorScheme, batch: TextBatch, rng: Noise, num_tokens: float
-) -> SlowLoss:
-    """A prefix of random length."""
-    return infer_and_score(model, synchronised, scheme, random_prefix(batch, rng), batch, rng, num_tokens)
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix of random length; the loss is that of the whole sequence."""
+
+    figure: ClassVar[str] = "elbo"
+    block_size: ClassVar[None] = None
+
+    def backward(
+        self,
+        model: Model,
+        synchronised: Model,
+        scheme: PosteriorScheme,
+        batch: TextBatch,
+        rng: Noise,
+        num_tokens: float,
+    ) -> SlowLoss:
+        return infer_and_score(model, synchronised, scheme, random_prefix(batch, rng), batch, rng, num_tokens)
 
 
 def random_prefix(batch: AnyTextBatch, rng: Noise) -> AnyTextBatch:

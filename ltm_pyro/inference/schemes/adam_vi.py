@@ -78,6 +78,7 @@ class AdamVI:
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False
+    can_absorb: ClassVar[bool] = False
     needs_encoder: ClassVar[bool] = False
     num_draws: ClassVar[None] = None
 

@@ -43,6 +43,7 @@ class Amortized:
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False
+    can_absorb: ClassVar[bool] = False
     needs_encoder: ClassVar[bool] = True
     loss_is_bound: ClassVar[bool] = True
     num_draws: ClassVar[None] = None

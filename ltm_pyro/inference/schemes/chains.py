@@ -64,6 +64,7 @@ class Chains:
 
     has_density: ClassVar[bool] = False
     has_chains: ClassVar[bool] = True
+    can_absorb: ClassVar[bool] = False
     needs_encoder: ClassVar[bool] = False
     loss_is_bound: ClassVar[bool] = False
 

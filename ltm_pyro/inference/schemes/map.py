@@ -55,6 +55,7 @@ class MAP:
 
     has_density: ClassVar[bool] = False
     has_chains: ClassVar[bool] = False
+    can_absorb: ClassVar[bool] = True
     needs_encoder: ClassVar[bool] = False
     loss_is_bound: ClassVar[bool] = False
     num_draws: ClassVar[int] = 1
@@ -81,6 +82,13 @@ class MAP:
             z.detach(), gradient, state.first_moment, state.second_moment, state.step, self.learning_rate, self.epsilon
         )
         return MAPState(state.sequence_ids, state.step + 1, state.num_skipped, *moved), StepInfo(objective.detach())
+
+    def absorb(self, state: MAPState, z: Tensor, gradient: Tensor) -> MAPState:
+        square = state.second_moment + gradient.square()
+        moved = z - self.learning_rate * gradient / square.sqrt().clamp(min=torch.finfo(square.dtype).tiny)
+        return MAPState(
+            state.sequence_ids, state.step + 1, state.num_skipped, moved, state.first_moment, second_moment=square
+        )
 
     def guide(self, model: Model, state: MAPState, batch: Batch, rng: Noise) -> Guide:
         """All mass at z."""

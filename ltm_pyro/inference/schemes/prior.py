@@ -76,6 +76,7 @@ class PriorScheme:
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False
+    can_absorb: ClassVar[bool] = False
     needs_encoder: ClassVar[bool] = False
     loss_is_bound: ClassVar[bool] = True
     num_steps: ClassVar[int] = 0

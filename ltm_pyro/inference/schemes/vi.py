@@ -78,6 +78,7 @@ class VI:
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False
+    can_absorb: ClassVar[bool] = False
     needs_encoder: ClassVar[bool] = False
     loss_is_bound: ClassVar[bool] = True
     num_draws: ClassVar[None] = None

@@ -133,11 +133,12 @@ class Weighted:
     def __getitem__(self, index):
         return Weighted(self.x[index], self.weights[index], self.sequence_ids[index])
 
-    def with_weights(self, weights):
-        return dataclasses.replace(self, weights=weights)
-
     def cut(self, num_positions):
         return dataclasses.replace(self, x=self.x[:, :num_positions], weights=self.weights[:, :num_positions])
+
+    def block(self, start, end, reach):
+        block = self.cut(end)
+        return dataclasses.replace(block, weights=block.weights * (torch.arange(block.x.shape[1]) >= start))
 
 
 def test_the_first_block_of_the_prequential_code_is_scored_under_the_prior(other_prior):

@@ -1,0 +1,132 @@
+"""Streaming inference: z of a text from the blocks that have been read of it, one after another.
+
+    q_0 = p(z),    q_i = absorb(q_{i-1}, b_i)
+
+(streaming variational Bayes: Broderick et al. 2013, arXiv 1307.6769). A scheme that can absorb does so from one
+gradient of the block's log-likelihood, whatever came before: a text of any length is read in memory that does not grow,
+and in time that grows with its length only. Every other scheme infers z again from all that has been read, starting at
+the mean of its last posterior.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self, cast
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ltm_pyro.inference.base import (
+    LATENT,
+    Batch,
+    Model,
+    PosteriorScheme,
+    can_absorb,
+    frozen,
+    infer,
+    keep_finite,
+    log_joint,
+)
+from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.schemes.prior import PRIOR
+
+
+class BlockedBatch(Batch, Protocol):
+    """A batch of texts, whose observations stand in an order and can be read in blocks."""
+
+    @property
+    def weights(self) -> Tensor:
+        """[B, T]: the weight of each position in the log-likelihood."""
+        ...
+
+    def cut(self, num_positions: int) -> Self:
+        """The first positions alone."""
+        ...
+
+    def block(self, start: int, end: int, reach: int) -> Self:
+        """The texts weighted on positions `start` to `end` - 1 only.
+
+        Args:
+            reach: positions further than this before the end of a prediction's own do not matter to it. They may be
+                left out.
+        """
+        ...
+
+
+def num_positions(batch: BlockedBatch) -> int:
+    """T, the number of positions of the longest text of the batch."""
+    return batch.weights.shape[1]
+
+
+def block_of(model: Model, batch: BlockedBatch, start: int, end: int) -> Any:
+    """Positions `start` to `end` - 1 of each text, with as much of what stands before them as the program reads.
+
+    A program that reads all of the past has no attribute `reach`.
+    """
+    return batch.block(start, end, getattr(model, "reach", num_positions(batch) + 1))
+
+
+class Stream:
+    """z of the texts of a batch while they are read, a block at a time.
+
+    Nothing of a position that has not been read reaches the posterior.
+
+    Args:
+        batch: the texts.
+        rng: the noise of each sequence.
+    """
+
+    def __init__(self, scheme: PosteriorScheme, model: Model, batch: BlockedBatch, rng: Noise) -> None:
+        self.model, self.batch, self.rng = model, batch, rng
+        self._infer_with = scheme
+        self.num_read = 0
+        """The number of positions that have been read."""
+        # A scheme that cannot absorb would have to infer from nothing, where the posterior is the prior.
+        self.scheme: PosteriorScheme = scheme if can_absorb(scheme) else PRIOR
+        """What `state` is a state of."""
+        with frozen(model):
+            self.state = self.scheme.init(model, batch.cut(0), rng)
+
+    def draw(self) -> Tensor:
+        """A draw of z given what has been read, [B, *event_shape], without gradient."""
+        read = self.batch.cut(self.num_read)
+        guide = self.scheme.guide(self.model, self.state, read, self.rng)
+        value = poutine.trace(guide).get_trace(read).nodes[LATENT]["value"]
+        return cast(Tensor, value).detach()
+
+    def posterior(self, num_samples: int) -> Posterior:
+        """Draws of z given what has been read."""
+        return self.scheme.posterior(self.state, num_samples, self.rng)
+
+    def block(self, size: int) -> Any:
+        """The next block, of at most `size` positions."""
+        return block_of(self.model, self.batch, self.num_read, min(self.num_read + size, num_positions(self.batch)))
+
+    def read(self, size: int, z: Tensor | None = None, gradient: Tensor | None = None) -> None:
+        """Infer z from the next block as well.
+
+        Args:
+            size: the number of positions of the block.
+            z: a draw of z before the block was read, with
+            gradient: the gradient of -log p(block | z) there, where they are known already.
+        """
+        block = self.block(size)
+        self.num_read = min(self.num_read + size, num_positions(self.batch))
+        if not can_absorb(self.scheme):
+            warm = self.scheme.mean(self.state) if self.scheme is self._infer_with else None
+            self.scheme = self._infer_with
+            self.state = infer(self.scheme, self.model, self.batch.cut(self.num_read), self.rng, warm)
+        elif self.scheme.num_steps:
+            if z is None or gradient is None:
+                z = self.draw()
+                gradient = gradient_of_block(self.model, block, z)
+            self.state = keep_finite(self.state, self.scheme.absorb(self.state, z, gradient))
+
+
+def gradient_of_block(model: Model, block: Batch, z: Tensor) -> Tensor:
+    """The gradient of -log p(block | z) with respect to z, [B, *event_shape]; that of the weights is not touched."""
+    with frozen(model), torch.enable_grad():
+        z = z.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(-log_joint(model, block, z).log_likelihood.sum(), z)
+    return gradient
