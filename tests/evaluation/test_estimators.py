@@ -285,20 +285,20 @@ def test_the_variance_of_a_figure_is_that_of_repetitions(name, ltm, written, exa
 
 
 def test_the_settings_reach_the_estimates(ltm, written):
-    settings = EstimatorSettings(num_samples=27, block_size=3, num_temperatures=4, num_leapfrogs=3, num_chains=5)
+    settings = EstimatorSettings(num_samples=30, block_size=3, num_temperatures=4, num_leapfrogs=3, num_chains=5)
     inferred = Inferred(ltm, written[:2], INFERENCES["vi"], SequenceNoise(0))
     scores = {name: estimator.estimate(inferred, settings) for name, estimator in WITH_Z.items()}
     assert {name: score.num_samples for name, score in scores.items()} == {
-        "elbo": 27,
-        "iwae": 27,
+        "elbo": 30,
+        "iwae": 30,
         "ais": 5,
-        "prequential": 27,
+        "prequential": 30,
         "reused-noise": 1,
     }
     plan = annealing_plan(inferred, inferred.q("annealing"), settings)
     assert (len(plan.betas), plan.num_leapfrogs, plan.num_chains) == (5, 3, 5)
     assert scores["ais"].z_from == "vi, annealed"
-    assert scores["iwae"].pareto_k.isfinite().all()  # 27 draws have a tail
+    assert scores["iwae"].pareto_k.isfinite().all()  # 30 draws have a tail, with ArviZ 0.23 and 1.x
     assert [name for name, score in scores.items() if score.pareto_k is not None] == ["iwae"]
 
 
