@@ -151,9 +151,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str, inference: str = DEFAULT_SCHEME) -> TrainConfig:
+def preset(name: str, inference: str = DEFAULT_SCHEME, infer_from: str = TrainConfig.infer_from) -> TrainConfig:
     """The settings of a preset. The model has what the inference needs: no z for `none`, an encoder for a scheme that
-    needs one; in both cases no fast steps are taken.
+    needs one; in both cases no fast steps are taken. A scheme that absorbs one block after another takes one step.
+
+    Args:
+        infer_from: the name of an objective. Where it is unknown, it makes no difference.
 
     Raises:
         InputError: if there is no preset of that name.
@@ -161,6 +164,9 @@ def preset(name: str, inference: str = DEFAULT_SCHEME) -> TrainConfig:
     if name not in _PRESETS:
         raise InputError(f"unknown preset {name!r}: choose from {', '.join(_PRESETS)}")
     config = TrainConfig(**{"preset": name, **_PRESETS[name]})
+    reads_blocks = infer_from in OBJECTIVES and OBJECTIVES[infer_from]().block_size is not None
+    if reads_blocks and inference in SCHEMES and SCHEMES[inference].can_absorb:
+        return dataclasses.replace(config, fast_steps=1)
     if inference == NO_INFERENCE:
         model = dataclasses.replace(config.model, num_slots=0)
     elif _needs_encoder(inference):

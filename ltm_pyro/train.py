@@ -77,6 +77,7 @@ def first_options(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--preset", default=TrainConfig.preset)
     parser.add_argument("--inference", default=TrainConfig.inference)
+    parser.add_argument("--infer-from", default=TrainConfig.infer_from)
     parser.add_argument("--out")
     parser.add_argument("--resume", action="store_true")
     try:
@@ -112,7 +113,7 @@ def parse(args: Sequence[str], resumed: Run | None = None) -> TrainConfig:
     """
     if resumed is None:
         known = first_options(args)
-        config = parse_options(preset(known.preset, known.inference), args)
+        config = parse_options(preset(known.preset, known.inference, known.infer_from), args)
         validate(config)
         if config.out is not None:
             check_is_free(config.out, can_resume=True)

@@ -4,12 +4,14 @@
 
 (streaming variational Bayes: Broderick et al. 2013, arXiv 1307.6769). A scheme that can absorb does so from one
 gradient of the block's log-likelihood, whatever came before: a text of any length is read in memory that does not grow,
-and in time that grows with its length only. Every other scheme infers z again from all that has been read, starting at
+and in time that grows with its length only. With T steps it also reads the T - 1 blocks before that one again, one
+gradient each. Every other scheme infers z again from all that has been read, starting at
 the mean of its last posterior.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol, Self, cast
 
 import torch
@@ -111,13 +113,17 @@ class Stream:
             z: a draw of z before the block was read, with
             gradient: the gradient of -log p(block | z) there, where they are known already.
         """
-        block = self.block(size)
+        block, start = self.block(size), self.num_read
         self.num_read = min(self.num_read + size, num_positions(self.batch))
         if not can_absorb(self.scheme):
             warm = self.scheme.mean(self.state) if self.scheme is self._infer_with else None
             self.scheme = self._infer_with
             self.state = infer(self.scheme, self.model, self.batch.cut(self.num_read), self.rng, warm)
-        elif self.scheme.num_steps:
+            return
+        for number in range(min(self.scheme.num_steps, 1 + math.ceil(start / size))):
+            if number:  # more steps read more of the past again, and not the same block
+                end = start - (number - 1) * size
+                block, z = block_of(self.model, self.batch, max(0, end - size), end), None
             if z is None or gradient is None:
                 z = self.draw()
                 gradient = gradient_of_block(self.model, block, z)

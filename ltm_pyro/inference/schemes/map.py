@@ -7,6 +7,7 @@ A point has no density, so MAP has no ELBO; `bounds.gaussian_around` fits a Gaus
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,7 +39,7 @@ class MAPState(State):
     first_moment: Tensor
     """[B, *event_shape]: Adam's running mean of the gradient."""
     second_moment: Tensor
-    """[B, *event_shape]: Adam's running mean of its square."""
+    """[B, *event_shape]: Adam's running mean of its square; where blocks are absorbed, the sum over them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class MAP:
     """Adam's epsilon [nats per unit of z].
     Gradients below it move z in proportion to them, those above it by the learning rate."""
 
+    block_step: float = 0.3
+    """How far an average block moves z where blocks are absorbed one after another (--infer-from past): the root mean
+    square over the numbers of z. With several fast steps, each moves it by as large a part."""
+
     has_density: ClassVar[bool] = False
     has_chains: ClassVar[bool] = False
     can_absorb: ClassVar[bool] = True
@@ -66,7 +71,7 @@ class MAP:
         return self.num_steps
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "epsilon")
+        require_positive(self, "learning_rate", "epsilon", "block_step")
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> MAPState:
         z = (moments(latent_prior(model, batch))[0] if warm is None else warm).detach().clone()
@@ -84,11 +89,17 @@ class MAP:
         return MAPState(state.sequence_ids, state.step + 1, state.num_skipped, *moved), StepInfo(objective.detach())
 
     def absorb(self, state: MAPState, z: Tensor, gradient: Tensor) -> MAPState:
-        square = state.second_moment + gradient.square()
-        moved = z - self.learning_rate * gradient / square.sqrt().clamp(min=torch.finfo(square.dtype).tiny)
-        return MAPState(
-            state.sequence_ids, state.step + 1, state.num_skipped, moved, state.first_moment, second_moment=square
-        )
+        """One step against the gradient, whose length is in proportion to it.
+
+        On average over the blocks it is `block_step`. So a block that says little moves z little, and one without a
+        token not at all.
+        """
+        sum_of_squares = state.second_moment + gradient.square()
+        mean_square = sum_of_squares.flatten(1).mean(1) / (state.step + 1).to(gradient)
+        rms = mean_square.sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
+        length = self.block_step / self.num_steps / rms
+        moved = z - length.view(-1, *[1] * (z.dim() - 1)) * gradient
+        return dataclasses.replace(state, step=state.step + 1, z=moved, second_moment=sum_of_squares)
 
     def guide(self, model: Model, state: MAPState, batch: Batch, rng: Noise) -> Guide:
         """All mass at z."""
