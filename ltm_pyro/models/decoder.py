@@ -4,6 +4,11 @@ Kong et al. 2025 (arXiv 2502.01567, section 2): a causal decoder with a short wi
 the thought vectors u_l. Block: windowed self-attention with rotary positions, cross-attention, SwiGLU; RMSNorm before
 each of the three and once at the end, none on u; no biases; the output layer shares the weights of the embedding.
 
+There is another way for a layer to read its thought vectors: as fast weights, which are added to those of its SwiGLU
+network. A row of its last matrix is what a hidden unit writes into the residual stream (Geva et al. 2021, arXiv
+2012.14913), so a hidden unit attends to one thought vector, without softmax. That reaches more of the network, and
+u = 0 is the decoder without z.
+
 The thought vectors are u = U(z), a map that belongs to the prior (`priors/`). In the paper u is z itself.
 
 Shapes: B sequences, T tokens, L layers, S slots, D width, V vocabulary, R tokens in a ring.
@@ -52,6 +57,10 @@ class DecoderConfig:
     """Attention heads of a layer."""
     hidden: int = 344
     """Width of the SwiGLU network of a layer."""
+    thoughts: Literal["attended", "fast-weights"] = "attended"
+    """How a layer reads its thought vectors.
+    attended: by cross-attention, as in the paper.
+    fast-weights: they are added to the output weights of the first num-slots hidden units of its SwiGLU network."""
     num_slots: int = 4
     """Thought vectors (slots) of a layer; z has num-layers x num-slots x width numbers.
     0: no z and no cross-attention, the plain autoregressive model."""
@@ -66,10 +75,15 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 0 if name in ("num_slots", "encoder_layers") else 1
-            if name != "prior" and value < least:
+            if name not in ("prior", "thoughts") and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         if self.prior not in PRIORS:
             raise ValueError(f"unknown prior {self.prior!r}: choose from {', '.join(PRIORS)}")
+        if self.thoughts == "fast-weights" and self.num_slots > self.hidden:
+            raise ValueError(
+                f"num_slots {self.num_slots} must be at most hidden = {self.hidden}: each thought vector belongs to a "
+                "hidden unit, where they are fast weights"
+            )
         if self.width % (2 * self.num_heads):
             raise ValueError(f"width {self.width} must be a multiple of 2 x num_heads = {2 * self.num_heads}")
 
@@ -104,10 +118,21 @@ class SwiGLU(nn.Module):
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.output = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, fast_BHD: Tensor | None = None) -> Tensor:
+        """The network's output.
+
+        Args:
+            fast_BHD: what :meth:`with_fast_weights` returns, in the place of the output weights.
+        """
         gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
-        output: Tensor = self.output(F.silu(gate) * up)
+        hidden_BTH = F.silu(gate) * up
+        output: Tensor = self.output(hidden_BTH) if fast_BHD is None else torch.bmm(hidden_BTH, fast_BHD)
         return output
+
+    def with_fast_weights(self, u_BSD: Tensor) -> Tensor:
+        """The output weights of each text, [B, H, D] for H hidden units: u is added to those of the first S units."""
+        weight_HD = self.output.weight.T
+        return weight_HD + F.pad(u_BSD, (0, 0, 0, len(weight_HD) - u_BSD.shape[1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +142,7 @@ class BelowZ:
     x_BTD: Tensor
     """The residual stream after self-attention."""
     query_BTD: Tensor | None
-    """The queries of cross-attention; None where there are no slots."""
+    """The queries of cross-attention; None where there is none."""
 
     def expand(self, shape: torch.Size) -> BelowZ:
         """Broadcast from [..., T, D] to one entry for each text of a batch of this shape, flattened: [B, T, D]."""
@@ -133,7 +158,9 @@ class BlockMemory:
 
     ring: Ring
     thought: tuple[Tensor, Tensor] | None
-    """Keys and values of cross-attention, computed once; None where there are no slots."""
+    """Keys and values of cross-attention, computed once; None where there is none."""
+    fast_BHD: Tensor | None
+    """The output weights of the SwiGLU network with the thoughts in them; None where they are no fast weights."""
 
 
 @dataclass(eq=False)
@@ -150,14 +177,15 @@ class DecoderMemory:
 
 
 class Block(nn.Module):
-    """One layer: self-attention, cross-attention to u_l if it has slots, SwiGLU, each added to the residual stream."""
+    """One layer: self-attention, cross-attention to u_l if it attends, SwiGLU, each added to the residual stream."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.has_slots = config.num_slots > 0
+        self.attends = config.num_slots > 0 and config.thoughts == "attended"
+        self.has_fast_weights = config.num_slots > 0 and config.thoughts == "fast-weights"
         self.self_attention_norm = nn.RMSNorm(config.width, eps=1e-5)
         self.self_attention = SelfAttention(config.width, config.num_heads, config.window)
-        if self.has_slots:
+        if self.attends:
             self.cross_attention_norm = nn.RMSNorm(config.width, eps=1e-5)
             self.cross_attention = CrossAttention(config.width, config.num_heads)
         self.feed_forward_norm = nn.RMSNorm(config.width, eps=1e-5)
@@ -169,12 +197,14 @@ class Block(nn.Module):
 
     def forward(self, below: BelowZ, u_BSD: Tensor) -> Tensor:
         """The rest of the layer: cross-attention and SwiGLU."""
-        return self._above_z(below, self.cross_attention(below.query_BTD, u_BSD) if self.has_slots else None)
+        attended_BTD = self.cross_attention(below.query_BTD, u_BSD) if self.attends else None
+        return self._above_z(below, attended_BTD, self._fast_weights(u_BSD))
 
     def read(self, x_BTD: Tensor, u_BSD: Tensor, index_BR: Tensor) -> tuple[Tensor, BlockMemory]:
         """The whole layer, and what `step` needs of these tokens."""
         attended_BTD, ring = self.self_attention.read(self.self_attention_norm(x_BTD), index_BR)
-        memory = BlockMemory(ring, self.cross_attention.keys_values(u_BSD) if self.has_slots else None)
+        thought = self.cross_attention.keys_values(u_BSD) if self.attends else None
+        memory = BlockMemory(ring, thought, self._fast_weights(u_BSD))
         return self._remembering(x_BTD, attended_BTD, memory), memory
 
     def step(self, x_B1D: Tensor, memory: BlockMemory, place: int, angles: Tensor, is_seen_BR: Tensor) -> Tensor:
@@ -184,20 +214,23 @@ class Block(nn.Module):
         return self._remembering(x_B1D, attended_B1D, memory)
 
     def _remembering(self, x_BTD: Tensor, attended_BTD: Tensor, memory: BlockMemory) -> Tensor:
-        """The layer after self-attention, with keys and values of the thought vectors from the memory."""
+        """The layer after self-attention, with what it reads of the thought vectors from the memory."""
         below = self._below_z(x_BTD, attended_BTD)
         if below.query_BTD is None or memory.thought is None:
-            return self._above_z(below, None)
-        return self._above_z(below, self.cross_attention.attend(below.query_BTD, *memory.thought))
+            return self._above_z(below, None, memory.fast_BHD)
+        return self._above_z(below, self.cross_attention.attend(below.query_BTD, *memory.thought), None)
+
+    def _fast_weights(self, u_BSD: Tensor) -> Tensor | None:
+        return self.feed_forward.with_fast_weights(u_BSD) if self.has_fast_weights else None
 
     def _below_z(self, x_BTD: Tensor, attended_BTD: Tensor) -> BelowZ:
         x_BTD = x_BTD + attended_BTD
-        query_BTD = self.cross_attention.query(self.cross_attention_norm(x_BTD)) if self.has_slots else None
+        query_BTD = self.cross_attention.query(self.cross_attention_norm(x_BTD)) if self.attends else None
         return BelowZ(x_BTD, query_BTD)
 
-    def _above_z(self, below: BelowZ, thought_BTD: Tensor | None) -> Tensor:
+    def _above_z(self, below: BelowZ, thought_BTD: Tensor | None, fast_BHD: Tensor | None) -> Tensor:
         x_BTD = below.x_BTD if thought_BTD is None else below.x_BTD + thought_BTD
-        fed_BTD: Tensor = self.feed_forward(self.feed_forward_norm(x_BTD))
+        fed_BTD: Tensor = self.feed_forward(self.feed_forward_norm(x_BTD), fast_BHD)
         return x_BTD + fed_BTD
 
 

@@ -10,7 +10,8 @@ version 2   `lowrank.epsilon`: `lowrank` is fitted by Adam, with another meaning
 version 3   no `num_checkpoints`
 version 4   no `tensorboard`
 version 5   no `version`, no `model.prior`
-version 6   the current version
+version 6   no `model.thoughts`
+version 7   the current version
 
 A new scheme, and a new setting of one, need no version: :func:`ltm_pyro.config.from_dict` completes schemes by their
 defaults.
@@ -68,6 +69,11 @@ def _before_priors(values: Values) -> None:
         values["model"].setdefault("prior", "standard")
 
 
+def _before_fast_weights(values: Values) -> None:
+    if isinstance(values.get("model"), dict):
+        values["model"].setdefault("thoughts", "attended")
+
+
 MIGRATIONS: list[Callable[[Values], None]] = [
     _before_the_encoder,
     _when_vi_was_fitted_by_adam,
@@ -75,6 +81,7 @@ MIGRATIONS: list[Callable[[Values], None]] = [
     _before_the_number_of_checkpoints,
     _before_tensorboard,
     _before_priors,
+    _before_fast_weights,
 ]
 """The n-th, counted from 0, changes values of version n into those of version n + 1, in place."""
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from ltm_pyro.models.priors.affine import Affine
 from ltm_pyro.models.priors.base import Prior
+from ltm_pyro.models.priors.scaled import Scaled
 from ltm_pyro.models.priors.standard import Standard
 
 PRIORS: dict[str, type[Prior]] = {
     "standard": Standard,
     "affine": Affine,
+    "scaled": Scaled,
 }
 
 __all__ = ["PRIORS", "Prior"]
