@@ -16,6 +16,7 @@ SMALL = DecoderConfig(num_layers=3, width=512, num_heads=8, hidden=1376, num_slo
 MEDIUM = dataclasses.replace(SMALL, num_layers=6, num_slots=4)
 LARGE = dataclasses.replace(SMALL, num_layers=12)
 TOY = DecoderConfig(num_layers=3, width=12, num_heads=3, hidden=10, num_slots=2, window=4, length=11)
+FAST = dataclasses.replace(TOY, thoughts="fast-weights")
 
 
 def sharp_decoder(config, vocab_size=7):
@@ -76,16 +77,21 @@ def naive_hidden(config, weights, inputs_T, z_LSD):
                 seen[n, head] = attended(queries[n], keys[first : n + 1], v[first : n + 1, head])
         x = x + seen @ weight["self_attention.output"].T
 
-        q = rms_normed(x, weight["cross_attention_norm"]) @ weight["cross_attention.query"].T
-        k, v = np.split(z_LSD[layer] @ weight["cross_attention.key_value"].T, 2, 1)
-        for head in heads:
-            keys = turned(k[:, head])
-            for n in range(len(x)):
-                seen[n, head] = attended(q[n, head], keys, v[:, head])
-        x = x + seen @ weight["cross_attention.output"].T
+        if config.thoughts == "attended":
+            q = rms_normed(x, weight["cross_attention_norm"]) @ weight["cross_attention.query"].T
+            k, v = np.split(z_LSD[layer] @ weight["cross_attention.key_value"].T, 2, 1)
+            for head in heads:
+                keys = turned(k[:, head])
+                for n in range(len(x)):
+                    seen[n, head] = attended(q[n, head], keys, v[:, head])
+            x = x + seen @ weight["cross_attention.output"].T
 
         gate, up = np.split(rms_normed(x, weight["feed_forward_norm"]) @ weight["feed_forward.gate_up"].T, 2, 1)
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ weight["feed_forward.output"].T
+        hidden = gate / (1 + np.exp(-gate)) * up
+        x = x + hidden @ weight["feed_forward.output"].T
+        if config.thoughts == "fast-weights":
+            for unit, vector in enumerate(z_LSD[layer]):  # a hidden unit also writes along its vector
+                x = x + hidden[:, unit, None] * vector
     return rms_normed(x, weights["final_norm.weight"])
 
 
@@ -104,7 +110,16 @@ def test_the_default_is_tiny_and_has_thoughts_to_reach_beyond_its_window():
     assert config.latent_shape == (config.num_layers, config.num_slots, config.width)
 
 
-@pytest.mark.parametrize("config", [TOY, dataclasses.replace(TOY, window=1), dataclasses.replace(TOY, window=11)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        TOY,
+        dataclasses.replace(TOY, window=1),
+        dataclasses.replace(TOY, window=11),
+        FAST,
+        dataclasses.replace(FAST, num_slots=10),
+    ],
+)
 def test_hidden_states_and_logits_equal_an_implementation_in_loops(config):
     decoder = sharp_decoder(config)
     inputs_BT, z_BLSD = random_inputs(decoder)
@@ -224,7 +239,7 @@ def test_weights_are_drawn_from_the_global_generator():
     [
         (field.name, value)
         for field in dataclasses.fields(DecoderConfig)
-        if field.name != "prior"
+        if field.name not in ("prior", "thoughts")
         for value in (0, -2)
         # The model without z, and without an encoder.
         if (field.name, value) not in (("num_slots", 0), ("encoder_layers", 0))
@@ -251,6 +266,20 @@ def test_without_slots_it_is_the_decoder_whose_cross_attention_adds_nothing():
     tokens = torch.randint(8, (4, 7))
     z = torch.randn(4, 2, 3, 16, dtype=torch.float64)
     assert torch.allclose(without(tokens, z[:, :, :0]), with_z(tokens, z), rtol=1e-12)
+
+
+def test_fast_weights_of_zero_are_the_decoder_without_z_and_cost_no_weights():
+    with_z, without = sharp_decoder(FAST), sharp_decoder(dataclasses.replace(FAST, num_slots=0))
+    assert with_z.state_dict().keys() == without.state_dict().keys()
+    without.load_state_dict(with_z.state_dict())
+    tokens, z = random_inputs(with_z)
+    torch.testing.assert_close(with_z(tokens, 0 * z), without(tokens, z[:, :, :0]), rtol=1e-12, atol=1e-12)
+    assert (with_z(tokens, z) - without(tokens, z[:, :, :0])).abs().max() > 0.1
+
+
+def test_a_fast_weight_needs_a_hidden_unit():
+    with pytest.raises(ValueError, match="num_slots 11 must be at most hidden = 10"):
+        dataclasses.replace(FAST, num_slots=11)
 
 
 @pytest.mark.parametrize(("width", "num_heads"), [(128, 3), (12, 4), (9, 3)])

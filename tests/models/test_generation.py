@@ -16,7 +16,12 @@ from ltm_pyro.models.generation import stream
 
 TOY = DecoderConfig(num_layers=3, width=12, num_heads=3, hidden=10, num_slots=2, window=4, length=11)
 VOCAB_SIZE, END, BEGIN = 7, 5, 6
-CONFIGS = [TOY, dataclasses.replace(TOY, window=1), dataclasses.replace(TOY, num_layers=1, window=5, num_slots=0)]
+CONFIGS = [
+    TOY,
+    dataclasses.replace(TOY, window=1),
+    dataclasses.replace(TOY, num_layers=1, window=5, num_slots=0),
+    dataclasses.replace(TOY, thoughts="fast-weights"),
+]
 # None, shorter than the window, longer than it, and longer than any layer can see (10 inputs with TOY).
 PROMPTS = [[], [3], [0, 1, 2, 3, 4, 0], [0, 3, 1, 1, 2, 4, 0, 0, 1, 4, 3, 2, 2, 0, 4, 3]]
 GREEDY = Sampling(temperature=0)

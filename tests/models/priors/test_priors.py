@@ -156,7 +156,7 @@ def test_the_help_of_training_has_a_line_for_each_prior(run_main):
     status, out, _ = run_main(train.main, "--help")
     assert status == 0
     help_text = " ".join(out.replace("│", " ").split())
-    assert "--model.prior {standard,affine}" in help_text
+    assert f"--model.prior {{{','.join(PRIORS)}}}" in help_text
     assert all(f"{name}: {prior.summary}" in help_text for name, prior in PRIORS.items())
 
 
