@@ -233,6 +233,8 @@ def validate(config: TrainConfig) -> None:
         )
     if config.inference == NO_INFERENCE and config.model.prior != DecoderConfig.prior:
         raise InputError(f"--model.prior {config.model.prior}: a model without z has no prior; leave it out")
+    if config.inference == NO_INFERENCE and config.model.thoughts != DecoderConfig.thoughts:
+        raise InputError(f"--model.thoughts {config.model.thoughts}: a model without z has no thoughts; leave it out")
     if _needs_encoder(config.inference) != (config.model.encoder_layers > 0):
         with_encoder = ", ".join(name for name in SCHEMES if SCHEMES[name].needs_encoder)
         raise InputError(

@@ -227,7 +227,8 @@ def whole_run(
 
     @functools.cache
     def run(scheme: str) -> tuple[list[str], Path]:
-        args = ["--inference", scheme, "--steps", "7", "--infer-from", "prefix", "--validate-every", "3"]
+        objective = ["past", "--block-size", "9"] if scheme == "map" else ["prefix"]
+        args = ["--inference", scheme, "--steps", "7", "--infer-from", *objective, "--validate-every", "3"]
         data = ["--data", str(folder / "text.txt")]
         assert train.main([*small, *data, *args, "--out", str(folder / scheme)]) == 0
         return args, folder / scheme
@@ -330,6 +331,17 @@ BAD_INPUT = {
     "negative friction": (["--underdamped.friction", "-1"], "friction"),
     "negative VI steps": (["--mala.vi-steps", "-1"], "vi_steps"),
     "negative seed": (["--seed", "-1"], "--seed"),
+    "blocks of nothing": (["--infer-from", "past", "--block-size", "0"], "block_size"),
+    "the past without z": (["--inference", "none", "--model.num-slots", "0", "--infer-from", "past"], "--infer-from"),
+    "thoughts without z": (
+        ["--inference", "none", "--model.num-slots", "0", "--model.thoughts", "fast-weights"],
+        "--model.thoughts",
+    ),
+    "more fast weights than units": (
+        ["--model.thoughts", "fast-weights", "--model.num-slots", "99"],
+        "num_slots",
+    ),
+    "blocks that do not move z": (["--map.block-step", "0"], "block_step"),
     "resume without folder": (["--resume"], "--out"),
     "resume of nothing": (["--resume", "--out", "nothing"], "nothing"),
     "folder in use": (["--out", "used"], "used"),

@@ -145,10 +145,19 @@ def assert_same(run: Path, other: Path) -> None:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("inference", ["vi", pytest.param("amortized", marks=SLOW), pytest.param("none", marks=SLOW)])
-def test_two_processes_take_the_steps_of_one_with_the_same_batch(small, inference, data, fork_two, tmp_path):
+@pytest.mark.parametrize(
+    ("inference", "objective"),
+    [
+        ("vi", "prefix"),
+        ("map", "past"),
+        pytest.param("amortized", "prefix", marks=SLOW),
+        pytest.param("none", "prefix", marks=SLOW),
+    ],
+)
+def test_two_processes_take_the_steps_of_one_with_the_same_batch(small, inference, objective, data, fork_two, tmp_path):
     """Whatever is inferred together: one process takes micro-batches of 4, each of the two takes two of 2."""
-    args = [*small, "--data", data, "--inference", inference, "--infer-from", "prefix", "--tensorboard"]
+    args = [*small, "--data", data, "--inference", inference, "--infer-from", objective, "--tensorboard"]
+    args += ["--block-size", "10"] if objective == "past" else []
     if inference == "none":
         args += ["--fast-steps", "0", "--model.num-slots", "0"]
     assert train.main([*args, "--micro-batch-size", "4", "--out", str(tmp_path / "one")]) == 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Protocol, Self
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from torch import Tensor
 
@@ -19,6 +20,9 @@ class TextBatch(BlockedBatch, Protocol):
     def prefix(self, num_tokens: Tensor) -> Self:
         """The same texts, each weighted up to so many tokens ([B]) and not beyond."""
         ...
+
+
+AnyTextBatch = TypeVar("AnyTextBatch", bound=TextBatch)
 
 
 class Objective(Protocol):
@@ -58,20 +62,31 @@ class Objective(Protocol):
         ...
 
 
-def infer_and_score(
-    model: Model,
-    synchronised: Model,
-    scheme: PosteriorScheme,
-    evidence: TextBatch,
-    batch: TextBatch,
-    rng: Noise,
-    num_tokens: float,
-) -> SlowLoss:
-    """Infer z from the evidence, then add the gradient of the negative ELBO of the batch."""
-    state = infer(scheme, model, evidence, rng)
-    loss = elbo_backward(synchronised, scheme.guide(model, state, evidence, rng), batch, num_tokens)
-    return loss + SlowLoss(
-        num_skipped_fast_steps=int(state.num_skipped.sum()),
-        # Where no sequence could take any step, the posteriors are no better than their start.
-        num_unusable=int(scheme.num_steps > 0 and not (state.num_skipped < state.step).any()),
-    )
+class InferredAtOnce(ABC):
+    """An objective that infers z of each text once, from a part of it, and whose loss is that of the whole text."""
+
+    figure: ClassVar[str] = "elbo"
+    block_size: ClassVar[None] = None
+
+    @abstractmethod
+    def evidence(self, batch: AnyTextBatch, rng: Noise) -> AnyTextBatch:
+        """The texts, weighted on the tokens that z is inferred from."""
+
+    def backward(
+        self,
+        model: Model,
+        synchronised: Model,
+        scheme: PosteriorScheme,
+        batch: TextBatch,
+        rng: Noise,
+        num_tokens: float,
+    ) -> SlowLoss:
+        """Infer z from the evidence, then add the gradient of the negative ELBO of the batch."""
+        evidence = self.evidence(batch, rng)
+        state = infer(scheme, model, evidence, rng)
+        loss = elbo_backward(synchronised, scheme.guide(model, state, evidence, rng), batch, num_tokens)
+        return loss + SlowLoss(
+            num_skipped_fast_steps=int(state.num_skipped.sum()),
+            # Where no sequence could take any step, the posteriors are no better than their start.
+            num_unusable=int(scheme.num_steps > 0 and not (state.num_skipped < state.step).any()),
+        )

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
 
 import torch
 
-from ltm_pyro.inference.base import Model, PosteriorScheme
 from ltm_pyro.inference.noise import Noise
-from ltm_pyro.inference.objectives.base import TextBatch, infer_and_score
-from ltm_pyro.inference.svi import SlowLoss
-
-AnyTextBatch = TypeVar("AnyTextBatch", bound=TextBatch)
+from ltm_pyro.inference.objectives.base import AnyTextBatch, InferredAtOnce
 
 
 @dataclass(frozen=True)
-class Prefix:
+class Prefix(InferredAtOnce):
     """A prefix of random length; the loss is that of the whole sequence."""
 
-    figure: ClassVar[str] = "elbo"
-    block_size: ClassVar[None] = None
-
-    def backward(
-        self,
-        model: Model,
-        synchronised: Model,
-        scheme: PosteriorScheme,
-        batch: TextBatch,
-        rng: Noise,
-        num_tokens: float,
-    ) -> SlowLoss:
-        return infer_and_score(model, synchronised, scheme, random_prefix(batch, rng), batch, rng, num_tokens)
+    def evidence(self, batch: AnyTextBatch, rng: Noise) -> AnyTextBatch:
+        return random_prefix(batch, rng)
 
 
 def random_prefix(batch: AnyTextBatch, rng: Noise) -> AnyTextBatch:

@@ -56,7 +56,7 @@ class MAP:
 
     block_step: float = 0.3
     """How far an average block moves z where blocks are absorbed one after another (--infer-from past): the root mean
-    square over the numbers of z. With several fast steps, each moves it by as large a part."""
+    square over the numbers of z. Several fast steps divide it among themselves."""
 
     has_density: ClassVar[bool] = False
     has_chains: ClassVar[bool] = False
