@@ -55,8 +55,8 @@ class MAP:
     Gradients below it move z in proportion to them, those above it by the learning rate."""
 
     block_step: float = 0.3
-    """How far an average block moves z where blocks are absorbed one after another (--infer-from past): the root mean
-    square over the numbers of z. Several fast steps divide it among themselves."""
+    """The distance that a block moves z on average, where blocks are absorbed one by one (--infer-from past): the root
+    mean square over the numbers of z. With several fast steps, each moves z by an equal part of it."""
 
     has_density: ClassVar[bool] = False
     has_chains: ClassVar[bool] = False
