@@ -282,7 +282,7 @@ def infer(
 def keep_finite(state: State, proposed: State) -> Any:
     """The proposed state; for sequences in which it is not finite, the old one with the skipped step counted."""
     floats = {name: value for name, value in vars(proposed).items() if value.is_floating_point()}
-    finite = torch.stack([value.isfinite().unsqueeze(-1).flatten(1).all(1) for value in floats.values()]).all(0)
+    finite = torch.stack([_is_finite(value) for value in floats.values()]).all(0)
     if finite.all():
         return proposed
     kept = {
@@ -290,6 +290,14 @@ def keep_finite(state: State, proposed: State) -> Any:
         for name, value in floats.items()
     }
     return dataclasses.replace(proposed, **kept, num_skipped=state.num_skipped + (~finite).to(state.num_skipped))
+
+
+def _is_finite(value: Tensor) -> Tensor:
+    """Whether all numbers of each sequence are finite, [B]; in one pass over them, and without a copy."""
+    if not value.numel():
+        return value.new_ones(len(value), dtype=torch.bool)
+    largest: Tensor = torch.linalg.vector_norm(value.unsqueeze(-1).flatten(1), ord=math.inf, dim=1)
+    return largest.isfinite()
 
 
 @overload
@@ -438,20 +446,38 @@ def log_joint(model: Model, batch: Batch, z: Tensor, num_sample_dims: int = 0) -
     Raises:
         ValueError: if the program has a latent site other than "z".
     """
+    trace = _trace_at(model, batch, z, num_sample_dims)
+    trace.compute_log_prob(lambda name, _: name == LATENT)
+    latent = trace.nodes[LATENT]
+    return LogJoint(_log_likelihood(trace), latent["log_prob"], cast(TorchDistribution, latent["fn"]))
+
+
+def log_likelihood(model: Model, batch: Batch, z: Tensor) -> Tensor:
+    """log p(x | z) alone, [B], for z of [B, *event_shape]; the errors are those of :func:`log_joint`."""
+    return _log_likelihood(_trace_at(model, batch, z, 0))
+
+
+def _trace_at(model: Model, batch: Batch, z: Tensor, num_sample_dims: int) -> poutine.Trace:
+    """The program run at z."""
     with contextlib.ExitStack() as stack:
         for dim, size in enumerate(reversed(z.shape[:num_sample_dims])):
             stack.enter_context(pyro.plate(f"draws_{dim}", size, dim=-2 - dim))
-        trace = poutine.trace(poutine.condition(model, data={LATENT: z})).get_trace(batch)
-    trace.compute_log_prob()
-    latent = trace.nodes[LATENT]
-    log_likelihood = torch.zeros_like(latent["log_prob"])
+        return poutine.trace(poutine.condition(model, data={LATENT: z})).get_trace(batch)
+
+
+def _log_likelihood(trace: poutine.Trace) -> Tensor:
+    """The sum of the log densities of all observed sites of a trace."""
+    trace.compute_log_prob(lambda name, _: name != LATENT)
+    # Pyro's types do not know that this node is a sample site with a distribution and a value.
+    latent: Any = trace.nodes[LATENT]
+    total: Tensor = latent["value"].new_zeros(latent["fn"].batch_shape)
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or name == LATENT or site_is_subsample(site):
             continue
         if not site["is_observed"]:
             raise ValueError(f'the only latent site must be "{LATENT}", but the model has "{name}"')
-        if site["log_prob"].shape != log_likelihood.shape:
-            shapes = f"{list(site['log_prob'].shape)}, not {list(log_likelihood.shape)}"
+        if site["log_prob"].shape != total.shape:
+            shapes = f"{list(site['log_prob'].shape)}, not {list(total.shape)}"
             raise ValueError(f'observed site "{name}" must have one density a sequence, but has {shapes}')
-        log_likelihood = log_likelihood + site["log_prob"]
-    return LogJoint(log_likelihood, latent["log_prob"], cast(TorchDistribution, latent["fn"]))
+        total = total + site["log_prob"]
+    return total

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltm_pyro.inference.base import Model, PosteriorScheme, frozen, infer, log_joint, require_full_weights
+from ltm_pyro.inference.base import Model, PosteriorScheme, frozen, infer, log_likelihood, require_full_weights
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.prior import PRIOR
 from ltm_pyro.inference.streaming import BlockedBatch, Stream, block_of, num_positions
@@ -78,7 +78,7 @@ def prequential(
             draws = prior.sample((num_samples,))
         with frozen(model, block) as block:
             # One draw at a time: memory does not grow with their number.
-            log_probs = torch.stack([log_joint(model, block, z).log_likelihood.double().cpu() for z in draws])
+            log_probs = torch.stack([log_likelihood(model, block, z).double().cpu() for z in draws])
         block_nats.append(math.log(len(draws)) - log_probs.logsumexp(0))
         if stream is not None and start + block_size < num_positions(batch):
             stream.read(block_size)

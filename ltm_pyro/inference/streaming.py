@@ -27,7 +27,7 @@ from ltm_pyro.inference.base import (
     frozen,
     infer,
     keep_finite,
-    log_joint,
+    log_likelihood,
 )
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
@@ -134,5 +134,5 @@ def gradient_of_block(model: Model, block: Batch, z: Tensor) -> Tensor:
     """The gradient of -log p(block | z) with respect to z, [B, *event_shape]; that of the weights is not touched."""
     with frozen(model), torch.enable_grad():
         z = z.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(-log_joint(model, block, z).log_likelihood.sum(), z)
+        (gradient,) = torch.autograd.grad(-log_likelihood(model, block, z).sum(), z)
     return gradient

@@ -20,7 +20,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, kl, log_joint, require_positive
+from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, kl, log_likelihood, require_positive
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def predict_backward(model: Model, z: Tensor, batch: Batch, num_tokens: float) -
     """
     z = z.detach().requires_grad_()
     with pyro.get_param_store().scope():  # for the reason given above
-        nll = -log_joint(model, batch, z).log_likelihood.sum()
+        nll = -log_likelihood(model, batch, z).sum()
     torch.autograd.backward(nll / num_tokens)
     if z.grad is None:  # the program does not read z
         return SlowLoss(nll.item()), torch.zeros_like(z)

@@ -39,29 +39,50 @@ def rotated(x_BHTK: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
 
 
-def windowed_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
+def windowed_attention(q_BHTK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, window: int) -> Tensor:
     """Causal attention in which position n sees positions n − W + 1 … n, that is W of them, itself included.
 
     Only the blocks of the band are computed: a block of W queries sees its own block of keys and the one before it, so
     time and memory grow with T·W and not with T².
+
+    Args:
+        q_BHTK: queries of the last T of the N positions.
+        k_BHNK: keys of all positions.
+        v_BHNK: values of all positions.
     """
     batch_size, num_heads, length, head_dim = q_BHTK.shape
+    num_before = min(k_BHNK.shape[2] - length, window - 1)  # positions before the queries that any of them sees
+    k_BHNK, v_BHNK = (x[:, :, x.shape[2] - length - num_before :] for x in (k_BHNK, v_BHNK))
     if length <= window:
-        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+        return _band_attention(q_BHTK, k_BHNK, v_BHNK, window)
     num_blocks = -(-length // window)
-    padding = num_blocks * window - length
-    padded = (F.pad(x, (0, 0, 0, padding)) for x in (q_BHTK, k_BHTK, v_BHTK))
-    q, k, v = (torch.unflatten(x, 2, (num_blocks, window)) for x in padded)
-    first = F.scaled_dot_product_attention(q[:, :, 0], k[:, :, 0], v[:, :, 0], is_causal=True)
-    # All other blocks have a block before them, so they share one mask, which kernels take in two dimensions.
-    k, v = (torch.cat([x[:, :, :-1], x[:, :, 1:]], dim=3).flatten(1, 2) for x in (k, v))
-    query = torch.arange(window, device=q.device)[:, None]
-    key = torch.arange(2 * window, device=q.device)[None, :]
-    in_band = (key > query) & (key <= query + window)
-    others = F.scaled_dot_product_attention(q[:, :, 1:].flatten(1, 2), k, v, attn_mask=in_band)
+    behind, in_front = num_blocks * window - length, window - num_before
+    q = torch.unflatten(F.pad(q_BHTK, (0, 0, 0, behind)), 2, (num_blocks, window))
+    # With a block of keys in front of the first, every block of queries has one before its own.
+    padded = (F.pad(x, (0, 0, in_front, behind)) for x in (k_BHNK, v_BHNK))
+    k, v = (torch.unflatten(x, 2, (num_blocks + 1, window)) for x in padded)
+    k, v = (torch.cat([x[:, :, :-1], x[:, :, 1:]], dim=3) for x in (k, v))
+    # All blocks share one mask, which hides a single key in front of the first. Where there are more, it stands alone.
+    num_alone = 0 if in_front == 1 else 1
+    q_rest, k_rest, v_rest = (x[:, :, num_alone:].flatten(1, 2) for x in (q, k, v))
+    rest = _band_attention(q_rest, k_rest, v_rest, window)
     # Not `view`: CUDA kernels return a layout of their own.
-    others = others.reshape(batch_size, num_heads, -1, head_dim)
-    return torch.cat([first, others], dim=2)[:, :, :length]
+    out = rest.reshape(batch_size, num_heads, -1, head_dim)
+    if num_alone:
+        first = _band_attention(q[:, :, 0], k[:, :, 0, in_front:], v[:, :, 0, in_front:], window)
+        out = torch.cat([first, out], dim=2)
+    return out[:, :, :length]
+
+
+def _band_attention(q_BHTK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, window: int) -> Tensor:
+    """What :func:`windowed_attention` computes, with all N keys for each query, most of which a mask may hide."""
+    length, num_before = q_BHTK.shape[2], k_BHNK.shape[2] - q_BHTK.shape[2]
+    if not num_before:  # the window hides nothing: there are no more queries than it is long
+        return F.scaled_dot_product_attention(q_BHTK, k_BHNK, v_BHNK, is_causal=True)
+    query = torch.arange(length, device=q_BHTK.device)[:, None] + num_before
+    key = torch.arange(num_before + length, device=q_BHTK.device)[None, :]
+    in_band = (key > query - window) & (key <= query)  # in two dimensions, as kernels take it
+    return F.scaled_dot_product_attention(q_BHTK, k_BHNK, v_BHNK, attn_mask=in_band)
 
 
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
@@ -108,9 +129,11 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, num_outputs: int | None = None) -> Tensor:
+        """Attention of the last `num_outputs` positions to all; None for that of every position."""
         q, k, v = self._heads(x_BTD)
-        attended: Tensor = self.output(join_heads(windowed_attention(rotary(q), rotary(k), v, self.window)))
+        q = rotary(q)[:, :, q.shape[2] - (num_outputs or q.shape[2]) :]
+        attended: Tensor = self.output(join_heads(windowed_attention(q, rotary(k), v, self.window)))
         return attended
 
     def read(self, x_BTD: Tensor, index_BR: Tensor) -> tuple[Tensor, Ring]:

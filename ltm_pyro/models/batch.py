@@ -36,6 +36,9 @@ class TokenBatch:
     """[B] int64: the token in front of each sequence, where the tokens are a part of longer texts; None for
     begin-of-text."""
 
+    num_context: int = 0
+    """The number of positions at the beginning that are only read, and have weight 0 in every sequence."""
+
     below_z: BelowZ | None = None
     """What `LatentThoughtModel.precompute` has computed from these tokens: the part that does not depend on z."""
 
@@ -48,6 +51,8 @@ class TokenBatch:
             raise ValueError("sequence_ids and num_bytes must be [B]")
         if self.previous is not None and self.previous.shape != batch_size:
             raise ValueError("previous must be [B]")
+        if not 0 <= self.num_context <= self.tokens.shape[1]:
+            raise ValueError(f"num_context {self.num_context} must be at most the number of positions")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -55,9 +60,8 @@ class TokenBatch:
     def __getitem__(self, index: slice | Tensor) -> TokenBatch:
         """The sequences that the index selects, as a batch."""
         previous = None if self.previous is None else self.previous[index]
-        return TokenBatch(
-            self.tokens[index], self.weights[index], self.sequence_ids[index], self.num_bytes[index], previous
-        )
+        fields = (self.tokens[index], self.weights[index], self.sequence_ids[index], self.num_bytes[index])
+        return TokenBatch(*fields, previous, self.num_context)
 
     def with_weights(self, weights: Tensor) -> TokenBatch:
         """The same texts with other weights of their positions."""
@@ -80,7 +84,8 @@ class TokenBatch:
     def cut(self, num_positions: int) -> TokenBatch:
         """The texts cut to their first positions; `num_bytes` stays that of the whole texts."""
         tokens, weights = self.tokens[:, :num_positions], self.weights[:, :num_positions]
-        return dataclasses.replace(self, tokens=tokens, weights=weights, below_z=None)
+        num_context = min(self.num_context, num_positions)
+        return dataclasses.replace(self, tokens=tokens, weights=weights, num_context=num_context, below_z=None)
 
     def block(self, start: int, end: int, reach: int) -> TokenBatch:
         """The texts weighted on positions `start` to `end` - 1 only, without the positions that do not matter there.
@@ -95,7 +100,10 @@ class TokenBatch:
         tokens, weights = self.tokens[:, first:end], self.weights[:, first:end].clone()
         weights[:, : start - first] = 0
         previous = self.tokens[:, first - 1] if first else self.previous
-        return dataclasses.replace(self, tokens=tokens, weights=weights, previous=previous, below_z=None)
+        num_context = min(start - first, tokens.shape[1])
+        return dataclasses.replace(
+            self, tokens=tokens, weights=weights, previous=previous, num_context=num_context, below_z=None
+        )
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The batch with its tokens and weights, which the decoder reads, on `device`."""

@@ -191,9 +191,10 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.width, eps=1e-5)
         self.feed_forward = SwiGLU(config.width, config.hidden)
 
-    def below_z(self, x_BTD: Tensor) -> BelowZ:
-        """The layer up to where it reads its thought vectors."""
-        return self._below_z(x_BTD, self.self_attention(self.self_attention_norm(x_BTD)))
+    def below_z(self, x_BTD: Tensor, num_outputs: int) -> BelowZ:
+        """The layer up to where it reads its thought vectors, of the last `num_outputs` positions alone."""
+        attended_BTD = self.self_attention(self.self_attention_norm(x_BTD), num_outputs)
+        return self._below_z(x_BTD[:, x_BTD.shape[1] - num_outputs :], attended_BTD)
 
     def forward(self, below: BelowZ, u_BSD: Tensor) -> Tensor:
         """The rest of the layer: cross-attention and SwiGLU."""
@@ -273,26 +274,39 @@ class Decoder(nn.Module):
             return F.pad(tokens_BT[:, :-1], (1, 0), value=self.begin_of_text)
         return torch.cat([previous_B[:, None], tokens_BT[:, :-1]], dim=1)
 
-    def below_z(self, inputs_BT: Tensor) -> BelowZ:
-        """The part that depends on the tokens alone: the first layer up to where it reads its thought vectors."""
-        with self._autocast():
-            return self.blocks[0].below_z(self.embedding(inputs_BT))
+    def below_z(self, inputs_BT: Tensor, num_context: int = 0) -> BelowZ:
+        """The part that depends on the tokens alone: the first layer up to where it reads its thought vectors.
 
-    def forward(self, inputs_BT: Tensor, u_BLSD: Tensor, below: BelowZ | None = None) -> Tensor:
-        """Hidden states [B, T, D] that predict the token after each input.
+        Args:
+            num_context: the number of inputs at the beginning that are only there to be seen, as in :meth:`forward`.
+        """
+        with self._autocast():
+            num_outputs = self._num_outputs(0, inputs_BT.shape[1], num_context)
+            return self.blocks[0].below_z(self.embedding(inputs_BT), num_outputs)
+
+    def forward(self, inputs_BT: Tensor, u_BLSD: Tensor, below: BelowZ | None = None, num_context: int = 0) -> Tensor:
+        """Hidden states [B, T - num_context, D] that predict the token after each input.
 
         Args:
             u_BLSD: thought vectors of each sequence.
             below: `below_z` of these inputs, where it has been computed already.
+            num_context: the number of inputs at the beginning that are only there to be seen: their hidden states are
+                not returned, and a layer computes no more of them than the layers above it see.
         """
-        below = self.below_z(inputs_BT) if below is None else below
+        below = self.below_z(inputs_BT, num_context) if below is None else below
         first, *others = u_BLSD.to(below.x_BTD.dtype).unbind(1)
         with self._autocast():
             x_BTD: Tensor = self.blocks[0](below, first)
-            for block, u_BSD in zip(self.blocks[1:], others, strict=True):
-                x_BTD = block(block.below_z(x_BTD), u_BSD)
+            for layer, u_BSD in enumerate(others, start=1):
+                block, num_outputs = self.blocks[layer], self._num_outputs(layer, inputs_BT.shape[1], num_context)
+                x_BTD = block(block.below_z(x_BTD, num_outputs), u_BSD)
             hidden_BTD: Tensor = self.final_norm(x_BTD)
             return hidden_BTD
+
+    def _num_outputs(self, layer: int, num_inputs: int, num_context: int) -> int:
+        """The number of positions, the last ones, whose output of a layer the layers above it see."""
+        num_above = self.config.num_layers - 1 - layer
+        return min(num_inputs, num_inputs - num_context + num_above * (self.config.window - 1))
 
     @property
     def reach(self) -> int:

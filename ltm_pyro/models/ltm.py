@@ -75,9 +75,15 @@ class LatentThoughtModel(PyroModule):
             if batch is None:
                 likelihood = TokenSequence(decoder, u, self.end_of_text, self.config.length)
                 return pyro.sample("tokens", likelihood)
-            length = batch.tokens.shape[-1]
             likelihood = TokenSequence(
-                decoder, u, self.end_of_text, length, batch.weights, batch.below_z, batch.previous
+                decoder,
+                u,
+                self.end_of_text,
+                batch.tokens.shape[-1],
+                batch.weights,
+                batch.below_z,
+                batch.previous,
+                batch.num_context,
             )
             return pyro.sample("tokens", likelihood, obs=batch.tokens)
 
@@ -126,7 +132,7 @@ class LatentThoughtModel(PyroModule):
     def precompute(self, batch: TokenBatch) -> TokenBatch:
         """The batch with all that does not depend on z computed once. It holds as long as the weights do not change."""
         inputs = self.decoder.inputs(batch.tokens, batch.previous)
-        return dataclasses.replace(batch, below_z=self.decoder.below_z(inputs))
+        return dataclasses.replace(batch, below_z=self.decoder.below_z(inputs, batch.num_context))
 
     @pyro_method
     def encode(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:

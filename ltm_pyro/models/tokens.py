@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -40,6 +41,8 @@ class TokenSequence(TorchDistribution):
             already, [*batch_shape or what broadcasts to it, T, D].
         previous: the token before the first, [*batch_shape or what broadcasts to it]; None for begin-of-text. `sample`
             always begins a text.
+        num_context: the number of positions at the beginning whose weight is 0 in every text. They are read as context,
+            and no time is spent on their probabilities.
 
     Raises:
         ValueError: if u has not the shape of the decoder's thought vectors.
@@ -57,6 +60,7 @@ class TokenSequence(TorchDistribution):
         weights: Tensor | None = None,
         below_z: BelowZ | None = None,
         previous: Tensor | None = None,
+        num_context: int = 0,
     ) -> None:
         if u.shape[-3:] != decoder.config.latent_shape:
             shape = decoder.config.latent_shape
@@ -67,6 +71,7 @@ class TokenSequence(TorchDistribution):
         self.weights = weights
         self.below_z = below_z
         self.previous = previous
+        self.num_context = num_context
         super().__init__(torch.Size(u.shape[:-3]), torch.Size([length]), validate_args=False)
 
     @property
@@ -77,11 +82,14 @@ class TokenSequence(TorchDistribution):
 
     def expand(self, batch_shape: _Shape, _instance: TokenSequence | None = None) -> TokenSequence:
         u = self.u.expand(*batch_shape, *self.decoder.config.latent_shape)
-        length = self.event_shape[0]
-        return TokenSequence(self.decoder, u, self.end_of_text, length, self.weights, self.below_z, self.previous)
+        fixed = (self.weights, self.below_z, self.previous, self.num_context)
+        return TokenSequence(self.decoder, u, self.end_of_text, self.event_shape[0], *fixed)
 
     def token_log_probs(self, value: Tensor) -> Tensor:
-        """log p(x_n | u, x_<n) at every position, unweighted: [*batch_shape, T] for a value of [..., T] tokens."""
+        """log p(x_n | u, x_<n) at every position, unweighted: [*batch_shape, T] for a value of [..., T] tokens.
+
+        It is 0 at the first `num_context` positions.
+        """
         return self._log_probs_where(torch.ones((), dtype=torch.bool, device=value.device), value)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -102,12 +110,15 @@ class TokenSequence(TorchDistribution):
         counts_BT = counts.expand(*shape, value.shape[-1]).reshape(tokens_BT.shape)
         below = None if self.below_z is None else self.below_z.expand(shape)
         previous_B = None if self.previous is None else self.previous.expand(shape).flatten()
-        hidden_BTD = self.decoder(self.decoder.inputs(tokens_BT, previous_B), self._expanded_u(shape), below)
+        inputs_BT = self.decoder.inputs(tokens_BT, previous_B)
+        hidden_BTD = self.decoder(inputs_BT, self._expanded_u(shape), below, self.num_context)
+        tokens_BT, counts_BT = tokens_BT[:, self.num_context :], counts_BT[:, self.num_context :]
         if hidden_BTD.device.type != "cpu":  # to choose the positions that count, the host would wait for the device
-            return self.decoder.log_probs(hidden_BTD.flatten(0, 1), tokens_BT.flatten()).view(*shape, -1)
-        log_probs_N = self.decoder.log_probs(hidden_BTD[counts_BT], tokens_BT[counts_BT])
-        log_probs_BT = log_probs_N.new_zeros(tokens_BT.shape).masked_scatter(counts_BT, log_probs_N)
-        return log_probs_BT.view(*shape, -1)
+            log_probs_BT = self.decoder.log_probs(hidden_BTD.flatten(0, 1), tokens_BT.flatten()).view(tokens_BT.shape)
+        else:
+            log_probs_N = self.decoder.log_probs(hidden_BTD[counts_BT], tokens_BT[counts_BT])
+            log_probs_BT = log_probs_N.new_zeros(tokens_BT.shape).masked_scatter(counts_BT, log_probs_N)
+        return F.pad(log_probs_BT, (self.num_context, 0)).view(*shape, -1)
 
     @torch.no_grad()
     def sample(self, sample_shape: _Shape = ()) -> Tensor:

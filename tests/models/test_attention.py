@@ -72,6 +72,20 @@ def test_windowed_attention_and_its_gradients_equal_dense_attention(length, wind
     torch.testing.assert_close(gradients, naive_gradients, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_queries", [1, 2, 5, 8])
+@pytest.mark.parametrize(("length", "window"), [(8, 1), (8, 2), (8, 4), (9, 4), (11, 4), (12, 4), (13, 4), (8, 9)])
+def test_queries_of_the_last_positions_alone_see_what_they_see_among_all(length, window, num_queries):
+    q, k, v = random_qkv(length)
+    last = q[:, :, length - num_queries :]
+    out = windowed_attention(last, k, v, window)
+    expected = naive_windowed_attention(q, k, v, window)[:, :, length - num_queries :]
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(out)
+    gradients = torch.autograd.grad((out * direction).sum(), (q, k, v))
+    expected_gradients = torch.autograd.grad((expected * direction).sum(), (q, k, v))
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("changed", ["key", "value"])
 @pytest.mark.parametrize(("length", "window"), LENGTHS_AND_WINDOWS)
 def test_a_position_is_seen_from_itself_and_the_window_minus_one_after_it_and_from_nowhere_else(

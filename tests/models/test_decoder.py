@@ -134,6 +134,23 @@ def test_hidden_states_and_logits_equal_an_implementation_in_loops(config):
     np.testing.assert_allclose(decoder.logits(hidden).numpy(), expected_logits, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_context", [1, 3, 6, 9, 10])
+@pytest.mark.parametrize("config", [TOY, FAST, dataclasses.replace(TOY, window=1)])
+def test_hidden_states_after_a_context_are_those_of_all_inputs_and_no_layer_computes_more_than_is_seen(
+    config, num_context
+):
+    decoder = sharp_decoder(config)
+    inputs_BT, z_BLSD = random_inputs(decoder)
+    expected = decoder(inputs_BT, z_BLSD)[:, num_context:]
+    computed = []
+    for block in decoder.blocks:
+        block.feed_forward.register_forward_hook(lambda _, inputs, __: computed.append(inputs[0].shape[1]))
+    hidden = decoder(inputs_BT, z_BLSD, num_context=num_context)
+    torch.testing.assert_close(hidden, expected, rtol=1e-12, atol=1e-12)
+    seen = [config.length - num_context + above * (config.window - 1) for above in (2, 1, 0)]
+    assert computed == [min(config.length, positions) for positions in seen]
+
+
 def test_begin_of_text_is_the_last_id_and_has_no_logit():
     decoder = sharp_decoder(TOY, vocab_size=7)
     assert decoder.begin_of_text == 6
