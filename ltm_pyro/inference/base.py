@@ -194,12 +194,13 @@ class ChainScheme(PosteriorScheme, Protocol):
 class StreamingScheme(PosteriorScheme, Protocol):
     """A scheme whose posterior can take in a text block by block, in memory that does not grow."""
 
-    def absorb(self, state: Any, z: Tensor, gradient: Tensor) -> Any:
+    def absorb(self, state: Any, z: Tensor, gradient: Tensor, prior: TorchDistribution) -> Any:
         """The posterior after one more block.
 
         Args:
             z: a draw of `guide` given the blocks before it, [B, *event_shape].
             gradient: the gradient of -log p(block | z) with respect to z there, of the same shape.
+            prior: p(z), batch_shape [B].
         """
         ...
 

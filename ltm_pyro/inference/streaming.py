@@ -12,6 +12,7 @@ the mean of its last posterior.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
 
 import torch
@@ -27,6 +28,7 @@ from ltm_pyro.inference.base import (
     frozen,
     infer,
     keep_finite,
+    latent_prior,
     log_likelihood,
 )
 from ltm_pyro.inference.noise import Noise
@@ -80,7 +82,8 @@ class Stream:
     """
 
     def __init__(self, scheme: PosteriorScheme, model: Model, batch: BlockedBatch, rng: Noise) -> None:
-        self.model, self.batch, self.rng = model, batch, rng
+        self.model, self.batch = model, batch
+        self._rng, self._num_updates = rng, 0
         self._infer_with = scheme
         self.num_read = 0
         """The number of positions that have been read."""
@@ -89,6 +92,12 @@ class Stream:
         """What `state` is a state of."""
         with frozen(model):
             self.state = self.scheme.init(model, batch.cut(0), rng)
+            self._prior = latent_prior(model, batch.cut(0))
+
+    @property
+    def rng(self) -> Noise:
+        """The noise of what is drawn from the present posterior: that of the next one is new."""
+        return NoiseOfUpdate(self._rng, self._num_updates)
 
     def draw(self) -> Tensor:
         """A draw of z given what has been read, [B, *event_shape], without gradient."""
@@ -119,6 +128,7 @@ class Stream:
             warm = self.scheme.mean(self.state) if self.scheme is self._infer_with else None
             self.scheme = self._infer_with
             self.state = infer(self.scheme, self.model, self.batch.cut(self.num_read), self.rng, warm)
+            self._num_updates += 1
             return
         for number in range(min(self.scheme.num_steps, 1 + math.ceil(start / size))):
             if number:  # more steps read more of the past again, and not the same block
@@ -127,7 +137,34 @@ class Stream:
             if z is None or gradient is None:
                 z = self.draw()
                 gradient = gradient_of_block(self.model, block, z)
-            self.state = keep_finite(self.state, self.scheme.absorb(self.state, z, gradient))
+            self.state = keep_finite(self.state, self.scheme.absorb(self.state, z, gradient, self._prior))
+            self._num_updates += 1
+
+
+@dataclass(frozen=True)
+class NoiseOfUpdate:
+    """The noise of a stream after so many updates: for every purpose, independent of that after any other number."""
+
+    noise: Noise
+    num_updates: int
+
+    def normal(
+        self,
+        purpose: str,
+        sequence_ids: Tensor,
+        steps: Tensor,
+        event_shape: torch.Size,
+        sample_shape: tuple[int, ...] = (),
+        *,
+        like: Tensor,
+    ) -> Tensor:
+        return self.noise.normal(self._here(purpose), sequence_ids, steps, event_shape, sample_shape, like=like)
+
+    def uniform(self, purpose: str, sequence_ids: Tensor, steps: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        return self.noise.uniform(self._here(purpose), sequence_ids, steps, sample_shape)
+
+    def _here(self, purpose: str) -> str:
+        return f"{purpose} after update {self.num_updates}" if self.num_updates else purpose
 
 
 def gradient_of_block(model: Model, block: Batch, z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from ltm_pyro.inference import SCHEMES, SequenceNoise, infer
 from ltm_pyro.inference.base import log_joint
 from ltm_pyro.inference.schemes.langevin import Langevin
 from ltm_pyro.inference.schemes.map import MAP
-from ltm_pyro.inference.streaming import Stream, gradient_of_block
+from ltm_pyro.inference.streaming import NoiseOfUpdate, Stream, gradient_of_block
 
 ABSORBING = [name for name, scheme in SCHEMES.items() if scheme.can_absorb]
 
@@ -94,7 +94,7 @@ def test_a_scheme_that_cannot_absorb_infers_again_from_all_that_was_read_and_sta
     first = infer(scheme, ltm, texts.cut(4), SequenceNoise(0))
     assert scheme.mean(stream.state).equal(scheme.mean(first))
     stream.read(4)
-    second = infer(scheme, ltm, texts.cut(8), SequenceNoise(0), scheme.mean(first))
+    second = infer(scheme, ltm, texts.cut(8), NoiseOfUpdate(SequenceNoise(0), 1), scheme.mean(first))
     assert scheme.mean(stream.state).equal(scheme.mean(second))
 
 

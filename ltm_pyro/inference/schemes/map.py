@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ltm_pyro.inference.base import (
@@ -88,7 +89,7 @@ class MAP:
         )
         return MAPState(state.sequence_ids, state.step + 1, state.num_skipped, *moved), StepInfo(objective.detach())
 
-    def absorb(self, state: MAPState, z: Tensor, gradient: Tensor) -> MAPState:
+    def absorb(self, state: MAPState, z: Tensor, gradient: Tensor, prior: TorchDistribution) -> MAPState:
         """One step against the gradient, whose length is in proportion to it.
 
         On average over the blocks it is `block_step`. So a block that says little moves z little, and one without a

@@ -21,6 +21,15 @@ itself vanishes if the posterior has no correlations. One draw is enough for a s
   q narrower, never wider.
 
 benchmarks/results/steps.md measures the gain from each of these, and what Adam needs for the same bound.
+
+Blocks of a text can be absorbed one by one, each by one whole step from the posterior before it, which takes the place
+of the prior (streaming variational Bayes: Broderick et al. 2013, arXiv 1307.6769; one step of natural gradients a
+block: Jones et al. 2024, arXiv 2405.19681). With g = -∇_z log p(b | z) at a draw z = μ + σ ε, and m the mean of g ε / σ
+over the dimensions,
+
+    s ← s + e,  e ≈ g ε / σ, not below 0        μ ← μ - (g - m σ ε) / s
+
+The last term takes out of g what the noise ε put into it, in as far as all dimensions share their curvature.
 """
 
 from __future__ import annotations
@@ -75,10 +84,13 @@ class VI:
     """Each step uses every stride-th position of a text, from a random first one, and counts it stride times.
     On average this is the log-likelihood of all positions, at a part of its cost (on a CPU) and with more noise.
     1: all positions."""
+    memory: float = 1.0
+    """The part of what has been learned of z that is kept before each block, where blocks are absorbed one by one
+    (--infer-from past): the posterior is taken to this power, and the prior to the rest. 1: nothing is forgotten."""
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False
-    can_absorb: ClassVar[bool] = False
+    can_absorb: ClassVar[bool] = True
     needs_encoder: ClassVar[bool] = False
     loss_is_bound: ClassVar[bool] = True
     num_draws: ClassVar[None] = None
@@ -87,6 +99,8 @@ class VI:
         require_positive(self, "learning_rate", "stride")
         if self.learning_rate > 1:
             raise ValueError(f"learning_rate must be at most 1, not {self.learning_rate}")
+        if not 0 <= self.memory <= 1:
+            raise ValueError(f"memory must be from 0 to 1, not {self.memory}")
 
     @property
     def num_gradients(self) -> int:
@@ -120,6 +134,27 @@ class VI:
         new = VIState(state.sequence_ids, state.step + 1, state.num_skipped, mean, log_scale, noise)
         return new, StepInfo((log_q - log_density).detach())
 
+    def absorb(self, state: VIState, z: Tensor, gradient: Tensor, prior: TorchDistribution) -> VIState:
+        """One step of natural gradients with a block, or a part of one: each of T steps counts its block 1 / T times.
+
+        The mean moves by at most σ (root mean square over the dimensions).
+        """
+        gradient = gradient / self.num_steps
+        prior_mean, prior_scale = moments(prior)
+        scale = state.log_scale.exp()
+        deviation = z - state.mean
+        curvature = gradient * deviation / scale.square()
+        shared = _by_sequence(curvature.flatten(1).mean(1) * self._shrinkage(state.step, curvature), curvature)
+        of_prior = (1 - self.memory) / prior_scale.square()
+        before = self.memory / scale.square() + of_prior
+        start = state.mean + of_prior / before * (prior_mean - state.mean)
+        precision = before + self._shrunk(curvature, state.step).clamp(min=0)
+        move = (gradient - shared * (z - start)) / precision
+        length = (before * move.square()).flatten(1).mean(1).sqrt()
+        mean = start - move / _by_sequence(length.clamp(min=1), move)
+        log_scale = -0.5 * precision.log()
+        return VIState(state.sequence_ids, state.step + 1, state.num_skipped, mean, log_scale, state.noise)
+
     def _subsampled(self, state: VIState, batch: Batch, rng: Noise) -> Any:
         """The batch, weighted on every stride-th position only."""
         if self.stride == 1:
@@ -131,10 +166,13 @@ class VI:
 
     def _shrunk(self, excess: Tensor, step: Tensor) -> Tensor:
         """The excess of every dimension, shrunk towards the mean over all dimensions, and less so in later steps."""
-        num_dims = excess[0].numel()
-        share = num_dims / (num_dims + DIMENSIONS_A_STEP * step.to(excess))
         mean = _by_sequence(excess.flatten(1).mean(1), excess)
-        return excess + _by_sequence(share, excess) * (mean - excess)
+        return excess + _by_sequence(self._shrinkage(step, excess), excess) * (mean - excess)
+
+    def _shrinkage(self, step: Tensor, excess: Tensor) -> Tensor:
+        """λ of the steps with these numbers, [B]."""
+        num_dims = excess[0].numel()
+        return num_dims / (num_dims + DIMENSIONS_A_STEP * step.to(excess))
 
     def _step_sizes(self, step: Tensor) -> Tensor:
         """ρ of the steps with these numbers, [B]."""
