@@ -14,7 +14,7 @@ import tiktoken
 from torch import Tensor
 
 from ltm_pyro.data import Documents, byte_counts
-from ltm_pyro.evaluation.estimators import ESTIMATORS, Estimate, EstimatorSettings, Meaning, of_models
+from ltm_pyro.evaluation.estimators import ESTIMATORS, BlockNats, Estimate, EstimatorSettings, Meaning, of_models
 from ltm_pyro.evaluation.inferred import Inference, Inferred
 from ltm_pyro.inference import Noise
 from ltm_pyro.inference.weights import highest_pareto_k
@@ -31,6 +31,19 @@ class Document:
     """Predicted tokens, end-of-text included."""
     num_bytes: int = 0
     """Bytes of its text."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A block of positions, over all texts."""
+
+    nats: float = 0.0
+    """-log p of the block given what stands before it, summed over texts."""
+    num_tokens: int = 0
+    """Predicted tokens of it."""
+
+    def __add__(self, other: Place) -> Place:
+        return Place(self.nats + other.nats, self.num_tokens + other.num_tokens)
 
 
 @dataclass
@@ -57,6 +70,8 @@ class Figure:
     """The effective sample size of each sequence's importance weights, where the figure has any."""
     pareto_ks: list[float] = field(default_factory=list)
     """The shape of the tail of each sequence's importance weights, where the figure has any."""
+    places: dict[int, Place] = field(default_factory=dict)
+    """The blocks of positions by their first position, where the figure has such parts."""
 
     @property
     def nats(self) -> float:
@@ -89,6 +104,8 @@ class Figure:
             self.effective_sample_sizes += estimate.effective_sample_size.tolist()
         if estimate.pareto_k is not None:
             self.pareto_ks += estimate.pareto_k.tolist()
+        if estimate.by_block is not None:
+            self._add_places(estimate.by_block, batch)
         num_tokens = batch.weights.sum(1).long().tolist()
         rows = zip(document_ids.tolist(), estimate.nats.tolist(), num_tokens, batch.num_bytes.tolist(), strict=True)
         for document_id, *parts in rows:
@@ -105,6 +122,16 @@ class Figure:
         self.pareto_ks += other.pareto_ks
         for document_id, document in other.documents.items():
             self._add_document(document_id, document)
+        for first, place in other.places.items():
+            self.places[first] = self.places.get(first, Place()) + place
+
+    def _add_places(self, by_block: BlockNats, batch: TokenBatch) -> None:
+        size = by_block.block_size
+        for number, nats in enumerate(by_block.nats.sum(1).tolist()):
+            first = number * size
+            num_tokens = int(batch.weights[:, first : first + size].sum())
+            if num_tokens:
+                self.places[first] = self.places.get(first, Place()) + Place(nats, num_tokens)
 
     def _add_document(self, document_id: int, part: Document) -> None:
         before = dataclasses.astuple(self.documents.get(document_id, Document()))
@@ -141,6 +168,13 @@ class Figure:
             "num_sequences": self.num_sequences,
             "num_documents": len(self.documents),
         }
+
+    def by_position(self) -> list[dict[str, Any]]:
+        """The nats per token of each block of positions: how the figure changes along a text. Empty if it has none."""
+        return [
+            {"first": first, "num_tokens": place.num_tokens, "nats_per_token": place.nats / place.num_tokens}
+            for first, place in sorted(self.places.items())
+        ]
 
     def __str__(self) -> str:
         record = self.record()

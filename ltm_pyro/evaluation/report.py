@@ -101,6 +101,7 @@ class Row:
             "data": run.texts.name,
             "data_sha256": run.texts.sha256,
             **self.figure.record(),
+            "by_position": self.figure.by_position(),
             "training_operations_per_token": run.training_operations_per_token,
             "training_operations": run.training_operations,
             "test_operations_per_token": self.operations,

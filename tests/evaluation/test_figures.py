@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ltm_pyro.data import get_tokenizer, tokenize
-from ltm_pyro.evaluation.estimators import Estimate
+from ltm_pyro.evaluation.estimators import BlockNats, Estimate
 from ltm_pyro.evaluation.figures import (
     Document,
     Figure,
@@ -275,3 +275,20 @@ def test_the_chosen_sequences_are_of_all_and_every_time_the_same():
     assert chosen.tolist()[:30] == chosen_sequences(10_000, 30).tolist()
     assert abs(chosen.mean() - 5000) < 5 * 10_000 / math.sqrt(12 * 100)
     assert sorted(chosen_sequences(7, 20).tolist()) == list(range(7))
+
+
+def test_the_nats_of_blocks_are_those_of_all_texts_at_the_same_positions():
+    first = Estimate(
+        torch.tensor([6.0, 5.0]), "map", 1, by_block=BlockNats(2, torch.tensor([[1.0, 2.0], [2.0, 3.0], [3.0, 0.0]]))
+    )
+    second = Estimate(torch.tensor([4.0]), "map", 1, by_block=BlockNats(2, torch.tensor([[4.0]])))
+    parts = Figure("prequential", 1), Figure("prequential", 1)
+    parts[0].add(first, batch([5, 3], [5, 3]), torch.tensor([0, 1]))
+    parts[1].add(second, batch([2], [2]), torch.tensor([2]))
+    parts[0].join(parts[1])
+    assert parts[0].by_position() == [
+        {"first": 0, "num_tokens": 6, "nats_per_token": 7 / 6},
+        {"first": 2, "num_tokens": 3, "nats_per_token": 5 / 3},
+        {"first": 4, "num_tokens": 1, "nats_per_token": 3.0},
+    ]
+    assert held_out([(3.0, 2)]).by_position() == []

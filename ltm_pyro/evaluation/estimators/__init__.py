@@ -5,7 +5,7 @@ To add a figure: write a file here after `base.py` and the others, and give it a
 """
 
 from ltm_pyro.evaluation.estimators.ais import AIS
-from ltm_pyro.evaluation.estimators.base import Estimate, Estimator, EstimatorSettings, Meaning
+from ltm_pyro.evaluation.estimators.base import BlockNats, Estimate, Estimator, EstimatorSettings, Meaning
 from ltm_pyro.evaluation.estimators.elbo import ELBO
 from ltm_pyro.evaluation.estimators.exact import EXACT
 from ltm_pyro.evaluation.estimators.iwae import IWAE
@@ -27,4 +27,4 @@ def of_models(with_z: bool) -> dict[str, Estimator]:
     return {name: estimator for name, estimator in ESTIMATORS.items() if estimator.needs_z is with_z}
 
 
-__all__ = ["ESTIMATORS", "Estimate", "Estimator", "EstimatorSettings", "Meaning", "of_models"]
+__all__ = ["ESTIMATORS", "BlockNats", "Estimate", "Estimator", "EstimatorSettings", "Meaning", "of_models"]

@@ -36,6 +36,16 @@ class EstimatorSettings:
 
 
 @dataclass(frozen=True)
+class BlockNats:
+    """-log p of each block of positions of B texts, given what stands before it."""
+
+    block_size: int
+    """The number of positions in a block."""
+    nats: Tensor
+    """[number of blocks, B] float64; 0 for a block that is all padding."""
+
+
+@dataclass(frozen=True)
 class Estimate:
     """An estimate of -log p(x) for each of B texts; every tensor is [B] float64."""
 
@@ -53,6 +63,8 @@ class Estimate:
     """The effective sample size of importance weights, from 1 to `num_samples`."""
     pareto_k: Tensor | None = None
     """The shape of the tail of importance weights; above 0.7 they are not to be trusted."""
+    by_block: BlockNats | None = None
+    """The parts of `nats` that belong to successive blocks of positions; None where the figure has no such parts."""
 
 
 class Meaning(Enum):
