@@ -62,13 +62,17 @@ class TrainConfig:
     stream: documents follow each other without padding, and those in one sequence share its z."""
     infer_from: Annotated[
         ObjectiveName,
-        cli.choices("What z is inferred from in training.", OBJECTIVES),
-    ] = "whole"
-    steps: int = 450
+        cli.choices(
+            "What z is inferred from in training. Default: in preset tiny past, for a scheme that can absorb blocks of "
+            "a text one by one (map, vi); otherwise whole.",
+            OBJECTIVES,
+        ),
+    ] = "past"
+    steps: int = 400
     """The number of slow steps, each of which updates the weights once."""
     fast_steps: int = 4
     """The number of steps of inference for each sequence in each slow step (T)."""
-    batch_size: int = 8
+    batch_size: int = 4
     """The number of sequences in a slow step, over all processes."""
     micro_batch_size: int = 8
     """The largest number of sequences for which a process infers z at the same time. A smaller number needs less
@@ -93,13 +97,13 @@ class TrainConfig:
     tensorboard: bool = False
     """Also write all metrics for TensorBoard, into the folder tensorboard of the run.
     Needs the package: pip install tensorboard"""
-    validate_every: int = 150
+    validate_every: int = 100
     """The number of slow steps between two validations."""
-    validation_sequences: int = 16
+    validation_sequences: int = 8
     """The number of held-out sequences in a validation. The closing report takes four times as many."""
-    validation_samples: int = 64
+    validation_samples: int = 16
     """The number of draws of z for the held-out bound. The fit of z has never seen them."""
-    checkpoint_every: int = 150
+    checkpoint_every: int = 100
     """The number of slow steps between two checkpoints."""
     num_checkpoints: int = 2
     """The number of most recent checkpoints to keep. If the newest is damaged, --resume goes back to the one before it.
@@ -134,29 +138,37 @@ def _paper(num_layers: int, num_slots: int, fast_steps: int) -> dict[str, Any]:
         ),
         "tokenizer": "gpt2",
         "packing": "stream",
+        "infer_from": "whole",
         "steps": 60_000,
         "fast_steps": fast_steps,
         "batch_size": 512,
         "micro_batch_size": 8,
         "validate_every": 1000,
+        "validation_sequences": 16,
+        "validation_samples": 64,
         "checkpoint_every": 1000,
     }
 
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {},
+    "tiny": {"optimizer": OptimizerConfig(learning_rate=4e-3, final_learning_rate=4e-4)},
     "small": _paper(num_layers=3, num_slots=8, fast_steps=16),
     "medium": _paper(num_layers=6, num_slots=4, fast_steps=16),
     "large": _paper(num_layers=12, num_slots=8, fast_steps=64),
 }
 
 
-def preset(name: str, inference: str = DEFAULT_SCHEME, infer_from: str = TrainConfig.infer_from) -> TrainConfig:
-    """The settings of a preset. The model has what the inference needs: no z for `none`, an encoder for a scheme that
-    needs one; in both cases no fast steps are taken. A scheme that absorbs one block after another takes one step.
+def preset(name: str, inference: str = DEFAULT_SCHEME, infer_from: str | None = None) -> TrainConfig:
+    """The settings of a preset, with what the inference and the objective need.
+
+    - `none`: a model without z.
+    - A scheme with an encoder: an encoder, and no fast steps.
+    - An objective that infers z block by block: thoughts that are fast weights, and one fast step if the scheme can
+      absorb a block.
 
     Args:
-        infer_from: the name of an objective. Where it is unknown, it makes no difference.
+        infer_from: the name of an objective; None for the preset's own, if z can be inferred by it in one pass over a
+            text, and otherwise `whole`. Names that are unknown make no difference, here and of the inference.
 
     Raises:
         InputError: if there is no preset of that name.
@@ -164,16 +176,20 @@ def preset(name: str, inference: str = DEFAULT_SCHEME, infer_from: str = TrainCo
     if name not in _PRESETS:
         raise InputError(f"unknown preset {name!r}: choose from {', '.join(_PRESETS)}")
     config = TrainConfig(**{"preset": name, **_PRESETS[name]})
-    reads_blocks = infer_from in OBJECTIVES and OBJECTIVES[infer_from]().block_size is not None
-    if reads_blocks and inference in SCHEMES and SCHEMES[inference].can_absorb:
-        return dataclasses.replace(config, fast_steps=1)
+    absorbs = inference in SCHEMES and SCHEMES[inference].can_absorb
+    if infer_from is None:
+        infer_from = config.infer_from if absorbs else "whole"
+    model, fast_steps = config.model, config.fast_steps
     if inference == NO_INFERENCE:
-        model = dataclasses.replace(config.model, num_slots=0)
-    elif _needs_encoder(inference):
-        model = dataclasses.replace(config.model, encoder_layers=2)
-    else:
-        return config
-    return dataclasses.replace(config, inference=inference, fast_steps=0, model=model)
+        model, fast_steps = dataclasses.replace(model, num_slots=0), 0
+    elif infer_from in OBJECTIVES and OBJECTIVES[infer_from]().block_size is not None:
+        model = dataclasses.replace(model, thoughts="fast-weights", num_slots=model.hidden, prior="scaled")
+        fast_steps = 1 if absorbs else fast_steps
+    if _needs_encoder(inference):
+        model, fast_steps = dataclasses.replace(model, encoder_layers=2), 0
+    if inference in INFERENCES and infer_from in OBJECTIVES:
+        config = dataclasses.replace(config, inference=inference, infer_from=infer_from)
+    return dataclasses.replace(config, fast_steps=fast_steps, model=model)
 
 
 def _needs_encoder(inference: str) -> bool:

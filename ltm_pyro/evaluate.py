@@ -67,6 +67,9 @@ class EvaluateConfig:
     """Texts to draw from the model, on which -log p(x) is bounded from both sides. 0: none.
     Costs twice as much as ais."""
     settings: Annotated[EstimatorSettings, tyro.conf.arg(name="")] = field(default_factory=EstimatorSettings)
+    length: int | None = None
+    """Tokens of a sequence that the text is cut into. Default: as in training.
+    In a longer one, z has more of the text to be inferred from."""
     num_sequences: int = 64
     """Sequences to score, drawn from all of the text, the same ones every time. 0: all."""
     batch_size: int = 16
@@ -99,6 +102,8 @@ def parse(args: Sequence[str]) -> EvaluateConfig:
         raise InputError("--fast-steps must not be negative")
     if not config.estimators:
         raise InputError(f"give at least one of --estimators {' '.join(WITH_Z)}")
+    if config.length is not None:
+        cli.require_at_least(config, length=1)
     if config.plot is not None and not config.plot.endswith(".png"):
         raise InputError(f"--plot {config.plot} must end in .png")
     cli.require_file_path("--json", config.json)
@@ -113,7 +118,7 @@ def load_run(path: str, config: EvaluateConfig, device: torch.device) -> ScoredR
         InputError: if there is no such run, or its text cannot be read.
     """
     trained = load(path, device)
-    length = trained.config.model.length
+    length = config.length or trained.config.model.length
     if (config.settings.block_size or 0) > length:
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")
     texts = texts_to_score(trained, config.data, config.text_column)
@@ -142,7 +147,8 @@ def score(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> list[
         SequenceNoise(config.seed),
     )
     settings = trained.config
-    pairing = (run.texts.sha256, settings.tokenizer, settings.packing, settings.model.length, len(chosen))
+    length = config.length or settings.model.length
+    pairing = (run.texts.sha256, settings.tokenizer, settings.packing, length, len(chosen))
     rows = []
     for figure in scored:
         cost = operations.of_estimate(trained.model, ESTIMATORS[figure.estimator], inference, config.settings)

@@ -25,7 +25,7 @@ from ltm_pyro.data import token_num_bytes
 from ltm_pyro.errors import InputError
 from ltm_pyro.inference import PRIOR, SCHEMES, PosteriorScheme, SequenceNoise
 from ltm_pyro.models import Sampling
-from ltm_pyro.runs.continuation import Continuation, Rethinking, Tokens, infer_thoughts
+from ltm_pyro.runs.continuation import Continuation, Reader, Rethinking, Tokens, block_size_of, infer_thoughts
 from ltm_pyro.runs.thoughts import load_thoughts, save_thoughts
 from ltm_pyro.runs.trained import TrainedModel, load
 
@@ -38,7 +38,8 @@ class GenerateConfig:
     """Folder of a run."""
     prompt: str = ""
     """Text to continue, of any length.
-    z is inferred from its last tokens, at most as many as a sequence of the model has.
+    z is inferred from its last tokens, at most as many as a sequence of the model has. Where the run was trained with
+    --infer-from past, map and vi read all of it, block by block.
     An empty prompt stands for a new text, with z from the prior."""
     prompt_file: str | None = None
     """File of prompts, one a line; an empty line stands for a new text."""
@@ -61,7 +62,8 @@ class GenerateConfig:
     fast_steps: int | None = None
     """Steps of inference (T). Default: as the run was trained."""
     rethink: int = 0
-    """Tokens after which z is inferred again, each time from the prompt and the text so far. 0: never."""
+    """Tokens after which z is inferred again, each time from the prompt and the text so far. 0: never.
+    Block by block this costs the same wherever the text stands."""
     thought: str | None = None
     """File of thoughts (z) to use instead of inferring z: one for all prompts of --prompt-file, or one for each.
     Without --prompt-file, a text is written for each of the thoughts, after --prompt if there is one."""
@@ -176,7 +178,8 @@ def load_plan(config: GenerateConfig) -> Plan:
         )
     tokens = [ltm.tokenizer.encode_ordinary(prompt) for prompt in prompts]
     longest, length = max(map(len, tokens)), ltm.config.model.length
-    if longest > length and scheme is not PRIOR and (z is None or config.rethink):
+    is_cut = longest > length and block_size_of(ltm, scheme) is None
+    if is_cut and scheme is not PRIOR and (z is None or config.rethink):
         print(
             f"note: a prompt has {longest:,} tokens; z is inferred from its last {length:,}, the length of the model's "
             "sequences",
@@ -205,7 +208,7 @@ def z_source(config: GenerateConfig, plan: Plan, prompt: str) -> str | None:
     if not config.rethink:
         if config.thought is not None:
             return config.thought
-        if not prompt or config.inference == NO_INFERENCE:
+        if plan.scheme is PRIOR or (not prompt and block_size_of(plan.ltm, plan.scheme) is None):
             return "the prior"
     return config.inference or trained
 
@@ -231,16 +234,29 @@ class TerminalStream:
         print(self._characters.decode(b"", final=True), flush=True)
 
 
-def rethinking_of(config: GenerateConfig, plan: Plan, rng: SequenceNoise, first_text: int) -> Rethinking | None:
+def rethinking_of(
+    config: GenerateConfig, plan: Plan, rng: SequenceNoise, first_text: int, longest: int
+) -> Rethinking | None:
     """How z of texts is inferred again as they are written; None where it is not.
 
     Args:
         first_text: the number of the first of these texts among all that are written.
+        longest: the most tokens that a text will have, with its prompt.
     """
     if not config.rethink:
         return None
+    if block_size_of(plan.ltm, plan.scheme) is not None:
+        readers: dict[int, Reader] = {}
 
-    def infer_again(texts: list[Tokens], num_before: int) -> Tensor:
+        def read_on(rows: list[int], texts: list[Tokens], num_before: int) -> Tensor:
+            for row in rows:
+                if row not in readers:
+                    readers[row] = Reader(plan.ltm, plan.scheme, longest, rng, len(plan.prompts) + first_text + row)
+            return torch.cat([readers[row].read(text) for row, text in zip(rows, texts, strict=True)])
+
+        return Rethinking(config.rethink, read_on)
+
+    def infer_again(rows: list[int], texts: list[Tokens], num_before: int) -> Tensor:
         # Sequence ids that neither the prompts nor an earlier inference had, so that the noise is fresh.
         num_prompts = len(plan.prompts)
         first_id = num_prompts + num_prompts * config.num_samples * num_before + first_text
@@ -291,7 +307,8 @@ def main(args: Sequence[str]) -> int:
         for start in range(0, len(prompts), config.batch_size):
             part = slice(start, start + config.batch_size)
             texts = Continuation(ltm, prompts[part], z[part], config.sampling, generator)
-            rethinking = rethinking_of(config, plan, rng, start)
+            longest = max(map(len, prompts[part])) + max_new_tokens
+            rethinking = rethinking_of(config, plan, rng, start, longest)
             if is_streaming:
                 terminal = TerminalStream(ltm.tokenizer, plan.prompts[0])
                 for _, token in texts.write(max_new_tokens, rethinking):

@@ -77,7 +77,7 @@ def first_options(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--preset", default=TrainConfig.preset)
     parser.add_argument("--inference", default=TrainConfig.inference)
-    parser.add_argument("--infer-from", default=TrainConfig.infer_from)
+    parser.add_argument("--infer-from")
     parser.add_argument("--out")
     parser.add_argument("--resume", action="store_true")
     try:

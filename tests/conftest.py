@@ -121,7 +121,8 @@ def short_fits() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_options() -> list[str]:
     """Options of `train` for a model that takes a step in milliseconds, with z of 2 slots a layer, on a CPU."""
-    return shlex.split(f"{TINY_SHAPE} --model.num-slots 2 --batch-size 4 --validation-samples 2 --device cpu")
+    options = "--inference vi --infer-from whole --model.num-slots 2 --batch-size 4 --validation-samples 2 --device cpu"
+    return shlex.split(f"{TINY_SHAPE} {options}")
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +133,7 @@ def untrained() -> TrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LatentThoughtModel(shape, encoding.n_vocab, 256)
-    return TrainedModel(model, encoding, preset("tiny"), Path("run"), {}, Progress())
+    return TrainedModel(model, encoding, preset("tiny", "vi", "whole"), Path("run"), {}, Progress())
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ PRESETS = ("tiny", "small", "medium", "large")
     ("name", "vocab_size", "num_weights"),
     # The 256 bytes or the 50,256 pieces of text of GPT-2, end-of-text and begin-of-text.
     [
-        ("tiny", 258, 823_808),
+        ("tiny", 258, 627_848),
         ("small", 50_258, 38_369_280),
         ("medium", 50_258, 51_005_952),
         ("large", 50_258, 76_279_296),
@@ -178,15 +178,34 @@ def test_a_whole_number_will_do_where_a_fraction_is_allowed():
 
 @pytest.mark.parametrize("name", ["tiny", "small", "medium", "large"])
 def test_every_preset_has_its_baseline_without_z(name):
-    with_z, without = preset(name), preset(name, "none")
+    with_z, without = preset(name, "vi", "whole"), preset(name, "none")
     assert differences(with_z, without).keys() == {"inference", "fast_steps", "model.num_slots"}
     validate(without)
     assert scheme_of(without).num_steps == 0
 
 
 @pytest.mark.parametrize("name", PRESETS)
+def test_with_the_past_thoughts_are_fast_weights_and_a_scheme_that_absorbs_takes_one_step(name):
+    config = preset(name, "map", "past")
+    assert (config.model.thoughts, config.model.prior) == ("fast-weights", "scaled")
+    assert config.model.num_slots == config.model.hidden
+    assert config.fast_steps == 1
+    assert preset(name, "langevin", "past").fast_steps == preset(name, "langevin", "whole").fast_steps > 1
+    validate(config)
+
+
+def test_tiny_reads_the_past_by_default_where_one_pass_over_a_text_is_enough():
+    objectives = {name: preset("tiny", name).infer_from for name in [*SCHEMES, "none"]}
+    assert objectives == {
+        name: "past" if name in SCHEMES and SCHEMES[name].can_absorb else "whole" for name in objectives
+    }
+    assert preset("tiny", "map", "whole").model.thoughts == "attended"
+    assert {preset(name, scheme).infer_from for name in PRESETS[1:] for scheme in SCHEMES} == {"whole"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_its_encoder_which_nothing_refines(name):
-    without, amortized = preset(name), preset(name, "amortized")
+    without, amortized = preset(name, "vi", "whole"), preset(name, "amortized")
     assert differences(without, amortized).keys() == {"inference", "fast_steps", "model.encoder_layers"}
     assert (amortized.fast_steps, amortized.model.encoder_layers) == (0, 2)
     validate(amortized)
@@ -224,8 +243,8 @@ def test_a_run_older_than_a_scheme_can_be_read_but_not_without_its_own():
     # With an encoder or without, what is asked for must be there.
     with pytest.raises(InputError, match="encoder"):
         from_dict(values | {"inference": "amortized"})
-    del values["vi"]
-    with pytest.raises(InputError, match="vi"):
+    del values["map"]
+    with pytest.raises(InputError, match="map"):
         from_dict(values)
 
 

@@ -262,8 +262,8 @@ def test_a_run_that_was_stopped_anywhere_and_resumed_ends_bit_for_bit_as_one_tha
     # What a crash leaves behind: lines of steps that will be taken again, one of them cut short.
     with open("the parts/metrics.jsonl", "a") as file:
         file.write('{"step": 8, "split": "train"}\n{"step": 6, "spl')
-    assert command("--out", "the parts", "--resume")[0] == 0
-    assert command("--out", "the parts", "--resume")[0] == 0  # a finished run only writes its report again
+    assert command(*args, "--out", "the parts", "--resume")[0] == 0
+    assert command(*args, "--out", "the parts", "--resume")[0] == 0  # a finished run only writes its report again
 
     whole, parts = final_weights(whole_folder), final_weights(Path("the parts"))
     assert all(torch.equal(weight, parts[name]) for name, weight in whole.items())

@@ -113,11 +113,18 @@ class Inferred:
         """A scheme with a density, and its state."""
         scheme, model, batch, rng = self.inference.scheme, self.model, self.batch, self.rng
         state = infer(scheme, model, batch, rng) if self._state is None else self._state
-        if has_density(scheme):
-            return scheme, state
-        return bounds.gaussian_around(scheme, state, model, batch, rng, self.inference.gaussian)
+        return density_of(scheme, state, model, batch, rng, self.inference.gaussian)
 
     def q(self, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]. Its draws use noise that no step has seen; they are the same for the same purpose."""
         scheme, state = self._fitted
         return scheme.distribution(state, self.rng, purpose)
+
+
+def density_of(
+    scheme: PosteriorScheme, state: Any, model: LatentThoughtModel, batch: TokenBatch, rng: Noise, gaussian: VI
+) -> tuple[DensityScheme, Any]:
+    """A scheme with a density, and its state: this one, or a Gaussian that `gaussian` fits around points or draws."""
+    if has_density(scheme):
+        return scheme, state
+    return bounds.gaussian_around(scheme, state, model, batch, rng, gaussian)

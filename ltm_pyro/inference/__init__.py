@@ -10,6 +10,7 @@ from ltm_pyro.inference.base import (
     PosteriorScheme,
     State,
     StepInfo,
+    can_absorb,
     frozen,
     has_chains,
     has_density,
@@ -19,9 +20,10 @@ from ltm_pyro.inference.base import (
 )
 from ltm_pyro.inference.noise import BatchNoise, Noise, SequenceNoise
 from ltm_pyro.inference.posterior import Posterior
-from ltm_pyro.inference.schemes import COMPARED_SCHEMES, DEFAULT_SCHEME, PRIOR, SCHEMES
+from ltm_pyro.inference.schemes import COMMON_SCHEME, COMPARED_SCHEMES, DEFAULT_SCHEME, PRIOR, SCHEMES
 
 __all__ = [
+    "COMMON_SCHEME",
     "COMPARED_SCHEMES",
     "DEFAULT_SCHEME",
     "PRIOR",
@@ -35,6 +37,7 @@ __all__ = [
     "SequenceNoise",
     "State",
     "StepInfo",
+    "can_absorb",
     "frozen",
     "has_chains",
     "has_density",

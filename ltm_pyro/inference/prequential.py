@@ -5,20 +5,41 @@
 A sum of -log probabilities that are each fixed before their block is seen is a valid code length (Dawid 1984), whatever
 the quality of q: the figure to hold against a model without z. It is not a bound on the model's own -log p(x), and
 may lie on either side of it.
+
+Draws may also count by how well they explain what stands before the block:
+
+    Σ_blocks -log Σ_k w_k p(x_block | z_k, x_<block) / Σ_k w_k,     w_k = p(x_<block, z_k) / q(z_k; x_<block)
+
+The weights are fixed before the block is seen as well, so that it is still a code. With many draws it comes to the
+model's own -log p(x), whatever q is.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ltm_pyro.inference.base import Model, PosteriorScheme, frozen, infer, log_likelihood, require_full_weights
+from ltm_pyro.inference.base import (
+    Batch,
+    Model,
+    PosteriorScheme,
+    frozen,
+    infer,
+    log_joint,
+    log_likelihood,
+    require_full_weights,
+)
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.prior import PRIOR
 from ltm_pyro.inference.streaming import BlockedBatch, Stream, block_of, num_positions
+
+Density = Callable[[PosteriorScheme, Any, Any, Any, Noise], TorchDistribution]
+"""A q with a density, batch_shape [B], of a scheme, its state, the model, what z was inferred from, and noise."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,7 @@ def prequential(
     num_samples: int,
     rng: Noise,
     is_streaming: bool = False,
+    density: Density | None = None,
 ) -> Prequential:
     """The code length of each text, whose blocks are scored one after another.
 
@@ -57,6 +79,8 @@ def prequential(
         is_streaming: whether the posterior before a block is made from that before the block before it
             (`streaming.py`). Otherwise it is inferred anew from all positions before the block, and the first block is
             scored with draws from the prior.
+        density: makes a q with a density of a scheme's posterior. Then its draws are weighted, which costs as many
+            passes over all that stands before a block as there are draws.
 
     Raises:
         ValueError: if a position weighs anything but 0 or 1, or a block has no position.
@@ -67,19 +91,54 @@ def prequential(
     stream = Stream(scheme, model, batch, rng) if is_streaming else None
     block_nats = []
     for start in range(0, num_positions(batch), block_size):
-        block = block_of(model, batch, start, start + block_size)
+        read, block = batch.cut(start), block_of(model, batch, start, start + block_size)
         if stream is not None:
-            draws = stream.posterior(num_samples).samples.flatten(0, 1)
+            posterior = _Posterior(stream.scheme, stream.state, stream.rng)
         elif start:
-            state = infer(scheme, model, batch.cut(start), rng)
-            draws = scheme.posterior(state, num_samples, rng).samples.flatten(0, 1)
+            posterior = _Posterior(scheme, infer(scheme, model, read, rng), rng)
         else:
-            prior = PRIOR.distribution(infer(PRIOR, model, batch, rng), rng, "prior")
-            draws = prior.sample((num_samples,))
-        with frozen(model, block) as block:
-            # One draw at a time: memory does not grow with their number.
-            log_probs = torch.stack([log_likelihood(model, block, z).double().cpu() for z in draws])
-        block_nats.append(math.log(len(draws)) - log_probs.logsumexp(0))
+            posterior = _Posterior(PRIOR, infer(PRIOR, model, read, rng), rng)
+        # Before anything is read, q is the prior or a point, and all of its draws explain it as well.
+        if density is None or not start:
+            draws, log_weights = posterior.draws(num_samples), None
+        else:
+            q = density(posterior.scheme, posterior.state, model, read, posterior.rng)
+            draws = q.sample((num_samples,))
+            log_weights = _log_weights(model, read, q, draws)
+        block_nats.append(_block_nats(model, block, draws, log_weights))
         if stream is not None and start + block_size < num_positions(batch):
             stream.read(block_size)
     return Prequential(torch.stack(block_nats), num_samples)
+
+
+@dataclass(frozen=True, eq=False)
+class _Posterior:
+    """What z of a block is drawn from."""
+
+    scheme: PosteriorScheme
+    state: Any
+    rng: Noise
+
+    def draws(self, num_samples: int) -> Tensor:
+        return self.scheme.posterior(self.state, num_samples, self.rng).samples.flatten(0, 1)
+
+
+def _block_nats(model: Model, block: Batch, draws: Tensor, log_weights: Tensor | None) -> Tensor:
+    """-log of the weighted mean over draws of the probability of a block, [B]; without weights, of the plain mean."""
+    with frozen(model, block) as block:
+        # One draw at a time: memory does not grow with their number.
+        log_probs = torch.stack([log_likelihood(model, block, z).double().cpu() for z in draws])
+    log_weights = torch.zeros_like(log_probs) if log_weights is None else log_weights
+    return log_weights.logsumexp(0) - (log_weights + log_probs).logsumexp(0)
+
+
+def _log_weights(model: Model, read: BlockedBatch, q: TorchDistribution, draws: Tensor) -> Tensor:
+    """log p(x, z) / q(z) of draws of q, [K, B] float64, for what has been read."""
+    log_weights = []
+    with frozen(model, read) as read:
+        for z in draws:
+            joint = log_joint(model, read, z)
+            # Each term in float64, as in `iwae`.
+            log_p = joint.log_likelihood.double().cpu() + joint.log_prior.double().cpu()
+            log_weights.append(log_p - q.log_prob(z).double().cpu())
+    return torch.stack(log_weights)

@@ -110,6 +110,10 @@ class Stream:
         """Draws of z given what has been read."""
         return self.scheme.posterior(self.state, num_samples, self.rng)
 
+    def continued(self, batch: BlockedBatch) -> None:
+        """Go on with the same texts, of which more positions are known now."""
+        self.batch = batch
+
     def block(self, size: int) -> Any:
         """The next block, of at most `size` positions."""
         return block_of(self.model, self.batch, self.num_read, min(self.num_read + size, num_positions(self.batch)))

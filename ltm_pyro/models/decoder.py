@@ -64,9 +64,9 @@ class DecoderConfig:
     num_slots: int = 4
     """Thought vectors (slots) of a layer; z has num-layers x num-slots x width numbers.
     0: no z and no cross-attention, the plain autoregressive model."""
-    window: int = 64
+    window: int = 16
     """Positions that self-attention sees, the current one included [tokens]."""
-    length: int = 256
+    length: int = 2048
     """Predicted tokens of a sequence [tokens]."""
     encoder_layers: int = 0
     """Layers of the encoder that proposes z from a text, for --inference amortized. 0: no encoder."""

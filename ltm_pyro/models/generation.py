@@ -128,11 +128,12 @@ def stream(
         return
     device = u_BLSD.device
     is_used_BV = torch.zeros(len(prompts), decoder.vocab_size - 1, dtype=torch.bool, device=device)
-    for is_used_V, prompt in zip(is_used_BV, prompts, strict=True):
-        if prompt:
-            is_used_V[list(prompt)] = True
+    if sampling.repetition_penalty != 1:  # otherwise nothing reads it, and a long prompt would cost time
+        for is_used_V, prompt in zip(is_used_BV, prompts, strict=True):
+            if prompt:
+                is_used_V[list(prompt)] = True
     # What stands further back than any layer can see from the end of the prompt need not be read.
-    inputs = [[decoder.begin_of_text, *prompt][-decoder.reach :] for prompt in prompts]
+    inputs = [_last_inputs(decoder, prompt) for prompt in prompts]
     longest = max(map(len, inputs))
     inputs_BT = torch.tensor([row + [end_of_text] * (longest - len(row)) for row in inputs], device=device)
     num_inputs_B = torch.tensor([len(row) for row in inputs], device=device)
@@ -148,6 +149,13 @@ def stream(
             return
         is_used_BV[torch.arange(len(prompts), device=device), tokens_B] = True
         hidden_BD = decoder.step(tokens_B, memory)
+
+
+def _last_inputs(decoder: Decoder, prompt: Sequence[int]) -> list[int]:
+    """The inputs up to the end of a prompt, as many of them as the last layer sees."""
+    if len(prompt) < decoder.reach:
+        return [decoder.begin_of_text, *prompt]
+    return list(prompt[len(prompt) - decoder.reach :])
 
 
 def generate(

@@ -1,6 +1,8 @@
 """Texts that continue a prompt: z is inferred from the prompt, and the tokens are drawn one by one given z.
 
-While a text is written, z may be inferred again from the prompt and the text so far.
+While a text is written, z may be inferred again from the prompt and the text so far. Where the model was trained to
+read texts block by block, with a scheme that can absorb, z is inferred so here as well, and reading on costs the same
+however long the text is.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ltm_pyro.inference import PRIOR, PosteriorScheme, SequenceNoise, infer
+from ltm_pyro.inference import PRIOR, PosteriorScheme, SequenceNoise, can_absorb, infer
+from ltm_pyro.inference.streaming import Stream
 from ltm_pyro.models import Sampling, TokenBatch
 from ltm_pyro.runs.trained import TrainedModel
 
@@ -27,15 +30,21 @@ def infer_thoughts(
     rng: SequenceNoise,
     first_id: int = 0,
 ) -> Tensor:
-    """Draws of z given each of P prompts, [P, num_samples, L, S, D]; z of an empty prompt is drawn from the prior.
+    """Draws of z given each of P prompts, [P, num_samples, L, S, D].
+
+    z of an empty prompt is drawn from the prior; block by block, from what the scheme starts at.
 
     With a scheme of chains, each draw is the last one of a chain of its own: there are as many chains as draws,
     whatever the settings of the scheme say.
 
     Args:
-        prompts: the tokens of each prompt. Only the last `config.length` tokens of a longer prompt are read.
+        prompts: the tokens of each prompt. Only the last `config.length` tokens of a longer prompt are read, but all of
+            them block by block.
         first_id: the sequence id of the first prompt; the others count on from it. The ids decide the noise.
     """
+    if block_size_of(ltm, scheme) is not None:
+        readers = [Reader(ltm, scheme, len(prompt), rng, first_id + row) for row, prompt in enumerate(prompts)]
+        return torch.stack([reader.read(prompt, num_samples) for reader, prompt in zip(readers, prompts, strict=True)])
     length = ltm.config.model.length
     batch = ltm.token_batch([prompt[-length:] for prompt in prompts], first_id)
     z = _draws(ltm, batch, PRIOR, num_samples, rng)
@@ -59,14 +68,70 @@ def _draws(
     return posterior.samples.flatten(0, 1).transpose(0, 1).contiguous()
 
 
+def block_size_of(ltm: TrainedModel, scheme: PosteriorScheme) -> int | None:
+    """The tokens in a block, where z is inferred from one block after another; None where it is inferred at once.
+
+    It is so only if the model was trained so: another has not learned to predict with z of a few blocks.
+    """
+    return ltm.config.objective.block_size if can_absorb(scheme) else None
+
+
+class Reader:
+    """z of a text that is read block by block while it grows.
+
+    What has been read once is not read again, so reading on costs the same however long the text is.
+
+    Args:
+        scheme: a scheme that can absorb, for a model that was trained to read block by block.
+        longest: the most tokens that the text will ever have.
+        sequence_id: decides the noise.
+
+    Raises:
+        ValueError: if z of the model is not inferred block by block.
+    """
+
+    def __init__(
+        self, ltm: TrainedModel, scheme: PosteriorScheme, longest: int, rng: SequenceNoise, sequence_id: int
+    ) -> None:
+        block_size = block_size_of(ltm, scheme)
+        if block_size is None:
+            raise ValueError("z is not inferred block by block")
+        self._block_size = block_size
+        # With room for all of it, so that no token is copied again.
+        self._tokens = torch.zeros(1, longest, dtype=torch.int64, device=ltm.device)
+        self._weights = torch.ones(1, longest, device=ltm.device)
+        self._num_tokens = 0
+        self._id = torch.tensor([sequence_id])
+        self._stream = Stream(scheme, ltm.model, self._so_far(), rng)
+
+    def read(self, tokens: Tokens, num_samples: int = 1) -> Tensor:
+        """Draws of z given these tokens, [num_samples, L, S, D].
+
+        Args:
+            tokens: all of the text so far. Those that it had in the call before are not looked at again.
+        """
+        new = torch.tensor(tokens[self._num_tokens :], dtype=torch.int64)
+        self._tokens[0, self._num_tokens : len(tokens)] = new
+        self._num_tokens = len(tokens)
+        self._stream.continued(self._so_far())
+        while self._stream.num_read < self._num_tokens:
+            self._stream.read(self._block_size)
+        return self._stream.posterior(num_samples).samples.flatten(0, 1)[:, 0]
+
+    def _so_far(self) -> TokenBatch:
+        tokens, weights = self._tokens[:, : self._num_tokens], self._weights[:, : self._num_tokens]
+        return TokenBatch(tokens, weights, self._id, torch.zeros_like(self._id))
+
+
 @dataclass(frozen=True)
 class Rethinking:
     """Inferring z again while a text is being written."""
 
     every: int
     """The number of tokens from one inference to the next."""
-    infer: Callable[[list[Tokens], int], Tensor]
-    """A function of B texts with their prompts, and of how often z was inferred again before, to z [B, L, S, D]."""
+    infer: Callable[[list[int], list[Tokens], int], Tensor]
+    """A function of the numbers of B texts, of these texts with their prompts, and of how often z was inferred again
+    before, to z [B, L, S, D]."""
 
 
 @dataclass
@@ -103,7 +168,7 @@ class Continuation:
             num_left -= num_tokens
             rows = [row for row in rows if not self._has_ended(row)]
             if rethinking is not None and rows and num_left:
-                self.z_BLSD[rows] = rethinking.infer(self._with_prompts(rows), num_rethought)
+                self.z_BLSD[rows] = rethinking.infer(rows, self._with_prompts(rows), num_rethought)
                 num_rethought += 1
 
     def _write(self, rows: list[int], num_tokens: int) -> Iterator[tuple[int, int]]:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 
-from ltm_pyro.config import NO_INFERENCE, TrainConfig, micro_batch_size, preset
+from ltm_pyro.config import NO_INFERENCE, TrainConfig, micro_batch_size, preset, scheme_of
 from ltm_pyro.data import (
     PackedSequences,
     TokenizedCorpus,
@@ -26,11 +25,12 @@ from ltm_pyro.evaluation import figures
 from ltm_pyro.evaluation.estimators import EstimatorSettings
 from ltm_pyro.evaluation.inferred import Inference, inference_of
 from ltm_pyro.files.stop import StopSignal
-from ltm_pyro.inference import DEFAULT_SCHEME, PosteriorScheme, SequenceNoise
+from ltm_pyro.inference import COMMON_SCHEME, PRIOR, PosteriorScheme, SequenceNoise
 from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer, accumulating
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs import checkpoint
 from ltm_pyro.runs.checkpoint import Progress
+from ltm_pyro.runs.continuation import infer_thoughts
 from ltm_pyro.runs.run import Run
 from ltm_pyro.runs.trained import TrainedModel
 from ltm_pyro.training.processes import Processes
@@ -38,6 +38,8 @@ from ltm_pyro.training.progress import ProgressDisplay
 from ltm_pyro.training.tensorboard import TensorBoard
 
 MAX_SKIPS_IN_A_ROW = 5
+LONGEST_SAMPLE = 256
+"""The most tokens of a text that the closing report shows."""
 
 
 class Diverged(Exception):
@@ -322,7 +324,7 @@ def held_out_record(training: Training, split: str, figure: figures.Figure) -> d
 def report(training: Training, stop: StopSignal) -> None:
     """Close with figures on held-out text and with two texts from the model.
 
-    The figures are by the run's own scheme, by the default one, so that runs of all schemes have a figure in common,
+    The figures are by the run's own scheme, by a common one, so that runs of all schemes have a figure in common,
     and with z from the prior. Where training infers z block by block, they are with this thinking and without it.
     """
     config, corpus, trained = training.config, training.corpus, training.trained
@@ -331,10 +333,10 @@ def report(training: Training, stop: StopSignal) -> None:
     if is_streaming:
         inferences.append(inference_of(config, fast_steps=0))
     elif config.inference != NO_INFERENCE:
-        # A run without fast steps does not say how many the default scheme should take: with none, it would be
-        # the prior.
-        fast_steps = config.fast_steps or preset(config.preset).fast_steps
-        inferences += [inference_of(config, DEFAULT_SCHEME, fast_steps), Inference.from_prior()]
+        # A run without fast steps does not say how many the common scheme should take: with none, it would be the
+        # prior.
+        fast_steps = config.fast_steps or preset(config.preset, infer_from="whole").fast_steps
+        inferences += [inference_of(config, COMMON_SCHEME, fast_steps), Inference.from_prior()]
     order_zero = figures.order_zero_bits_per_byte(corpus.validation.documents, trained.tokenizer)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
     found = []
@@ -351,8 +353,10 @@ def report(training: Training, stop: StopSignal) -> None:
         print(f"  thinking changes the code length by {gain:+.4f}{in_documents} bits/byte", flush=True)
     if not training.processes.is_first:
         return
-    print("\ntwo texts from the model" + ("" if config.inference == NO_INFERENCE else ", z from the prior"))
-    with pyro.get_param_store().scope(), torch.no_grad():
-        tokens = training.model(num_sequences=2)
+    start = "as it is before a text is read" if is_streaming else "from the prior"
+    z_from = "" if config.inference == NO_INFERENCE else f", z {start}"
+    print(f"\nthe beginnings of two texts from the model{z_from}")
+    z = infer_thoughts(trained, [[], []], scheme_of(config) if is_streaming else PRIOR, 1, SequenceNoise(config.seed))
+    tokens = trained.model.generate(z[:, 0], min(config.model.length, LONGEST_SAMPLE))
     for text in trained.decode(tokens):
         print(f"  {text!r}")

@@ -50,6 +50,27 @@ def test_the_probabilities_of_all_texts_sum_to_one(ltm, scheme, block_size, is_s
     assert code.nats.std() > 0.1  # the texts differ in probability
 
 
+def own_density(scheme, state, model, read, rng):
+    return scheme.distribution(state, rng, "weighted")
+
+
+WITH_DENSITY = {name: scheme for name, scheme in SETTINGS.items() if scheme.has_density}
+
+
+@pytest.mark.parametrize("scheme", WITH_DENSITY.values(), ids=WITH_DENSITY)
+@pytest.mark.parametrize(("block_size", "is_streaming"), [(1, False), (3, False), (1, True), (3, True)])
+def test_with_weighted_draws_the_probabilities_of_all_texts_sum_to_one(ltm, scheme, block_size, is_streaming):
+    texts = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    batch = dataclasses.replace(token_batch(texts), sequence_ids=torch.zeros(len(texts), dtype=torch.int64))
+    batch = batch.with_weights(batch.weights.double())
+    rng = SequenceNoise(0)
+    code = prequential(ltm, batch, scheme, block_size, NUM_SAMPLES, rng, is_streaming, own_density)
+    assert abs((-code.nats).exp().sum() - 1) < 1e-9
+    plain = prequential(ltm, batch, scheme, block_size, NUM_SAMPLES, rng, is_streaming)
+    assert code.block_nats[0].equal(plain.block_nats[0])
+    assert not torch.allclose(code.block_nats[1], plain.block_nats[1])
+
+
 @pytest.mark.parametrize("is_streaming", [False, True], ids=["anew", "streaming"])
 @pytest.mark.parametrize("scheme", SETTINGS.values(), ids=SETTINGS)
 def test_no_score_changes_with_later_tokens(ltm, scheme, is_streaming):
@@ -115,6 +136,13 @@ def test_on_texts_of_the_model_it_is_no_shorter_than_the_exact_value_and_thinkin
         assert excess.mean() > -3 * excess.std() / math.sqrt(num_texts)
     gain = codes[0] - codes[1]
     assert gain.mean() > 5 * gain.std() / math.sqrt(num_texts)
+    # With weights even draws from the prior, which are far from the posterior, come close to the exact value.
+    exact = world.neg_log_evidence(x)
+    weighted = prequential(model, batch, VI(0), 2, 32, SequenceNoise(1), density=own_density).nats
+    better = (codes[0] - weighted).mean() / (codes[0] - exact).mean()
+    assert better > 0.3
+    many = prequential(model, batch, VI(60, learning_rate=0.1), 2, 500, SequenceNoise(1), density=own_density).nats
+    assert ((many - exact).mean() / (codes[1] - exact).mean()).abs() < 0.1
 
 
 def test_bad_blocks_and_weights_are_refused(ltm):

@@ -106,7 +106,7 @@ def test_the_default_is_tiny_and_has_thoughts_to_reach_beyond_its_window():
     assert config.num_layers >= 3
     assert config.num_slots >= 4
     assert config.length >= 256
-    assert config.window <= config.length / 4
+    assert config.num_layers * (config.window - 1) + 1 <= config.length / 4
     assert config.latent_shape == (config.num_layers, config.num_slots, config.width)
 
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from ltm_pyro.config import preset
 from ltm_pyro.inference import PRIOR, SCHEMES, SequenceNoise, infer
-from ltm_pyro.models import Sampling
+from ltm_pyro.inference.objectives.past import Past
+from ltm_pyro.inference.streaming import Stream
+from ltm_pyro.models import Sampling, TokenBatch
 from ltm_pyro.models import generate as generate_tokens
-from ltm_pyro.runs.continuation import Continuation, Rethinking, infer_thoughts
+from ltm_pyro.runs.continuation import Continuation, Reader, Rethinking, infer_thoughts
 from ltm_pyro.runs.trained import TrainedModel
 
 NUM_TEXTS = 64
@@ -43,7 +48,7 @@ def test_tokens_come_in_turn_as_they_are_written(continuation):
 def test_z_of_texts_that_have_ended_is_not_inferred_again(untrained, continuation):
     calls = []
 
-    def infer_again(texts: list[list[int]], num_before: int) -> torch.Tensor:
+    def infer_again(rows: list[int], texts: list[list[int]], num_before: int) -> torch.Tensor:
         calls.append(([list(tokens) for tokens in texts], num_before))
         return torch.full((len(texts), *untrained.model.config.latent_shape), float(-num_before))
 
@@ -68,8 +73,76 @@ def test_z_of_texts_that_have_ended_is_not_inferred_again(untrained, continuatio
 
 
 def test_no_tokens_are_asked_for_and_none_are_written(continuation):
-    assert list(continuation.write(0, Rethinking(1, lambda texts, number: torch.zeros(0)))) == []
+    assert list(continuation.write(0, Rethinking(1, lambda rows, texts, number: torch.zeros(0)))) == []
     assert continuation.texts == [[]] * NUM_TEXTS
+
+
+@pytest.fixture(scope="module")
+def reading(untrained: TrainedModel) -> TrainedModel:
+    """A model that counts as trained to read blocks of five tokens."""
+    config = preset("tiny", "map", "past")
+    config = dataclasses.replace(config, objectives={**config.objectives, "past": Past(block_size=5)})
+    return dataclasses.replace(untrained, config=config)
+
+
+def as_batch(tokens: list[int], sequence_id: int) -> TokenBatch:
+    ids = torch.tensor([sequence_id])
+    return TokenBatch(torch.tensor([tokens]), torch.ones(1, len(tokens)), ids, torch.zeros_like(ids))
+
+
+TEXT = torch.randint(200, (33,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@pytest.mark.parametrize("name", ["map", "vi"])
+def test_of_a_model_that_reads_blocks_a_prompt_is_read_block_by_block_to_its_end(name, reading):
+    """However long it is: it is twice as long as the model's sequences."""
+    scheme = SCHEMES[name](num_steps=2)
+    found = infer_thoughts(reading, [TEXT, TEXT[:3]], scheme, 2, SequenceNoise(0), first_id=7)
+    stream = Stream(scheme, reading.model, as_batch(TEXT, 7), SequenceNoise(0))
+    while stream.num_read < len(TEXT):
+        stream.read(5)
+    assert found[0].equal(stream.posterior(2).samples.flatten(0, 1)[:, 0])
+    assert found[1].equal(infer_thoughts(reading, [TEXT[:3]], scheme, 2, SequenceNoise(0), first_id=8)[0])
+
+
+@pytest.mark.parametrize("name", ["map", "vi"])
+def test_what_is_read_on_is_what_is_read_at_once(name, reading):
+    scheme = SCHEMES[name](num_steps=1)
+    reader = Reader(reading, scheme, len(TEXT), SequenceNoise(0), 3)
+    for num_tokens in (0, 10, 15, 33):
+        found = reader.read(TEXT[:num_tokens], 2)
+        assert found.equal(infer_thoughts(reading, [TEXT[:num_tokens]], scheme, 2, SequenceNoise(0), 3)[0])
+    assert not found.equal(reader.read(TEXT[:33]) + 1)
+
+
+def test_reading_on_costs_the_same_wherever_the_text_stands(reading, monkeypatch):
+    sizes, block = [], TokenBatch.block
+
+    def noted(self, start, end, reach):
+        part = block(self, start, end, reach)
+        sizes.append(part.tokens.shape[1])
+        return part
+
+    monkeypatch.setattr(TokenBatch, "block", noted)
+    text = TEXT * 30
+    reader = Reader(reading, SCHEMES["map"](num_steps=2), len(text), SequenceNoise(0), 0)
+    for num_tokens in range(10, len(text) + 1, 10):
+        before = len(sizes)
+        reader.read(text[:num_tokens])
+        if num_tokens > 20:
+            assert sizes[before:] == [5 + reading.model.reach - 1] * 4
+
+
+def test_before_a_prompt_a_point_is_where_inference_starts_and_not_a_draw(reading, untrained):
+    scheme = SCHEMES["map"](num_steps=1)
+    assert not infer_thoughts(reading, [[]], scheme, 1, SequenceNoise(0)).any()
+    assert infer_thoughts(untrained, [[]], scheme, 1, SequenceNoise(0)).any()
+
+
+def test_z_of_a_model_that_reads_whole_texts_is_not_inferred_block_by_block(untrained):
+    whole = dataclasses.replace(untrained, config=preset("tiny", "map", "whole"))
+    with pytest.raises(ValueError, match="block by block"):
+        Reader(whole, SCHEMES["map"](num_steps=1), 10, SequenceNoise(0), 0)
 
 
 @pytest.mark.parametrize("name", ["map", "langevin"])

@@ -18,6 +18,7 @@ from ltm_pyro.errors import InputError
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.inference.schemes.map import MAP
 from ltm_pyro.inference.schemes.vi import VI
+from ltm_pyro.inference.svi import OptimizerConfig
 from ltm_pyro.runs.migrations import MIGRATIONS, VERSION, migrated
 from ltm_pyro.runs.run import Run
 
@@ -39,7 +40,7 @@ def read(version: int | str, folder: Path) -> TrainConfig:
 
 def expected(**changes: Any) -> TrainConfig:
     """What all of these runs have in common, and what one has apart."""
-    tiny = preset("tiny")
+    tiny = preset("tiny", "vi", "whole")
     model = dataclasses.replace(tiny.model, num_layers=2, width=16, num_heads=2, hidden=24, num_slots=2)
     common = dataclasses.replace(
         tiny,
@@ -49,8 +50,11 @@ def expected(**changes: Any) -> TrainConfig:
         steps=1,
         fast_steps=1,
         batch_size=4,
+        validate_every=150,
         validation_sequences=2,
         validation_samples=2,
+        checkpoint_every=150,
+        optimizer=OptimizerConfig(),
     )
     return dataclasses.replace(common, **changes)
 

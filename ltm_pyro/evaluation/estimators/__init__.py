@@ -9,7 +9,7 @@ from ltm_pyro.evaluation.estimators.base import BlockNats, Estimate, Estimator, 
 from ltm_pyro.evaluation.estimators.elbo import ELBO
 from ltm_pyro.evaluation.estimators.exact import EXACT
 from ltm_pyro.evaluation.estimators.iwae import IWAE
-from ltm_pyro.evaluation.estimators.prequential import PREQUENTIAL
+from ltm_pyro.evaluation.estimators.prequential import PREQUENTIAL, WEIGHTED
 from ltm_pyro.evaluation.estimators.reused_noise import REUSED_NOISE
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -17,6 +17,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "iwae": IWAE,
     "ais": AIS,
     "prequential": PREQUENTIAL,
+    "weighted": WEIGHTED,
     "reused-noise": REUSED_NOISE,
     "exact": EXACT,
 }

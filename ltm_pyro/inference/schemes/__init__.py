@@ -29,9 +29,11 @@ SCHEMES: dict[str, type[PosteriorScheme]] = {
     "underdamped": Underdamped,
 }
 
-DEFAULT_SCHEME = "vi"
-"""The scheme of a command that names none. Training adds its figure to that of every other scheme."""
+DEFAULT_SCHEME = "map"
+"""The scheme of training where none is named."""
+COMMON_SCHEME = "vi"
+"""The scheme whose bound training reports beside that of every other, so that all runs have a figure in common."""
 COMPARED_SCHEMES = ("vi", "map", "langevin", "mala")
 """The schemes that are compared where none are named: a density, a point, and chains without and with correction."""
 
-__all__ = ["COMPARED_SCHEMES", "DEFAULT_SCHEME", "PRIOR", "SCHEMES"]
+__all__ = ["COMMON_SCHEME", "COMPARED_SCHEMES", "DEFAULT_SCHEME", "PRIOR", "SCHEMES"]
