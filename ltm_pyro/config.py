@@ -151,7 +151,7 @@ def _paper(num_layers: int, num_slots: int, fast_steps: int) -> dict[str, Any]:
 
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"optimizer": OptimizerConfig(learning_rate=4e-3, final_learning_rate=4e-4)},
+    "tiny": {"optimizer": OptimizerConfig(learning_rate=4e-3)},
     "small": _paper(num_layers=3, num_slots=8, fast_steps=16),
     "medium": _paper(num_layers=6, num_slots=4, fast_steps=16),
     "large": _paper(num_layers=12, num_slots=8, fast_steps=64),
