@@ -52,7 +52,7 @@ class CompareConfig:
     """Infer z of the same texts by several schemes, at the same cost, and compare the posteriors."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
-    """Folder of a run."""
+    """Folder of a run; or demo, the model that comes with the package."""
     inference: Annotated[
         tuple[SchemeName, ...],
         cli.choices(

@@ -45,7 +45,8 @@ class EvaluateConfig:
     """Score held-out text with trained models, by figures that say what they are and whether they are valid."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
-    """Folders of runs. Differences are taken from the same figure of the first."""
+    """Folders of runs; demo is the model that comes with the package.
+    Differences are taken from the same figure of the first."""
     data: Annotated[
         str | None,
         cli.choices("Text to score. By default it is what the run has held out of its own corpus.", CORPORA),

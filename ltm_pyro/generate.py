@@ -35,7 +35,7 @@ class GenerateConfig:
     """Write texts with a trained model: new texts, or the continuation of a prompt."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
-    """Folder of a run."""
+    """Folder of a run; or demo, the model that comes with the package."""
     prompt: str = ""
     """Text to continue, of any length.
     z is inferred from its last tokens, at most as many as a sequence of the model has. Where the run was trained with

@@ -27,6 +27,10 @@ from ltm_pyro.runs import checkpoint
 from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.runs.run import Run
 
+DEMO = "demo"
+"""The name of the model that comes with the package."""
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+
 
 def build_model(config: TrainConfig, encoding: tiktoken.Encoding) -> LatentThoughtModel:
     """The model of a config, its weights drawn from torch's global generator.
@@ -125,15 +129,16 @@ class TrainedModel:
 def load(
     path: str | os.PathLike[str], device: torch.device | str = "cpu", which: Literal["newest", "best"] = "newest"
 ) -> TrainedModel:
-    """The model of a run, or of a folder of :func:`ltm_pyro.save_pretrained`.
+    """The model of a run, of a folder of :func:`ltm_pyro.save_pretrained`, or the one that comes with the package.
 
     Args:
+        path: the folder; "demo" is the model that comes with the package, unless there is a folder of that name.
         which: the newest checkpoint, or the one with the best held-out figure of the validations in training.
 
     Raises:
         InputError: if the folder holds no run or no such checkpoint, or one that cannot be read.
     """
-    run = Run(Path(path))
+    run = Run(DEMO_FOLDER if os.fspath(path) == DEMO and not Path(DEMO).exists() else Path(path))
     config, resolved = run.read_config()
     encoding = get_tokenizer(config.tokenizer)
     if fingerprint(encoding) != resolved.get("tokenizer_sha256"):

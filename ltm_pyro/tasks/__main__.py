@@ -48,7 +48,7 @@ class TasksConfig:
     """Score trained models by what they write."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
-    """Folders of runs."""
+    """Folders of runs; demo is the model that comes with the package."""
     task_settings: tyro.conf.OmitArgPrefixes[Task] = field(default_factory=next(iter(TASKS.values())))
     inference: Annotated[
         tuple[InferenceName, ...],

@@ -108,7 +108,7 @@ def test_an_encoder_costs_two_passes_and_a_gradient_to_train_and_one_to_score():
 
 
 def test_prequential_infers_from_what_stands_before_a_block_alone():
-    """Blocks of a quarter: inference reads 0, 1, 2 and 3 of them, and the draws what each layer needs for one of them."""
+    """Blocks of a quarter: inference reads 0, 1, 2 and 3 of them, and each layer what a block needs of it."""
     settings = EstimatorSettings(num_samples=2, block_size=T // 4)
     model = model_of(num_slots=S, window=T // 4)
 

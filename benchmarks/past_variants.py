@@ -1,0 +1,72 @@
+"""Measure what each setting of training on the past of each block gives.
+
+    python benchmarks/past_variants.py --data DATA [--out FOLDER] [--seed 0] [--steps 250] [--only NAME ...]
+
+Each variant changes one thing of "past" in thinking.py. It is trained for a short time, and scored by the closing
+report of training: the code length with the fast steps that it was trained with, and without any. Differences between
+variants that are smaller than the spread over seeds (results/thinking.md) say nothing. Runs that are finished are not
+trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from thinking import NO_Z, OPTIONS, PAST, trained
+from timing import machine
+
+from ltm_pyro.evaluation.report import number_text
+from ltm_pyro.runs.run import Run
+
+PAST_OPTIONS = OPTIONS[PAST]
+VARIANTS = {
+    "no z": OPTIONS[NO_Z],
+    "past": PAST_OPTIONS,
+    "blocks of 64": [*PAST_OPTIONS, "--block-size", "64"],
+    "blocks of 256": [*PAST_OPTIONS, "--block-size", "256"],
+    "half the step of map": [*PAST_OPTIONS, "--map.block-step", "0.15"],
+    "twice the step of map": [*PAST_OPTIONS, "--map.block-step", "0.6"],
+    "two fast steps": [*PAST_OPTIONS, "--fast-steps", "2"],
+    "a quarter of the slots": [*PAST_OPTIONS, "--model.num-slots", "86"],
+    "sequences of 512": [*PAST_OPTIONS, "--model.length", "512", "--batch-size", "16"],
+    "sequences of 8192": [*PAST_OPTIONS, "--model.length", "8192", "--batch-size", "1"],
+    "vi": [*PAST_OPTIONS, "--inference", "vi"],
+    "attended, 16 slots, prior affine": [
+        *("--infer-from", "past", "--inference", "map", "--block-size", "128"),
+        *("--model.thoughts", "attended", "--model.num-slots", "16", "--model.prior", "affine"),
+    ],
+    "whole, vi, T = 1": ["--infer-from", "whole", "--inference", "vi", "--fast-steps", "1"],
+    "window 64": [*PAST_OPTIONS, "--model.window", "64"],
+    "no z, window 64": [*OPTIONS[NO_Z], "--model.window", "64"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a corpus, as --data of ltm_pyro.train")
+    parser.add_argument("--out", type=Path, default=Path("past-variants"), help="folder of the runs and results")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
+    chosen = parser.parse_args()
+    common = ["--data", chosen.data, "--steps", str(chosen.steps), "--validate-every", "100000"]
+    common += ["--validation-sequences", "16", "--validation-samples", "1"]
+    rows = ["| variant | bits/byte | without fast steps | figure |", "|---|---|---|---|"]
+    for name in chosen.only:
+        folder = chosen.out / name.replace(", ", "-").replace(" ", "-").replace("=", "")
+        trained(folder, chosen.seed, [*VARIANTS[name], *common])
+        report = [record for record in Run(folder).read_metrics() if record["split"] == "report"]
+        own, *others = report
+        without = next((other["bits_per_byte"] for other in others if other["fast_steps"] == 0), None)
+        rows.append(f"| {name} | {own['bits_per_byte']:.3f} | {number_text(without, 3)} | {own['estimator']} |")
+    command = f"`python benchmarks/past_variants.py {' '.join(sys.argv[1:])}`"
+    text = f"{command}\n\n{machine(torch.device('cpu'))}\n\n" + "\n".join(rows) + "\n"
+    (chosen.out / "past_variants.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
