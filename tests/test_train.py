@@ -529,11 +529,15 @@ def test_an_interrupt_saves_a_checkpoint_and_says_where(number, small, text, tmp
 
 
 @pytest.mark.slow
-def test_the_first_command_learns_to_three_quarters_of_the_entropy_of_single_bytes(tmp_path):
-    args = [sys.executable, "-m", "ltm_pyro.train", "--inference=vi"]
+def test_the_first_command_learns_to_half_of_the_entropy_of_single_bytes_and_thinking_helps(tmp_path):
+    args = [sys.executable, "-m", "ltm_pyro.train"]
     result = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=True)
-    run = tmp_path / "runs/python-docs-tiny-vi"
+    run = tmp_path / "runs/python-docs-tiny-map"
     entropy = float(result.stdout.split("single bytes: ")[1].split()[0])
-    bound = next(record for record in records(run) if record["split"] == "report" and record["posterior"] == "vi")
-    assert bound["valid_bound"]
-    assert bound["bits_per_byte"] <= 0.75 * entropy
+    thinking, without = (record for record in records(run) if record["split"] == "report")
+    assert (thinking["fast_steps"], without["fast_steps"]) == (1, 0)
+    assert thinking["valid_bound"]
+    assert thinking["bits_per_byte"] <= 0.5 * entropy
+    assert thinking["bits_per_byte"] < without["bits_per_byte"] - 0.03
+    gain = float(result.stdout.split("thinking changes the code length by ")[1].split()[0])
+    assert gain == pytest.approx(thinking["bits_per_byte"] - without["bits_per_byte"], abs=1e-4)

@@ -194,13 +194,14 @@ class ChainScheme(PosteriorScheme, Protocol):
 class StreamingScheme(PosteriorScheme, Protocol):
     """A scheme whose posterior can take in a text block by block, in memory that does not grow."""
 
-    def absorb(self, state: Any, z: Tensor, gradient: Tensor, prior: TorchDistribution) -> Any:
-        """The posterior after one more block.
+    def absorb(self, state: Any, z: Tensor, gradient: Tensor, prior: TorchDistribution, share: float) -> Any:
+        """The posterior after one more block, or a part of one.
 
         Args:
             z: a draw of `guide` given the blocks before it, [B, *event_shape].
             gradient: the gradient of -log p(block | z) with respect to z there, of the same shape.
             prior: p(z), batch_shape [B].
+            share: how much the block counts now, from 0 to 1. The rest of it may be absorbed later.
         """
         ...
 

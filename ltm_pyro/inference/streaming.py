@@ -5,8 +5,9 @@
 (streaming variational Bayes: Broderick et al. 2013, arXiv 1307.6769). A scheme that can absorb does so from one
 gradient of the block's log-likelihood, whatever came before: a text of any length is read in memory that does not grow,
 and in time that grows with its length only. With T steps it also reads the T - 1 blocks before that one again, one
-gradient each. Every other scheme infers z again from all that has been read, starting at
-the mean of its last posterior.
+gradient each: the newest block counts most, and each one before it half as much as the next. In all, a block counts
+once. (Several steps on the newest block alone make the next prediction worse than a single one does.) Every other
+scheme infers z again from all that has been read, starting at the mean of its last posterior.
 """
 
 from __future__ import annotations
@@ -134,15 +135,20 @@ class Stream:
             self.state = infer(self.scheme, self.model, self.batch.cut(self.num_read), self.rng, warm)
             self._num_updates += 1
             return
-        for number in range(min(self.scheme.num_steps, 1 + math.ceil(start / size))):
+        for number, share in enumerate(shares(self.scheme.num_steps)[: 1 + math.ceil(start / size)]):
             if number:  # more steps read more of the past again, and not the same block
                 end = start - (number - 1) * size
                 block, z = block_of(self.model, self.batch, max(0, end - size), end), None
             if z is None or gradient is None:
                 z = self.draw()
                 gradient = gradient_of_block(self.model, block, z)
-            self.state = keep_finite(self.state, self.scheme.absorb(self.state, z, gradient, self._prior))
+            self.state = keep_finite(self.state, self.scheme.absorb(self.state, z, gradient, self._prior, share))
             self._num_updates += 1
+
+
+def shares(num_steps: int) -> list[float]:
+    """How much the blocks count that are read in one update, the newest first: each half as much as the one before."""
+    return [2.0**-number / (2 - 2.0 ** (1 - num_steps)) for number in range(num_steps)]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from ltm_pyro.inference import SCHEMES, SequenceNoise, infer
 from ltm_pyro.inference.base import log_joint
 from ltm_pyro.inference.schemes.langevin import Langevin
 from ltm_pyro.inference.schemes.map import MAP
-from ltm_pyro.inference.streaming import NoiseOfUpdate, Stream, gradient_of_block
+from ltm_pyro.inference.streaming import NoiseOfUpdate, Stream, gradient_of_block, shares
 
 ABSORBING = [name for name, scheme in SCHEMES.items() if scheme.can_absorb]
 
@@ -85,6 +87,13 @@ def test_more_steps_read_the_blocks_before_again_the_latest_first(ltm, texts, mo
     for _ in range(3):
         stream.read(5)
     assert seen == [(0, 5), (5, 10), (0, 5), (10, 12), (5, 10), (0, 5)]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_over_all_updates_a_block_counts_once(num_steps):
+    assert sum(shares(num_steps)) == pytest.approx(1)
+    assert all(later == earlier / 2 for earlier, later in itertools.pairwise(shares(num_steps)))
+    assert shares(0) == []
 
 
 def test_a_scheme_that_cannot_absorb_infers_again_from_all_that_was_read_and_starts_where_it_was(ltm, texts):

@@ -57,7 +57,7 @@ class MAP:
 
     block_step: float = 0.3
     """The distance that a block moves z on average, where blocks are absorbed one by one (--infer-from past): the root
-    mean square over the numbers of z. With several fast steps, each moves z by an equal part of it."""
+    mean square over the numbers of z. Several fast steps share it, the newest block with the largest part."""
 
     has_density: ClassVar[bool] = False
     has_chains: ClassVar[bool] = False
@@ -89,16 +89,16 @@ class MAP:
         )
         return MAPState(state.sequence_ids, state.step + 1, state.num_skipped, *moved), StepInfo(objective.detach())
 
-    def absorb(self, state: MAPState, z: Tensor, gradient: Tensor, prior: TorchDistribution) -> MAPState:
+    def absorb(self, state: MAPState, z: Tensor, gradient: Tensor, prior: TorchDistribution, share: float) -> MAPState:
         """One step against the gradient, whose length is in proportion to it.
 
-        On average over the blocks it is `block_step`. So a block that says little moves z little, and one without a
-        token not at all.
+        On average over the blocks it is `block_step`, or this share of it. So a block that says little moves z little,
+        and one without a token not at all.
         """
         sum_of_squares = state.second_moment + gradient.square()
         mean_square = sum_of_squares.flatten(1).mean(1) / (state.step + 1).to(gradient)
         rms = mean_square.sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
-        length = self.block_step / self.num_steps / rms
+        length = self.block_step * share / rms
         moved = z - length.view(-1, *[1] * (z.dim() - 1)) * gradient
         return dataclasses.replace(state, step=state.step + 1, z=moved, second_moment=sum_of_squares)
 

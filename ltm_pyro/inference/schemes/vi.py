@@ -134,12 +134,12 @@ class VI:
         new = VIState(state.sequence_ids, state.step + 1, state.num_skipped, mean, log_scale, noise)
         return new, StepInfo((log_q - log_density).detach())
 
-    def absorb(self, state: VIState, z: Tensor, gradient: Tensor, prior: TorchDistribution) -> VIState:
-        """One step of natural gradients with a block, or a part of one: each of T steps counts its block 1 / T times.
+    def absorb(self, state: VIState, z: Tensor, gradient: Tensor, prior: TorchDistribution, share: float) -> VIState:
+        """One step of natural gradients with a block, which counts `share` times.
 
         The mean moves by at most σ (root mean square over the dimensions).
         """
-        gradient = gradient / self.num_steps
+        gradient = share * gradient
         prior_mean, prior_scale = moments(prior)
         scale = state.log_scale.exp()
         deviation = z - state.mean

@@ -113,11 +113,11 @@ def test_with_less_memory_the_posterior_is_that_of_texts_whose_older_blocks_coun
     assert error.square().mean().sqrt() < 0.15
 
 
-def test_with_two_steps_a_block_counts_half_when_it_is_new_and_half_when_it_is_read_again(looks):
-    counts = torch.tensor([1.0, 0.5], dtype=torch.float64).repeat_interleave(torch.tensor([8, 4]))
+def test_with_two_steps_a_block_counts_two_thirds_when_it_is_new_and_the_rest_when_it_is_read_again(looks):
+    counts = torch.tensor([1.0, 2 / 3], dtype=torch.float64).repeat_interleave(torch.tensor([8, 4]))
     precision = PRIOR_SCALE**-2 + (looks.weights * counts).sum(1, keepdim=True) * NOISE_SCALE**-2
     _, found = absorbed(VI(num_steps=2), looks, (4, 4, 4))
-    assert (found / precision - 1).abs().max() < 0.05
+    assert (found / precision - 1).abs().max() < 0.08
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
