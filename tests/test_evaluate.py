@@ -21,7 +21,7 @@ FAST = shlex.split(
     "--device cpu --num-sequences 5 --num-samples 4 --block-size 16 --num-temperatures 3 --num-leapfrogs 1 "
     "--num-chains 2"
 )
-FIGURES = ["elbo", "iwae", "ais", "prequential", "reused-noise"]
+FIGURES = ["elbo", "iwae", "ais", "prequential", "weighted", "reused-noise"]
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,22 @@ def test_other_text_of_a_run_is_not_compared(command, runs, train_run):
     assert [row["difference_bits_per_byte"] for row in figures_of("two.json")] == [None, None]
 
 
+def test_text_may_be_cut_into_sequences_of_another_length(command):
+    """The run was trained on 32 tokens at a time; a document has up to 171 bytes."""
+    args = ["map", "--estimators", "prequential", "--num-sequences", "0"]
+    assert command(*args, "--json", "short.json")[0] == 0
+    assert command(*args, "--length", "200", "--json", "long.json")[0] == 0
+    (short,), (long,) = figures_of("short.json"), figures_of("long.json")
+    assert long["num_sequences"] == long["num_documents"] == short["num_documents"] < short["num_sequences"]
+    assert long["num_bytes"] == short["num_bytes"]
+    places = [place["first"] for place in long["by_position"]]
+    assert places == list(range(0, places[-1] + 1, 16))
+    assert places[-1] > 64
+    total = sum(place["nats_per_token"] * place["num_tokens"] for place in long["by_position"])
+    assert total == pytest.approx(long["nats_per_token"] * long["num_tokens"])
+    assert {place["first"] for place in short["by_position"]} == {0, 16}
+
+
 def test_fast_steps_give_a_curve_and_a_plot(command, runs):
     for expected in ("fast-steps.png", "fast-steps-2.png"):
         status, out, _ = command(
@@ -239,6 +255,11 @@ BAD = {
     "an unknown set": (["vi", "--data", "nonsense=text.jsonl"], "nonsense"),
     "a block longer than a sequence": (["vi", "--block-size", "33"], "32 tokens"),
     "an empty block": (["vi", "--block-size", "0"], "block_size"),
+    "a sequence of nothing": (["vi", "--length", "0"], "length"),
+    "a block longer than a sequence that is shorter than in training": (
+        ["vi", "--length", "12", "--block-size", "16"],
+        "12 tokens",
+    ),
     "no draw": (["vi", "--num-samples", "0"], "num_samples"),
     "one chain": (["vi", "--num-chains", "1"], "num_chains"),
     "an empty batch": (["vi", "--batch-size", "0"], "batch-size"),
