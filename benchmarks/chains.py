@@ -27,7 +27,7 @@ SHAPES = {
     "width 64, 2 layers, 64 tokens": DecoderConfig(
         num_layers=2, width=64, num_heads=2, hidden=128, num_slots=2, window=16, length=64
     ),
-    "preset tiny (width 128, 3 layers, 256 tokens)": DecoderConfig(),
+    "width 128, 3 layers, 256 tokens": DecoderConfig(window=64, length=256),
 }
 
 

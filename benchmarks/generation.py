@@ -176,7 +176,8 @@ def main() -> None:
         share = statistics.median(rates["ours"]) / statistics.median(limits)
         print(f"| {name} | {spread(bandwidth, 1e-9)} | {spread(limits, digits=0)} | {share:.0%} |")
     far = far_beyond(options)
-    print("\npreset tiny (window 64), one thread, milliseconds a token\n\n| tokens | ours |\n|---|---|")
+    print(f"\npreset tiny (window {preset('tiny').model.window}), one thread, milliseconds a token\n")
+    print("| tokens | ours |\n|---|---|")
     for place in (0, 1, 3, 7, 15, 31, len(far) - 1):
         print(f"| {place * STRETCH + 1:,}-{(place + 1) * STRETCH:,} | {spread(far[place], 1e3, 3)} |")
     if options.json:
