@@ -35,7 +35,7 @@ VARIANTS = {
     "sequences of 8192": [*PAST_OPTIONS, "--model.length", "8192", "--batch-size", "1"],
     "vi": [*PAST_OPTIONS, "--inference", "vi"],
     "attended, 16 slots, prior affine": [
-        *("--infer-from", "past", "--inference", "map", "--block-size", "128"),
+        *("--infer-from", "past", "--inference", "map"),
         *("--model.thoughts", "attended", "--model.num-slots", "16", "--model.prior", "affine"),
     ],
     "whole, vi, T = 1": ["--infer-from", "whole", "--inference", "vi", "--fast-steps", "1"],

@@ -47,13 +47,12 @@ from ltm_pyro.models import TokenBatch
 from ltm_pyro.runs.run import Run
 
 NO_Z, PAST = "no z", "past"
-BLOCK = 128
 SHAPE = ["--model.window", "16", "--model.length", "2048", "--batch-size", "4", "--optimizer.learning-rate", "4e-3"]
 """The reach of the decoder (46 tokens) is far shorter than a sequence, so that z has something to remember."""
 OPTIONS = {
     NO_Z: ["--inference", "none"],
     PAST: [
-        *("--infer-from", "past", "--inference", "map", "--block-size", str(BLOCK)),
+        *("--infer-from", "past", "--inference", "map"),
         *("--model.thoughts", "fast-weights", "--model.num-slots", "344", "--model.prior", "scaled"),
     ],
 }
@@ -97,14 +96,14 @@ def texts_of(run: ScoredRun, first: int, last: int) -> Iterator[TokenBatch]:
         yield run.packed.batch(torch.tensor([index]).numpy())
 
 
-def code_of(run: ScoredRun, text: TokenBatch, which: str, rate: float) -> torch.Tensor:
+def code_of(run: ScoredRun, text: TokenBatch, which: str, rate: float, block_size: int) -> torch.Tensor:
     """The nats of each block of a text, [number of blocks, 1], by dynamic evaluation. Rate 0: without."""
     model = copy.deepcopy(run.trained.model) if rate else run.trained.model
     weights, nats = parameters(model, which), []
     z = torch.zeros(1, *model.config.latent_shape)
-    for start in range(0, text.tokens.shape[1], BLOCK):
+    for start in range(0, text.tokens.shape[1], block_size):
         with torch.set_grad_enabled(rate > 0):
-            loss = -log_likelihood(model, text.block(start, start + BLOCK, model.reach), z).sum()
+            loss = -log_likelihood(model, text.block(start, start + block_size, model.reach), z).sum()
         nats.append(loss.detach().double())
         if rate and loss:
             gradients = torch.autograd.grad(loss, weights)
@@ -115,33 +114,37 @@ def code_of(run: ScoredRun, text: TokenBatch, which: str, rate: float) -> torch.
     return torch.stack(nats)[:, None]
 
 
-def by_code(run: ScoredRun, which: str, rate: float, first: int, last: int) -> Figure:
+def by_code(run: ScoredRun, which: str, rate: float, block_size: int, first: int, last: int) -> Figure:
     """The figure of held-out sequences by dynamic evaluation."""
     figure = Figure("prequential", 0)
     for text in texts_of(run, first, last):
-        nats = code_of(run, text, which, rate)
-        estimate = Estimate(nats.sum(0), f"dynamic evaluation of {which}", 1, by_block=BlockNats(BLOCK, nats))
+        nats = code_of(run, text, which, rate, block_size)
+        estimate = Estimate(nats.sum(0), f"dynamic evaluation of {which}", 1, by_block=BlockNats(block_size, nats))
         figure.add(estimate, text, run.packed.document_ids[text.sequence_ids])
     return figure
 
 
-def dynamically_evaluated(run: ScoredRun, num_sequences: int, which: str) -> tuple[Figure, float]:
+def dynamically_evaluated(run: ScoredRun, num_sequences: int, which: str, block_size: int) -> tuple[Figure, float]:
     """The figure by dynamic evaluation, and its rate, which was chosen on other sequences."""
-    tuned = {rate: by_code(run, which, rate, num_sequences, num_sequences + NUM_TO_TUNE).nats for rate in RATES}
-    rate = min(tuned, key=lambda rate: tuned[rate])
-    return by_code(run, which, rate, 0, num_sequences), rate
+
+    def nats(rate: float) -> float:
+        return by_code(run, which, rate, block_size, num_sequences, num_sequences + NUM_TO_TUNE).nats
+
+    rate = min(RATES, key=nats)
+    return by_code(run, which, rate, block_size, 0, num_sequences), rate
 
 
-def figures_of(seed: int, out: Path, steps: int, window: int | None, num_sequences: int, given: list[str]) -> list[Any]:
+def figures_of(seed: int, chosen: argparse.Namespace, given: list[str]) -> list[dict[str, Any]]:
     """All rows of a seed, as records."""
+    steps, window, num_sequences, size = chosen.steps, chosen.window, chosen.num_sequences, chosen.block_size
 
     def run_of(name: str, options: list[str], steps: int = steps) -> ScoredRun:
-        folder = out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+        folder = chosen.out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
         return opened(trained(folder, seed, [*options, "--steps", str(steps), *given]))
 
-    no_z, past = run_of(NO_Z, OPTIONS[NO_Z]), run_of(PAST, OPTIONS[PAST])
+    no_z, past = run_of(NO_Z, OPTIONS[NO_Z]), run_of(PAST, [*OPTIONS[PAST], "--block-size", str(size)])
     exact = scored(no_z, num_sequences)
-    positions = by_code(no_z, "nothing", 0.0, 0, num_sequences)
+    positions = by_code(no_z, "nothing", 0.0, size, 0, num_sequences)
     records = [record(seed, NO_Z, no_z, exact, exact) | {"by_position": positions.by_position()}]
     ratio = past.training_operations_per_token / no_z.training_operations_per_token
     longer = run_of("no z, equal operations", OPTIONS[NO_Z], math.ceil(steps * ratio))
@@ -151,7 +154,7 @@ def figures_of(seed: int, out: Path, steps: int, window: int | None, num_sequenc
         wide = run_of(name, [*OPTIONS[NO_Z], "--model.window", str(window)])
         records.append(record(seed, name, wide, scored(wide, num_sequences), exact))
     for which in ("all weights", "norms"):
-        figure, rate = dynamically_evaluated(no_z, num_sequences, which)
+        figure, rate = dynamically_evaluated(no_z, num_sequences, which, size)
         records.append(record(seed, f"no z, dynamic evaluation of {which}", no_z, figure, exact) | {"rate": rate})
     for fast_steps in (0, 1, 2, 4):
         figure = scored(past, num_sequences, fast_steps)
@@ -213,7 +216,8 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         rows = [found["by_position"] for found in records if found["model"] == name and found["by_position"]]
         if not rows or name in ("past, T = 2", "past, T = 4"):
             continue
-        where = [place["first"] + BLOCK / 2 for place in rows[0]]
+        size = rows[0][1]["first"]
+        where = [place["first"] + size / 2 for place in rows[0]]
         bits = [statistics.mean(row[n]["nats_per_token"] for row in rows) / math.log(2) for n in range(len(where))]
         axes.plot(where, bits, marker="o", markersize=3, label=name)
     axes.set_xlabel("position in the text [tokens]")
@@ -230,6 +234,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("thinking"), help="folder of the runs and results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=500, help="slow steps of each model")
+    parser.add_argument("--block-size", type=int, default=128, help="tokens of a block")
     parser.add_argument("--window", type=int, help="the window of the model with a longer memory")
     parser.add_argument("--num-sequences", type=int, default=64, help="held-out sequences that are scored")
     chosen = parser.parse_args(own.split())
@@ -237,7 +242,7 @@ def main() -> None:
     given = ["--data", chosen.data, *options.split()]
     records = []
     for seed in chosen.seeds:
-        records += figures_of(seed, chosen.out, chosen.steps, chosen.window, chosen.num_sequences, given)
+        records += figures_of(seed, chosen, given)
         (chosen.out / "thinking.json").write_text(json.dumps(records, indent=1))
         command = f"`python benchmarks/thinking.py {' '.join(sys.argv[1:])}`"
         text = f"{command}\n\n{machine(torch.device('cpu'))}\n\n{table(records)}\n"
