@@ -260,6 +260,11 @@ def validate(config: TrainConfig) -> None:
         )
     if config.inference == NO_INFERENCE and config.objective.block_size is not None:
         raise InputError(f"--infer-from {config.infer_from}: a model without z infers nothing; leave it out")
+    if _needs_encoder(config.inference) and config.objective.block_size is not None:
+        raise InputError(
+            f"--infer-from {config.infer_from}: z has no gradient there that reaches an encoder, so that of "
+            f"--inference {config.inference} would not be trained; choose another scheme or objective"
+        )
     if config.inference == NO_INFERENCE and config.fast_steps:
         raise InputError(f"--inference none has nothing to infer: --fast-steps must be 0, not {config.fast_steps}")
 
