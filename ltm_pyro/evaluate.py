@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from ltm_pyro import cli
-from ltm_pyro.config import NO_INFERENCE, InferenceName
+from ltm_pyro.config import NO_INFERENCE, InferenceName, TrainConfig
 from ltm_pyro.data import CORPORA, PACKING
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import figures, operations, report
@@ -59,11 +59,14 @@ class EvaluateConfig:
     fast_steps: tuple[int, ...] = ()
     """Steps of inference (T). Several give a scaling curve, and a plot of it.
     Default: as the run was trained."""
-    estimators: Annotated[tuple[EstimatorName, ...], cli.choices("Figures for -log p(x).", WITH_Z)] = (
-        "elbo",
-        "iwae",
-        "prequential",
-    )
+    estimators: Annotated[
+        tuple[EstimatorName, ...] | None,
+        cli.choices(
+            "Figures for -log p(x). Default: elbo, iwae and prequential; for a run that was trained with --infer-from "
+            "past, prequential alone, as its z is no summary of a whole text.",
+            WITH_Z,
+        ),
+    ] = None
     certify: int = 0
     """Texts to draw from the model, on which -log p(x) is bounded from both sides. 0: none.
     Costs twice as much as ais."""
@@ -101,7 +104,7 @@ def parse(args: Sequence[str]) -> EvaluateConfig:
     cli.require_seed(config.seed)
     if any(steps < 0 for steps in config.fast_steps):
         raise InputError("--fast-steps must not be negative")
-    if not config.estimators:
+    if config.estimators == ():
         raise InputError(f"give at least one of --estimators {' '.join(WITH_Z)}")
     if config.length is not None:
         cli.require_at_least(config, length=1)
@@ -127,6 +130,11 @@ def load_run(path: str, config: EvaluateConfig, device: torch.device) -> ScoredR
     return ScoredRun(trained, texts, packed)
 
 
+def default_estimators(config: TrainConfig) -> tuple[str, ...]:
+    """The figures of a run where none are asked for."""
+    return ("elbo", "iwae", "prequential") if config.objective.block_size is None else ("prequential",)
+
+
 def score(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> list[Row]:
     """The figures of a run with z inferred in one way."""
     trained, packed = run.trained, run.packed
@@ -142,7 +150,7 @@ def score(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> list[
         trained.model,
         batches(),
         packed.document_ids,
-        config.estimators,
+        config.estimators or default_estimators(trained.config),
         inference,
         config.settings,
         SequenceNoise(config.seed),

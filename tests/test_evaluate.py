@@ -149,6 +149,14 @@ def test_other_text_of_a_run_is_not_compared(command, runs, train_run):
     assert [row["difference_bits_per_byte"] for row in figures_of("two.json")] == [None, None]
 
 
+def test_a_run_that_reads_the_past_is_scored_by_the_figure_it_was_trained_for(command, runs, train_run):
+    (runs / "past").mkdir()
+    train_run(runs / "past", "map", "--infer-from", "past", "--block-size", "8", "--fast-steps", "1")
+    assert command("map", "past/map", "--json", "default.json")[0] == 0
+    names = [(row["run"], row["estimator"]) for row in figures_of("default.json")]
+    assert names == [*(("map", name) for name in ("elbo", "iwae", "prequential")), ("past/map", "prequential")]
+
+
 def test_text_may_be_cut_into_sequences_of_another_length(command):
     """The run was trained on 32 tokens at a time; a document has up to 171 bytes."""
     args = ["map", "--estimators", "prequential", "--num-sequences", "0"]
