@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    config = preset(options.preset)
+    config = preset(options.preset, infer_from="whole")
     vocab_size = 258 if config.tokenizer == "bytes" else 50_258
     torch.manual_seed(0)
     model, compiled = (LatentThoughtModel(config.model, vocab_size, vocab_size - 2) for _ in range(2))

@@ -80,7 +80,7 @@ def table(options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for name in options.presets:
         for inference in options.inference:
-            config = dataclasses.replace(preset(name), inference=inference)
+            config = preset(name, inference, "whole")
             step = Step(config, options.batch_size, options)
             fast, slow = (median_seconds(work, options.rounds, device) for work in (step.fast, step.slow))
             shares = ("", "") if options.compile else (count(step.fast) / fast / rate, count(step.slow) / slow / rate)
@@ -95,7 +95,7 @@ def table(options: argparse.Namespace) -> None:
 
 def scaling(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
-    base = preset(options.presets[0])
+    base = preset(options.presets[0], infer_from="whole")
     window = base.model.window
     axes: dict[str, tuple[tuple[int, ...], Callable[[int], tuple[TrainConfig, int]]]] = {
         "T": ((4, 8, 16), lambda n: (dataclasses.replace(base, fast_steps=n), options.batch_size)),

@@ -38,7 +38,7 @@ from torch import nn
 
 from ltm_pyro import evaluate, train
 from ltm_pyro.evaluation import figures
-from ltm_pyro.evaluation.estimators.base import BlockNats, Estimate
+from ltm_pyro.evaluation.estimators import BlockNats, Estimate, EstimatorSettings
 from ltm_pyro.evaluation.figures import Figure
 from ltm_pyro.evaluation.inferred import inference_of
 from ltm_pyro.evaluation.report import ScoredRun
@@ -72,14 +72,19 @@ def trained(folder: Path, seed: int, options: list[str]) -> str:
     return str(folder)
 
 
-def opened(folder: str) -> ScoredRun:
-    """A run and the text that it has held out."""
-    return evaluate.load_run(folder, evaluate.EvaluateConfig(runs=(folder,)), torch.device("cpu"))
+def opened(folder: str, length: int | None = None) -> ScoredRun:
+    """A run and the text that it has held out, in sequences of this length or as in training."""
+    return evaluate.load_run(folder, evaluate.EvaluateConfig(runs=(folder,), length=length), torch.device("cpu"))
 
 
-def scored(run: ScoredRun, num_sequences: int, fast_steps: int | None = None) -> Figure:
-    """The figure of a run: the exact one of a model without z, the prequential code of one with z."""
-    settings = evaluate.EvaluateConfig(estimators=("prequential",), num_sequences=num_sequences)
+def scored(run: ScoredRun, num_sequences: int, fast_steps: int | None = None, num_samples: int = 64) -> Figure:
+    """The figure of a run: the exact one of a model without z, the prequential code of one with z.
+
+    Args:
+        num_samples: the draws of z for each block, of a scheme that has several.
+    """
+    estimator = EstimatorSettings(num_samples=num_samples)
+    settings = evaluate.EvaluateConfig(estimators=("prequential",), num_sequences=num_sequences, settings=estimator)
     (row,) = evaluate.score(run, inference_of(run.trained.config, fast_steps=fast_steps), settings)
     return row.figure
 
@@ -216,7 +221,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         rows = [found["by_position"] for found in records if found["model"] == name and found["by_position"]]
         if not rows or name in ("past, T = 2", "past, T = 4"):
             continue
-        size = rows[0][1]["first"]
+        size = rows[0][1]["first"] if len(rows[0]) > 1 else 0
         where = [place["first"] + size / 2 for place in rows[0]]
         bits = [statistics.mean(row[n]["nats_per_token"] for row in rows) / math.log(2) for n in range(len(where))]
         axes.plot(where, bits, marker="o", markersize=3, label=name)

@@ -12,7 +12,6 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -207,7 +206,7 @@ def main(args: Sequence[str]) -> int:
     chosen = figures.chosen_sequences(len(packed), config.num_sequences)
     batch, document_ids = packed.batch(chosen).to(device), packed.document_ids[torch.from_numpy(chosen)]
     written, observed = trained.texts(batch), {"tokens": batch.tokens.cpu().numpy()}
-    out = create_folder(config.out, Path(config.run), "comparison")
+    out = create_folder(config.out, trained.results, "comparison")
     results: list[Comparison] = []
     with cli.numerics_of_commands():
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 from ltm_pyro import cli
 from ltm_pyro.data import CORPORA, PACKING
 from ltm_pyro.errors import InputError
-from ltm_pyro.inference import DEFAULT_SCHEME, PRIOR, SCHEMES, PosteriorScheme
+from ltm_pyro.inference import COMMON_SCHEME, DEFAULT_SCHEME, PRIOR, SCHEMES, PosteriorScheme
 from ltm_pyro.inference.objectives import OBJECTIVES, Objective
 from ltm_pyro.inference.svi import OptimizerConfig
 from ltm_pyro.models import DecoderConfig
@@ -45,7 +45,10 @@ PresetName = Literal["tiny", "small", "medium", "large"]
 class TrainConfig:
     """Train a Latent Thought Model: infer z of each text (fast), then step on the weights (slow)."""
 
-    inference: Annotated[InferenceName, cli.choices("How z is inferred.", INFERENCES)] = DEFAULT_SCHEME
+    inference: Annotated[
+        InferenceName,
+        cli.choices("How z is inferred. Default: map with --infer-from past, and otherwise vi.", INFERENCES),
+    ] = DEFAULT_SCHEME
     preset: PresetName = "tiny"
     """The sizes and training settings to start from. Other options change them one by one.
     tiny trains on a laptop; small, medium and large are the paper's."""
@@ -71,7 +74,8 @@ class TrainConfig:
     steps: int = 400
     """The number of slow steps, each of which updates the weights once."""
     fast_steps: int = 4
-    """The number of steps of inference for each sequence in each slow step (T)."""
+    """The number of steps of inference in each slow step (T): for each sequence, or with --infer-from past for each
+    block of one."""
     batch_size: int = 4
     """The number of sequences in a slow step, over all processes."""
     micro_batch_size: int = 8
@@ -158,17 +162,29 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str, inference: str = DEFAULT_SCHEME, infer_from: str | None = None) -> TrainConfig:
-    """The settings of a preset, with what the inference and the objective need.
+def preset(
+    name: str,
+    inference: str | None = None,
+    infer_from: str | None = None,
+    thoughts: str | None = None,
+    hidden: int | None = None,
+) -> TrainConfig:
+    """The settings of a preset, with what is given, and with what that needs.
 
+    - An objective that infers z block by block (`past`): thoughts that are fast weights, one for each hidden unit, and
+      one fast step if the scheme can absorb a block.
     - `none`: a model without z.
     - A scheme with an encoder: an encoder, and no fast steps.
-    - An objective that infers z block by block: thoughts that are fast weights, and one fast step if the scheme can
-      absorb a block.
+
+    Names that are unknown make no difference, except for that of the preset.
 
     Args:
-        infer_from: the name of an objective; None for the preset's own, if z can be inferred by it in one pass over a
-            text, and otherwise `whole`. Names that are unknown make no difference, here and of the inference.
+        inference: the name of a scheme, or `none`; None for `map` where z is inferred block by block, and else for
+            `vi`.
+        infer_from: the name of an objective; None for the preset's own, unless a scheme is given that cannot absorb
+            blocks: then for `whole`.
+        thoughts: how layers read their thoughts, where that is given.
+        hidden: the number of hidden units of a layer, where that is given.
 
     Raises:
         InputError: if there is no preset of that name.
@@ -176,20 +192,25 @@ def preset(name: str, inference: str = DEFAULT_SCHEME, infer_from: str | None = 
     if name not in _PRESETS:
         raise InputError(f"unknown preset {name!r}: choose from {', '.join(_PRESETS)}")
     config = TrainConfig(**{"preset": name, **_PRESETS[name]})
-    absorbs = inference in SCHEMES and SCHEMES[inference].can_absorb
-    if infer_from is None:
+    absorbs = inference is None or (inference in SCHEMES and SCHEMES[inference].can_absorb)
+    if infer_from not in OBJECTIVES:
         infer_from = config.infer_from if absorbs else "whole"
+    reads_blocks = OBJECTIVES[infer_from]().block_size is not None
+    if inference is None or inference not in INFERENCES:
+        inference = DEFAULT_SCHEME if reads_blocks else COMMON_SCHEME
     model, fast_steps = config.model, config.fast_steps
     if inference == NO_INFERENCE:
         model, fast_steps = dataclasses.replace(model, num_slots=0), 0
-    elif infer_from in OBJECTIVES and OBJECTIVES[infer_from]().block_size is not None:
-        model = dataclasses.replace(model, thoughts="fast-weights", num_slots=model.hidden, prior="scaled")
+    elif reads_blocks:
         fast_steps = 1 if absorbs else fast_steps
+        if thoughts != "attended":
+            num_slots = model.hidden if hidden is None else hidden
+            model = dataclasses.replace(
+                model, hidden=num_slots, thoughts="fast-weights", num_slots=num_slots, prior="scaled"
+            )
     if _needs_encoder(inference):
         model, fast_steps = dataclasses.replace(model, encoder_layers=2), 0
-    if inference in INFERENCES and infer_from in OBJECTIVES:
-        config = dataclasses.replace(config, inference=inference, infer_from=infer_from)
-    return dataclasses.replace(config, fast_steps=fast_steps, model=model)
+    return dataclasses.replace(config, inference=inference, infer_from=infer_from, fast_steps=fast_steps, model=model)
 
 
 def _needs_encoder(inference: str) -> bool:

@@ -10,7 +10,6 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -73,7 +72,7 @@ class EvaluateConfig:
     settings: Annotated[EstimatorSettings, tyro.conf.arg(name="")] = field(default_factory=EstimatorSettings)
     length: int | None = None
     """Tokens of a sequence that the text is cut into. Default: as in training.
-    In a longer one, z has more of the text to be inferred from."""
+    In a longer one, z has more of the text to be inferred from. It makes no difference to --certify."""
     num_sequences: int = 64
     """Sequences to score, drawn from all of the text, the same ones every time. 0: all."""
     batch_size: int = 16
@@ -160,7 +159,8 @@ def score(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> list[
     pairing = (run.texts.sha256, settings.tokenizer, settings.packing, length, len(chosen))
     rows = []
     for figure in scored:
-        cost = operations.of_estimate(trained.model, ESTIMATORS[figure.estimator], inference, config.settings)
+        estimator = ESTIMATORS[figure.estimator]
+        cost = operations.of_estimate(trained.model, estimator, inference, config.settings, config.length)
         rows.append(Row(run, figure, inference.name, cost, pairing))
     return rows
 
@@ -190,7 +190,7 @@ def main(args: Sequence[str]) -> int:
             if rows:
                 report.print_report(rows, certificates)
     if config.plot or len(set(config.fast_steps)) > 1:
-        path = config.plot or free_path(Path(config.runs[0]), "fast-steps", ".png")
+        path = config.plot or free_path(loaded[0].trained.results, "fast-steps", ".png")
         report.plot(rows, path)
         print(f"\nplot: {path}")
     if config.json:

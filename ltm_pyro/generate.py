@@ -1,7 +1,7 @@
 """Texts from a trained model: python -m ltm_pyro.generate RUN [--prompt TEXT]
 
-Without a prompt, z is drawn from the prior and the text from z. With one, z is inferred from the prompt, and the text
-continues it. docs/generation.md shows both.
+Without a prompt, z is what it is before anything is read, and the text is written from z. With one, z is inferred from
+the prompt, and the text continues it. docs/generation.md shows both.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class GenerateConfig:
     prompt: str = ""
     """Text to continue, of any length.
     z is inferred from its last tokens, at most as many as a sequence of the model has. Where the run was trained with
-    --infer-from past, map and vi read all of it, block by block.
-    An empty prompt stands for a new text, with z from the prior."""
+    --infer-from past, map and vi read all of its whole blocks.
+    An empty prompt stands for a new text, with z as it is before anything is read: from the prior, or for map its
+    mean, where the run was trained with --infer-from past."""
     prompt_file: str | None = None
     """File of prompts, one a line; an empty line stands for a new text."""
     num_samples: int = 1
@@ -63,7 +64,7 @@ class GenerateConfig:
     """Steps of inference (T). Default: as the run was trained."""
     rethink: int = 0
     """Tokens after which z is inferred again, each time from the prompt and the text so far. 0: never.
-    Block by block this costs the same wherever the text stands."""
+    Block by block, only whole new blocks are read, at the same cost wherever the text stands."""
     thought: str | None = None
     """File of thoughts (z) to use instead of inferring z: one for all prompts of --prompt-file, or one for each.
     Without --prompt-file, a text is written for each of the thoughts, after --prompt if there is one."""

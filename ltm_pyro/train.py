@@ -1,7 +1,7 @@
-"""Train a Latent Thought Model: python -m ltm_pyro.train --inference=vi
+"""Train a Latent Thought Model: python -m ltm_pyro.train [--inference=vi] [--infer-from past]
 
-Two rates (Kong et al. 2025, algorithm 1). Fast: T steps of posterior inference of each sequence's own z, weights
-frozen. Slow: one step of stochastic variational inference on the weights, with the posteriors just inferred.
+Two rates (Kong et al. 2025, algorithm 1). Fast: posterior inference of each sequence's own z, weights frozen, from the
+whole sequence or block by block. Slow: one step on the weights, with the posteriors just inferred.
 
 All randomness of a step is a pure function of the seed, the step and the position of a sequence in the batch. So a
 run that is stopped and resumed ends, on a CPU and with the same number of threads, with bit for bit the same weights as
@@ -76,14 +76,22 @@ def first_options(args: Sequence[str]) -> argparse.Namespace:
     """The options that decide what the defaults of all others are."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--preset", default=TrainConfig.preset)
-    parser.add_argument("--inference", default=TrainConfig.inference)
+    parser.add_argument("--inference")
     parser.add_argument("--infer-from")
+    parser.add_argument("--model.thoughts", dest="thoughts")
+    parser.add_argument("--model.hidden", dest="hidden", type=int)
     parser.add_argument("--out")
     parser.add_argument("--resume", action="store_true")
     try:
-        return parser.parse_known_args(args)[0]
+        return parser.parse_known_args([_with_dashes(arg) for arg in args])[0]
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
+
+
+def _with_dashes(arg: str) -> str:
+    """An option as it is documented: it may also be written with underscores."""
+    name, equals, value = arg.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else arg
 
 
 def resumed_run(args: Sequence[str]) -> Run | None:
@@ -113,7 +121,8 @@ def parse(args: Sequence[str], resumed: Run | None = None) -> TrainConfig:
     """
     if resumed is None:
         known = first_options(args)
-        config = parse_options(preset(known.preset, known.inference, known.infer_from), args)
+        default = preset(known.preset, known.inference, known.infer_from, known.thoughts, known.hidden)
+        config = parse_options(default, args)
         validate(config)
         if config.out is not None:
             check_is_free(config.out, can_resume=True)

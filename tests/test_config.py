@@ -194,6 +194,21 @@ def test_with_the_past_thoughts_are_fast_weights_and_a_scheme_that_absorbs_takes
     validate(config)
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_without_a_scheme_whole_texts_are_inferred_by_vi_and_blocks_by_map(name):
+    assert preset(name).inference == ("map" if name == "tiny" else "vi")
+    assert preset(name, infer_from="past").inference == "map"
+    for objective in ("whole", "prefix"):
+        assert preset(name, infer_from=objective).inference == "vi"
+
+
+def test_fast_weights_are_as_many_as_the_hidden_units_that_are_asked_for_and_are_left_where_thoughts_are_attended():
+    model = preset("tiny", hidden=99).model
+    assert (model.hidden, model.num_slots) == (99, 99)
+    attended = preset("tiny", thoughts="attended")
+    assert (attended.model, attended.infer_from) == (preset("tiny", "map", "whole").model, "past")
+
+
 def test_tiny_reads_the_past_by_default_where_one_pass_over_a_text_is_enough():
     objectives = {name: preset("tiny", name).infer_from for name in [*SCHEMES, "none"]}
     assert objectives == {

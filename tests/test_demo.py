@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ltm_pyro
-from ltm_pyro import generate
+from ltm_pyro import evaluate, generate
 from ltm_pyro.runs.trained import DEMO_FOLDER
 
 MAX_BYTES = 4_000_000
@@ -28,7 +28,7 @@ def test_it_is_no_larger_than_a_package_can_carry():
 def test_it_was_trained_on_the_past_and_its_card_says_on_what(demo):
     assert (demo.config.infer_from, demo.config.inference) == ("past", "map")
     card = (DEMO_FOLDER / "README.md").read_text()
-    for word in ("public domain", "prequential", "classic-books", "T"):
+    for word in ("public domain", "prequential", "classic-books", "Latent Thought Model"):
         assert word in card
 
 
@@ -48,6 +48,18 @@ def test_a_folder_of_its_name_comes_first(run_main, tmp_path, monkeypatch, train
     (tmp_path / "vi").rename(tmp_path / "demo")
     assert ltm_pyro.load("demo").config.inference == "vi"
     assert ltm_pyro.load(Path("demo")).config.inference == "vi"
+
+
+def test_what_is_made_of_it_stays_in_the_current_folder_and_leaves_its_name_alone(run_main, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("The wolf saw the lamb, and the lamb saw the wolf. " * 20)
+    args = ("demo", "--data", "text.txt", "--num-sequences", "1", "--length", "300", "--fast-steps", "0", "1")
+    status, out, err = run_main(evaluate.main, *args)
+    assert (status, err) == (0, "")
+    assert "plot: fast-steps.png" in out
+    assert "demo: z from map" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "fast-steps.png"}
+    assert ltm_pyro.load("demo").name == "demo"
 
 
 def test_thinking_shortens_its_code_for_a_text_of_another_kind(demo):

@@ -498,6 +498,16 @@ def test_a_reader_that_goes_away_does_not_cost_the_run(small, text, tmp_path):
     assert ltm_pyro.load(tmp_path / "runs/text-tiny-vi").config.steps == 100_000
 
 
+def test_what_defaults_depend_on_may_be_written_with_underscores():
+    for objective in ("whole", "past"):
+        dashes, underscores = (
+            train.parse(["--preset", "small", f"--infer{sign}from={objective}", f"--model.hidden={1000}"])
+            for sign in ("-", "_")
+        )
+        assert dashes == underscores
+        assert dashes.model.num_slots == (1000 if objective == "past" else 8)
+
+
 def test_help_explains_every_option(command, capsys):
     status, out, _ = command("--help")
     assert status == 0

@@ -54,15 +54,23 @@ def of_training(model: LatentThoughtModel, scheme: PosteriorScheme, objective: O
 
 
 def of_estimate(
-    model: LatentThoughtModel, estimator: Estimator, inference: Inference, settings: EstimatorSettings
+    model: LatentThoughtModel,
+    estimator: Estimator,
+    inference: Inference,
+    settings: EstimatorSettings,
+    length: int | None = None,
 ) -> float:
-    """Operations per token of a figure: inference of z, and all draws that are scored."""
-    batch = _full_sequence(model)
+    """Operations per token of a figure: inference of z, and all draws that are scored.
+
+    Args:
+        length: the tokens of a sequence; None for those of the model's.
+    """
+    batch = _full_sequence(model, length)
     inferred = Inferred(model, batch, inference, SequenceNoise(0))
     return count(lambda: estimator.estimate(inferred, settings)) / batch.tokens.numel()
 
 
-def _full_sequence(model: LatentThoughtModel) -> TokenBatch:
+def _full_sequence(model: LatentThoughtModel, length: int | None = None) -> TokenBatch:
     """One sequence without padding; the count does not depend on which tokens it holds."""
-    tokens = torch.zeros(1, model.config.length, dtype=torch.int64)
+    tokens = torch.zeros(1, length or model.config.length, dtype=torch.int64)
     return token_batch(tokens).to(model.decoder.embedding.weight.device)

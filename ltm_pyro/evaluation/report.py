@@ -35,7 +35,7 @@ class ScoredRun:
     @property
     def name(self) -> str:
         """The folder of the run."""
-        return str(self.trained.path)
+        return self.trained.name
 
     @functools.cached_property
     def training_operations_per_token(self) -> float:

@@ -191,17 +191,28 @@ class ChainScheme(PosteriorScheme, Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class BlockEvidence:
+    """What one gradient says of a block of each text."""
+
+    z: Tensor
+    """[B, *event_shape]: a draw of the scheme's `guide`."""
+    gradient: Tensor
+    """[B, *event_shape]: the gradient of -log p(block | z) with respect to z there."""
+    share: float
+    """How much the block counts now, from 0 to 1. It may be read again later, to count for the rest."""
+    is_new: bool
+    """Whether nothing of this block has been absorbed before."""
+
+
 class StreamingScheme(PosteriorScheme, Protocol):
     """A scheme whose posterior can take in a text block by block, in memory that does not grow."""
 
-    def absorb(self, state: Any, z: Tensor, gradient: Tensor, prior: TorchDistribution, share: float) -> Any:
+    def absorb(self, state: Any, evidence: BlockEvidence, prior: TorchDistribution) -> Any:
         """The posterior after one more block, or a part of one.
 
         Args:
-            z: a draw of `guide` given the blocks before it, [B, *event_shape].
-            gradient: the gradient of -log p(block | z) with respect to z there, of the same shape.
             prior: p(z), batch_shape [B].
-            share: how much the block counts now, from 0 to 1. The rest of it may be absorbed later.
         """
         ...
 

@@ -80,7 +80,8 @@ def prequential(
             (`streaming.py`). Otherwise it is inferred anew from all positions before the block, and the first block is
             scored with draws from the prior.
         density: makes a q with a density of a scheme's posterior. Then its draws are weighted, which costs as many
-            passes over all that stands before a block as there are draws.
+            passes over all that stands before a block as there are draws, and the first block is always scored with
+            draws from the prior.
 
     Raises:
         ValueError: if a position weighs anything but 0 or 1, or a block has no position.
@@ -92,13 +93,12 @@ def prequential(
     block_nats = []
     for start in range(0, num_positions(batch), block_size):
         read, block = batch.cut(start), block_of(model, batch, start, start + block_size)
-        if stream is not None:
-            posterior = _Posterior(stream.scheme, stream.state, stream.rng)
-        elif start:
+        if not start and (stream is None or density is not None):
+            posterior = _Posterior(PRIOR, infer(PRIOR, model, read, rng), rng)
+        elif stream is None:
             posterior = _Posterior(scheme, infer(scheme, model, read, rng), rng)
         else:
-            posterior = _Posterior(PRIOR, infer(PRIOR, model, read, rng), rng)
-        # Before anything is read, q is the prior or a point, and all of its draws explain it as well.
+            posterior = _Posterior(stream.scheme, stream.state, stream.rng)
         if density is None or not start:
             draws, log_weights = posterior.draws(num_samples), None
         else:

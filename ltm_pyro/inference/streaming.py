@@ -1,6 +1,6 @@
 """Streaming inference: z of a text from the blocks that have been read of it, one after another.
 
-    q_0 = p(z),    q_i = absorb(q_{i-1}, b_i)
+    q_0 = p(z), or a point at its mean for a scheme of points;    q_i = absorb(q_{i-1}, b_i)
 
 (streaming variational Bayes: Broderick et al. 2013, arXiv 1307.6769). A scheme that can absorb does so from one
 gradient of the block's log-likelihood, whatever came before: a text of any length is read in memory that does not grow,
@@ -23,6 +23,7 @@ from torch import Tensor
 from ltm_pyro.inference.base import (
     LATENT,
     Batch,
+    BlockEvidence,
     Model,
     PosteriorScheme,
     can_absorb,
@@ -120,13 +121,15 @@ class Stream:
         return block_of(self.model, self.batch, self.num_read, min(self.num_read + size, num_positions(self.batch)))
 
     def read(self, size: int, z: Tensor | None = None, gradient: Tensor | None = None) -> None:
-        """Infer z from the next block as well.
+        """Infer z from the next block as well; without effect where all has been read.
 
         Args:
             size: the number of positions of the block.
             z: a draw of z before the block was read, with
             gradient: the gradient of -log p(block | z) there, where they are known already.
         """
+        if self.num_read >= num_positions(self.batch):
+            return
         block, start = self.block(size), self.num_read
         self.num_read = min(self.num_read + size, num_positions(self.batch))
         if not can_absorb(self.scheme):
@@ -142,7 +145,8 @@ class Stream:
             if z is None or gradient is None:
                 z = self.draw()
                 gradient = gradient_of_block(self.model, block, z)
-            self.state = keep_finite(self.state, self.scheme.absorb(self.state, z, gradient, self._prior, share))
+            evidence = BlockEvidence(z, gradient, share, is_new=number == 0)
+            self.state = keep_finite(self.state, self.scheme.absorb(self.state, evidence, self._prior))
             self._num_updates += 1
 
 

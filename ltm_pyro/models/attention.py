@@ -132,7 +132,7 @@ class SelfAttention(nn.Module):
     def forward(self, x_BTD: Tensor, num_outputs: int | None = None) -> Tensor:
         """Attention of the last `num_outputs` positions to all; None for that of every position."""
         q, k, v = self._heads(x_BTD)
-        q = rotary(q)[:, :, q.shape[2] - (num_outputs or q.shape[2]) :]
+        q = rotary(q)[:, :, 0 if num_outputs is None else q.shape[2] - num_outputs :]
         attended: Tensor = self.output(join_heads(windowed_attention(q, rotary(k), v, self.window)))
         return attended
 

@@ -38,8 +38,8 @@ def infer_thoughts(
     whatever the settings of the scheme say.
 
     Args:
-        prompts: the tokens of each prompt. Only the last `config.length` tokens of a longer prompt are read, but all of
-            them block by block.
+        prompts: the tokens of each prompt. Only the last `config.length` tokens of a longer prompt are read; block by
+            block, all whole blocks of it.
         first_id: the sequence id of the first prompt; the others count on from it. The ids decide the noise.
     """
     if block_size_of(ltm, scheme) is not None:
@@ -77,9 +77,10 @@ def block_size_of(ltm: TrainedModel, scheme: PosteriorScheme) -> int | None:
 
 
 class Reader:
-    """z of a text that is read block by block while it grows.
+    """z of a text that is read block by block while it grows, in whole blocks only, as in training.
 
-    What has been read once is not read again, so reading on costs the same however long the text is.
+    So the last tokens, fewer than a block, are not among those that z is inferred from. Reading on looks at no more of
+    what was read before than the scheme's steps do, and costs the same however long the text is.
 
     Args:
         scheme: a scheme that can absorb, for a model that was trained to read block by block.
@@ -105,16 +106,16 @@ class Reader:
         self._stream = Stream(scheme, ltm.model, self._so_far(), rng)
 
     def read(self, tokens: Tokens, num_samples: int = 1) -> Tensor:
-        """Draws of z given these tokens, [num_samples, L, S, D].
+        """Draws of z given the whole blocks of these tokens, [num_samples, L, S, D].
 
         Args:
-            tokens: all of the text so far. Those that it had in the call before are not looked at again.
+            tokens: all of the text so far, which begins with those of the call before.
         """
         new = torch.tensor(tokens[self._num_tokens :], dtype=torch.int64)
         self._tokens[0, self._num_tokens : len(tokens)] = new
         self._num_tokens = len(tokens)
         self._stream.continued(self._so_far())
-        while self._stream.num_read < self._num_tokens:
+        while self._stream.num_read + self._block_size <= self._num_tokens:
             self._stream.read(self._block_size)
         return self._stream.posterior(num_samples).samples.flatten(0, 1)[:, 0]
 

@@ -62,6 +62,16 @@ class TrainedModel:
     """The progress of the run at the checkpoint that the weights are from."""
 
     @property
+    def name(self) -> str:
+        """The folder as a user names it."""
+        return DEMO if self.path == DEMO_FOLDER else str(self.path)
+
+    @property
+    def results(self) -> Path:
+        """The folder for what is made of the model: its own, or for the one that comes with the package the current."""
+        return Path() if self.path == DEMO_FOLDER else self.path
+
+    @property
     def num_weights(self) -> int:
         """The number of weights of the model, counted as single numbers."""
         return sum(weight.numel() for weight in self.model.parameters())
@@ -132,13 +142,16 @@ def load(
     """The model of a run, of a folder of :func:`ltm_pyro.save_pretrained`, or the one that comes with the package.
 
     Args:
-        path: the folder; "demo" is the model that comes with the package, unless there is a folder of that name.
+        path: the folder; "demo" is the model that comes with the package, unless there is a run in a folder of that
+            name.
         which: the newest checkpoint, or the one with the best held-out figure of the validations in training.
 
     Raises:
         InputError: if the folder holds no run or no such checkpoint, or one that cannot be read.
     """
-    run = Run(DEMO_FOLDER if os.fspath(path) == DEMO and not Path(DEMO).exists() else Path(path))
+    run = Run(Path(path))
+    if os.fspath(path) == DEMO and not run.config_path.exists():
+        run = Run(DEMO_FOLDER)
     config, resolved = run.read_config()
     encoding = get_tokenizer(config.tokenizer)
     if fingerprint(encoding) != resolved.get("tokenizer_sha256"):

@@ -72,7 +72,7 @@ def test_windowed_attention_and_its_gradients_equal_dense_attention(length, wind
     torch.testing.assert_close(gradients, naive_gradients, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("num_queries", [1, 2, 5, 8])
+@pytest.mark.parametrize("num_queries", [0, 1, 2, 5, 8])
 @pytest.mark.parametrize(("length", "window"), [(8, 1), (8, 2), (8, 4), (9, 4), (11, 4), (12, 4), (13, 4), (8, 9)])
 def test_queries_of_the_last_positions_alone_see_what_they_see_among_all(length, window, num_queries):
     q, k, v = random_qkv(length)

@@ -30,9 +30,10 @@ SCHEMES: dict[str, type[PosteriorScheme]] = {
 }
 
 DEFAULT_SCHEME = "map"
-"""The scheme of training where none is named."""
+"""The scheme of training where none is named, and z is inferred block by block."""
 COMMON_SCHEME = "vi"
-"""The scheme whose bound training reports beside that of every other, so that all runs have a figure in common."""
+"""The scheme of training where none is named, and z of a text is inferred at once. Training then reports its bound
+beside that of every other scheme, so that all runs have a figure in common."""
 COMPARED_SCHEMES = ("vi", "map", "langevin", "mala")
 """The schemes that are compared where none are named: a density, a point, and chains without and with correction."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ltm_pyro.inference.base import (
     Batch,
+    BlockEvidence,
     Guide,
     Model,
     State,
@@ -89,16 +90,17 @@ class MAP:
         )
         return MAPState(state.sequence_ids, state.step + 1, state.num_skipped, *moved), StepInfo(objective.detach())
 
-    def absorb(self, state: MAPState, z: Tensor, gradient: Tensor, prior: TorchDistribution, share: float) -> MAPState:
+    def absorb(self, state: MAPState, evidence: BlockEvidence, prior: TorchDistribution) -> MAPState:
         """One step against the gradient, whose length is in proportion to it.
 
         On average over the blocks it is `block_step`, or this share of it. So a block that says little moves z little,
         and one without a token not at all.
         """
+        z, gradient = evidence.z, evidence.gradient
         sum_of_squares = state.second_moment + gradient.square()
         mean_square = sum_of_squares.flatten(1).mean(1) / (state.step + 1).to(gradient)
         rms = mean_square.sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
-        length = self.block_step * share / rms
+        length = self.block_step * evidence.share / rms
         moved = z - length.view(-1, *[1] * (z.dim() - 1)) * gradient
         return dataclasses.replace(state, step=state.step + 1, z=moved, second_moment=sum_of_squares)
 

@@ -27,9 +27,11 @@ of the prior (streaming variational Bayes: Broderick et al. 2013, arXiv 1307.676
 block: Jones et al. 2024, arXiv 2405.19681). With g = -∇_z log p(b | z) at a draw z = μ + σ ε, and m the mean of g ε / σ
 over the dimensions,
 
-    s ← s + e,  e ≈ g ε / σ, not below 0        μ ← μ - (g - m σ ε) / s
+    s ← s + e,  e ≈ g ε / σ        μ ← μ - (g - m σ ε) / s
 
-The last term takes out of g what the noise ε put into it, in as far as all dimensions share their curvature.
+where s stays at or above the precision of the prior, and μ moves by at most σ (root mean square). The last term takes
+out of g what the noise ε put into it, in as far as all dimensions share their curvature. With a `memory` below 1, the
+posterior before a block is taken to that power, and the prior to the rest.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from torch import Tensor
 
 from ltm_pyro.inference.base import (
     Batch,
+    BlockEvidence,
     Guide,
     Model,
     State,
@@ -134,21 +137,24 @@ class VI:
         new = VIState(state.sequence_ids, state.step + 1, state.num_skipped, mean, log_scale, noise)
         return new, StepInfo((log_q - log_density).detach())
 
-    def absorb(self, state: VIState, z: Tensor, gradient: Tensor, prior: TorchDistribution, share: float) -> VIState:
-        """One step of natural gradients with a block, which counts `share` times.
+    def absorb(self, state: VIState, evidence: BlockEvidence, prior: TorchDistribution) -> VIState:
+        """One step of natural gradients with a block, which counts as much as its share says.
 
-        The mean moves by at most σ (root mean square over the dimensions).
+        The mean moves by at most σ (root mean square over the dimensions) from where forgetting leaves it.
         """
-        gradient = share * gradient
+        memory = self.memory if evidence.is_new else 1.0
+        gradient, z = evidence.share * evidence.gradient, evidence.z
         prior_mean, prior_scale = moments(prior)
-        scale = state.log_scale.exp()
-        deviation = z - state.mean
-        curvature = gradient * deviation / scale.square()
-        shared = _by_sequence(curvature.flatten(1).mean(1) * self._shrinkage(state.step, curvature), curvature)
-        of_prior = (1 - self.memory) / prior_scale.square()
-        before = self.memory / scale.square() + of_prior
+        prior_precision, scale = prior_scale.square().reciprocal(), state.log_scale.exp()
+        of_prior = (1 - memory) * prior_precision
+        before = memory / scale.square() + of_prior
         start = state.mean + of_prior / before * (prior_mean - state.mean)
-        precision = before + self._shrunk(curvature, state.step).clamp(min=0)
+        curvature = gradient * (z - state.mean) / scale.square()
+        # Each block is the first one for q, which has the posterior before it in the place of the prior.
+        number = torch.ones_like(state.step)
+        shared = _by_sequence(curvature.flatten(1).mean(1) * self._shrinkage(number, curvature), curvature)
+        # What is noise in the curvature may also be negative, or it would add up.
+        precision = (before + self._shrunk(curvature, number)).maximum(prior_precision)
         move = (gradient - shared * (z - start)) / precision
         length = (before * move.square()).flatten(1).mean(1).sqrt()
         mean = start - move / _by_sequence(length.clamp(min=1), move)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -72,10 +73,11 @@ def test_without_thinking_it_is_the_likelihood_of_whole_texts_at_the_start(ltm, 
 def test_a_block_whose_gradient_is_not_finite_is_skipped_and_counted(ltm, texts, monkeypatch):
     absorb, calls = MAP.absorb, []
 
-    def failing(self, state, z, gradient, prior, share):
+    def failing(self, state, evidence, prior):
         calls.append(len(calls))
-        fails = (torch.arange(len(z)) == 1) & (len(calls) == 1)
-        return absorb(self, state, z, torch.where(fails[:, None, None, None], math.nan, gradient), prior, share)
+        fails = (torch.arange(len(evidence.z)) == 1) & (len(calls) == 1)
+        gradient = torch.where(fails[:, None, None, None], math.nan, evidence.gradient)
+        return absorb(self, state, dataclasses.replace(evidence, gradient=gradient), prior)
 
     monkeypatch.setattr(MAP, "absorb", failing)
     loss = Past(2).backward(ltm, ltm, MAP(num_steps=1), texts, SequenceNoise(0), 1.0)

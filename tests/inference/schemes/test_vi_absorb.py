@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ltm_pyro.inference import SequenceNoise
-from ltm_pyro.inference.schemes.vi import VI
+from ltm_pyro.inference.base import BlockEvidence
+from ltm_pyro.inference.schemes.vi import VI, VIState
 from ltm_pyro.inference.streaming import Stream
 
 NOISE_SCALE = 2.0
@@ -118,6 +119,33 @@ def test_with_two_steps_a_block_counts_two_thirds_when_it_is_new_and_the_rest_wh
     precision = PRIOR_SCALE**-2 + (looks.weights * counts).sum(1, keepdim=True) * NOISE_SCALE**-2
     _, found = absorbed(VI(num_steps=2), looks, (4, 4, 4))
     assert (found / precision - 1).abs().max() < 0.08
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5])
+def test_it_forgets_once_a_block_however_many_steps_there_are(looks, memory):
+    """Without memory, two steps leave two thirds of the newest block and a third of the one before."""
+    _, found = absorbed(VI(num_steps=2, memory=memory), looks, (4, 4, 4))
+    # Before the newest: what the earlier updates left, in the order in which they read.
+    learned = 0.0
+    for number in range(3):
+        learned = memory * learned + (2 / 3 + (1 / 3 if number else 0)) * 4 * NOISE_SCALE**-2
+    expected = PRIOR_SCALE**-2 + learned
+    assert (found[0] / expected - 1).abs().max() < 0.1
+
+
+def test_blocks_that_say_nothing_of_z_do_not_make_q_narrower():
+    """A gradient without curvature, again and again: its noise would add up if it only counted where it is positive."""
+    num_dims, scheme = 1000, VI(num_steps=1)
+    prior = dist.Normal(torch.zeros(4, num_dims, dtype=torch.float64), 1.0).to_event(1)
+    generator = torch.Generator().manual_seed(0)
+    zeros = torch.zeros(4, dtype=torch.int64)
+    state = VIState(zeros, zeros, zeros, *torch.zeros(3, 4, num_dims, dtype=torch.float64))
+    for _ in range(400):
+        noise = torch.randn(4, num_dims, generator=generator, dtype=torch.float64)
+        z = state.mean + state.log_scale.exp() * noise
+        gradient = torch.randn(4, num_dims, generator=generator, dtype=torch.float64)
+        state = scheme.absorb(state, BlockEvidence(z, gradient, 1.0, is_new=True), prior)
+    assert (-2 * state.log_scale).exp().mean() < 5
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
