@@ -2,7 +2,7 @@
 
     python benchmarks/past_variants.py --data DATA [--out FOLDER] [--seed 0] [--steps 250] [--only NAME ...]
 
-Each variant changes one thing of "past" in thinking.py. It is trained for a short time, and scored on 64 held-out
+Each variant changes one thing of "past" in thinking.py. It is trained for a short time, and scored on 32 held-out
 sequences of 2,048 tokens, the same for all: by the code length with the fast steps that it was trained with, and
 without any. Differences between variants that are smaller than the spread over seeds (results/thinking.md) say nothing.
 Runs that are finished are not trained again.
@@ -21,7 +21,7 @@ from timing import machine
 from ltm_pyro.evaluation.report import number_text
 
 PAST_OPTIONS = OPTIONS[PAST]
-LENGTH, NUM_SEQUENCES = 2048, 64
+LENGTH, NUM_SEQUENCES = 2048, 32
 NUM_SAMPLES = 8
 """Draws of z for a block, of a scheme that has several."""
 VARIANTS = {
