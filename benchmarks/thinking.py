@@ -228,7 +228,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("position in the text [tokens]")
     axes.set_ylabel("bits per token")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    canvas.legend(loc="outside lower center", ncols=2, fontsize="small")
     canvas.savefig(path, dpi=150)
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from ltm_pyro.data.synthetic import token_batch
-from ltm_pyro.inference import SCHEMES, SequenceNoise
+from ltm_pyro.inference import PRIOR, SCHEMES, SequenceNoise
+from ltm_pyro.inference.bounds import gaussian_around
 from ltm_pyro.inference.prequential import prequential
 from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
@@ -51,13 +52,13 @@ def test_the_probabilities_of_all_texts_sum_to_one(ltm, scheme, block_size, is_s
 
 
 def own_density(scheme, state, model, read, rng):
+    """q itself, or a Gaussian around points and draws."""
+    if not scheme.has_density:
+        scheme, state = gaussian_around(scheme, state, model, read, rng, VI(num_steps=2))
     return scheme.distribution(state, rng, "weighted")
 
 
-WITH_DENSITY = {name: scheme for name, scheme in SETTINGS.items() if scheme.has_density}
-
-
-@pytest.mark.parametrize("scheme", WITH_DENSITY.values(), ids=WITH_DENSITY)
+@pytest.mark.parametrize("scheme", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize(("block_size", "is_streaming"), [(1, False), (3, False), (1, True), (3, True)])
 def test_with_weighted_draws_the_probabilities_of_all_texts_sum_to_one(ltm, scheme, block_size, is_streaming):
     texts = torch.tensor(list(itertools.product(range(3), repeat=4)))
@@ -67,19 +68,21 @@ def test_with_weighted_draws_the_probabilities_of_all_texts_sum_to_one(ltm, sche
     code = prequential(ltm, batch, scheme, block_size, NUM_SAMPLES, rng, is_streaming, own_density)
     assert abs((-code.nats).exp().sum() - 1) < 1e-9
     plain = prequential(ltm, batch, scheme, block_size, NUM_SAMPLES, rng, is_streaming)
-    assert code.block_nats[0].equal(plain.block_nats[0])
+    start = prequential(ltm, batch, PRIOR, block_size, NUM_SAMPLES, rng)
+    assert code.block_nats[0].equal(start.block_nats[0])
     assert not torch.allclose(code.block_nats[1], plain.block_nats[1])
 
 
+@pytest.mark.parametrize("density", [None, own_density], ids=["plain", "weighted"])
 @pytest.mark.parametrize("is_streaming", [False, True], ids=["anew", "streaming"])
 @pytest.mark.parametrize("scheme", SETTINGS.values(), ids=SETTINGS)
-def test_no_score_changes_with_later_tokens(ltm, scheme, is_streaming):
+def test_no_score_changes_with_later_tokens(ltm, scheme, is_streaming, density):
     generator = torch.Generator().manual_seed(0)
     texts = torch.randint(3, (5, 4), generator=generator)
     others = texts.clone()
     others[:, 3] = (texts[:, 3] + 1) % 3
     codes = [
-        prequential(ltm, token_batch(tokens), scheme, 1, NUM_SAMPLES, SequenceNoise(0), is_streaming)
+        prequential(ltm, token_batch(tokens), scheme, 1, NUM_SAMPLES, SequenceNoise(0), is_streaming, density)
         for tokens in (texts, others)
     ]
     assert codes[0].block_nats[:3].equal(codes[1].block_nats[:3])

@@ -1,9 +1,10 @@
 """The objective that trains what the code length of a text measures: z of each block is inferred from the past.
 
-    loss = Σ_i E_{z ~ q_{i-1}} [-log p(b_i | z, x_<)],    q_0 = p(z),    q_i = absorb(q_{i-1}, b_i)
+    loss = Σ_i E_{z ~ q_{i-1}} [-log p(b_i | z, x_<)],    q_i = absorb(q_{i-1}, b_i)
 
-for the blocks b_1, b_2, … of a text: variational filtering (Marino et al. 2018, arXiv 1811.05090) with the model's own
-weights learned by the same pass. No KL divergence is paid, since z is inferred from what the reader has read already.
+for the blocks b_1, b_2, … of a text, where q_0 is p(z), or a point at its mean for a scheme of points. This is
+variational filtering (Marino et al. 2018, arXiv 1811.05090) with the model's own weights learned by the same pass. No
+KL divergence is paid, since z is inferred from what the reader has read already.
 
 The gradient is of first order: z is a constant for it. So the gradient of a block's loss with respect to z, from which
 the next posterior is made, and that with respect to the weights come from one backward pass.
