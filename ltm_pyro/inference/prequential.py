@@ -93,34 +93,26 @@ def prequential(
     block_nats = []
     for start in range(0, num_positions(batch), block_size):
         read, block = batch.cut(start), block_of(model, batch, start, start + block_size)
+        log_weights = None
         if not start and (stream is None or density is not None):
-            posterior = _Posterior(PRIOR, infer(PRIOR, model, read, rng), rng)
-        elif stream is None:
-            posterior = _Posterior(scheme, infer(scheme, model, read, rng), rng)
+            prior = PRIOR.distribution(infer(PRIOR, model, read, rng), rng, "prior")
+            draws = prior.sample((num_samples,))
         else:
-            posterior = _Posterior(stream.scheme, stream.state, stream.rng)
-        if density is None or not start:
-            draws, log_weights = posterior.draws(num_samples), None
-        else:
-            q = density(posterior.scheme, posterior.state, model, read, posterior.rng)
-            draws = q.sample((num_samples,))
-            log_weights = _log_weights(model, read, q, draws)
+            used, state, noise = (
+                (scheme, infer(scheme, model, read, rng), rng)
+                if stream is None
+                else (stream.scheme, stream.state, stream.rng)
+            )
+            if density is None:
+                draws = used.posterior(state, num_samples, noise).samples.flatten(0, 1)
+            else:
+                q = density(used, state, model, read, noise)
+                draws = q.sample((num_samples,))
+                log_weights = _log_weights(model, read, q, draws)
         block_nats.append(_block_nats(model, block, draws, log_weights))
         if stream is not None and start + block_size < num_positions(batch):
             stream.read(block_size)
     return Prequential(torch.stack(block_nats), num_samples)
-
-
-@dataclass(frozen=True, eq=False)
-class _Posterior:
-    """What z of a block is drawn from."""
-
-    scheme: PosteriorScheme
-    state: Any
-    rng: Noise
-
-    def draws(self, num_samples: int) -> Tensor:
-        return self.scheme.posterior(self.state, num_samples, self.rng).samples.flatten(0, 1)
 
 
 def _block_nats(model: Model, block: Batch, draws: Tensor, log_weights: Tensor | None) -> Tensor:

@@ -152,10 +152,15 @@ def stream(
 
 
 def _last_inputs(decoder: Decoder, prompt: Sequence[int]) -> list[int]:
-    """The inputs up to the end of a prompt, as many of them as the last layer sees."""
-    if len(prompt) < decoder.reach:
-        return [decoder.begin_of_text, *prompt]
-    return list(prompt[len(prompt) - decoder.reach :])
+    """The inputs up to the end of a prompt, as many of them as the last layer sees.
+
+    Raises:
+        IndexError: if one of them is no token of a text.
+    """
+    last = list(prompt[max(0, len(prompt) - decoder.reach) :])
+    if not all(0 <= token < decoder.begin_of_text for token in last):
+        raise IndexError(f"a token of the prompt is out of range: they go from 0 to {decoder.begin_of_text - 1}")
+    return last if len(prompt) >= decoder.reach else [decoder.begin_of_text, *last]
 
 
 def generate(

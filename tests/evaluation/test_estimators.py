@@ -293,6 +293,7 @@ def test_the_settings_reach_the_estimates(ltm, written):
         "iwae": 30,
         "ais": 5,
         "prequential": 30,
+        "weighted": 30,
         "reused-noise": 1,
     }
     plan = annealing_plan(inferred, inferred.q("annealing"), settings)
