@@ -90,8 +90,10 @@ def prequential(
         raise ValueError(f"a block needs at least one position, not {block_size}")
     require_full_weights(batch)
     stream = Stream(scheme, model, batch, rng) if is_streaming else None
-    block_nats = []
-    for start in range(0, num_positions(batch), block_size):
+    starts = range(0, num_positions(batch), block_size)
+    # Of one piece: small tensors between the large ones, which they outlive, would keep their memory from being freed.
+    block_nats = torch.zeros(len(starts), len(batch), dtype=torch.float64)
+    for number, start in enumerate(starts):
         read, block = batch.cut(start), block_of(model, batch, start, start + block_size)
         log_weights = None
         if not start and (stream is None or density is not None):
@@ -109,10 +111,10 @@ def prequential(
                 q = density(used, state, model, read, noise)
                 draws = q.sample((num_samples,))
                 log_weights = _log_weights(model, read, q, draws)
-        block_nats.append(_block_nats(model, block, draws, log_weights))
+        block_nats[number] = _block_nats(model, block, draws, log_weights)
         if stream is not None and start + block_size < num_positions(batch):
             stream.read(block_size)
-    return Prequential(torch.stack(block_nats), num_samples)
+    return Prequential(block_nats, num_samples)
 
 
 def _block_nats(model: Model, block: Batch, draws: Tensor, log_weights: Tensor | None) -> Tensor:
