@@ -29,7 +29,7 @@ from ltm_pyro.runs.run import Run
 
 DEMO = "demo"
 """The name of the model that comes with the package."""
-DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+DEMO_FOLDER = Path(__file__).parent / "demo"
 
 
 def build_model(config: TrainConfig, encoding: tiktoken.Encoding) -> LatentThoughtModel:
