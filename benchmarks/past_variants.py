@@ -4,7 +4,7 @@
 
 Each variant changes one thing of "past" in thinking.py. It is trained for a short time, and scored on 32 held-out
 sequences of 2,048 tokens, the same for all: by the code length with the fast steps that it was trained with, and
-without any. Differences between variants that are smaller than the spread over seeds (results/thinking.md) say nothing.
+without any (what "amortized" then still does is what its encoder does). Differences between variants that are smaller than the spread over seeds (results/thinking.md) say nothing.
 Runs that are finished are not trained again.
 """
 
@@ -24,8 +24,10 @@ PAST_OPTIONS = OPTIONS[PAST]
 LENGTH, NUM_SEQUENCES = 2048, 32
 NUM_SAMPLES = 8
 """Draws of z for a block, of a scheme that has several."""
+AMORTIZED = [*PAST_OPTIONS, "--inference", "amortized", "--model.num-slots", "64"]
 VARIANTS = {
     "no z": OPTIONS[NO_Z],
+    "no z, width 136": [*OPTIONS[NO_Z], "--model.width", "136", "--model.hidden", "366"],
     "past": PAST_OPTIONS,
     "blocks of 64": [*PAST_OPTIONS, "--block-size", "64"],
     "blocks of 256": [*PAST_OPTIONS, "--block-size", "256"],
@@ -35,6 +37,9 @@ VARIANTS = {
     "a quarter of the slots": [*PAST_OPTIONS, "--model.num-slots", "86"],
     "sequences of 512": [*PAST_OPTIONS, "--model.length", "512", "--batch-size", "16"],
     "sequences of 8192": [*PAST_OPTIONS, "--model.length", "8192", "--batch-size", "1"],
+    "64 slots": [*PAST_OPTIONS, "--model.num-slots", "64"],
+    "64 slots, amortized": [*AMORTIZED, "--fast-steps", "0"],
+    "64 slots, amortized and one gradient": [*AMORTIZED, "--fast-steps", "1"],
     "vi": [*PAST_OPTIONS, "--inference", "vi"],
     "attended, 16 slots, prior affine": [
         *("--infer-from", "past", "--inference", "map"),
@@ -56,7 +61,7 @@ def main() -> None:
     chosen = parser.parse_args()
     common = ["--data", chosen.data, "--steps", str(chosen.steps), "--validate-every", "100000"]
     common += ["--validation-sequences", "16", "--validation-samples", "1"]
-    rows = ["| variant | bits/byte | without fast steps |", "|---|---|---|"]
+    rows = ["| variant | training, k operations a token | bits/byte | without fast steps |", "|---|---|---|---|"]
     for name in chosen.only:
         folder = chosen.out / name.replace(", ", "-").replace(" ", "-").replace("=", "")
         trained(folder, chosen.seed, [*VARIANTS[name], *common])
@@ -65,7 +70,8 @@ def main() -> None:
         without = None
         if run.trained.config.fast_steps:
             without = scored(run, NUM_SEQUENCES, 0, NUM_SAMPLES).record()["bits_per_byte"]
-        rows.append(f"| {name} | {own:.3f} | {number_text(without, 3)} |")
+        operations = run.training_operations_per_token / 1e3
+        rows.append(f"| {name} | {operations:.0f} | {own:.3f} | {number_text(without, 3)} |")
     command = f"`python benchmarks/past_variants.py {' '.join(sys.argv[1:])}`"
     text = f"{command}\n\n{machine(torch.device('cpu'))}\n\n" + "\n".join(rows) + "\n"
     (chosen.out / "past_variants.md").write_text(text)

@@ -28,6 +28,8 @@ INFERENCES: Mapping[str, object] = {
 """What `--inference` can be in training, for the help."""
 NOT_OPTIONS = ("num_steps", "num_kept")
 """The settings of schemes that no option and no file sets: T, which is `fast_steps`, and the draws that are kept."""
+ENCODED_SLOTS = 64
+"""Fast weights of a layer, where an encoder proposes them."""
 
 if TYPE_CHECKING:
     InferenceName = str
@@ -67,7 +69,7 @@ class TrainConfig:
         ObjectiveName,
         cli.choices(
             "What z is inferred from in training. Default: in preset tiny past, for a scheme that can absorb blocks of "
-            "a text one by one (map, vi); otherwise whole.",
+            "a text one by one (map, vi, amortized); otherwise whole.",
             OBJECTIVES,
         ),
     ] = "past"
@@ -174,7 +176,7 @@ def preset(
     - An objective that infers z block by block (`past`): thoughts that are fast weights, one for each hidden unit, and
       one fast step if the scheme can absorb a block.
     - `none`: a model without z.
-    - A scheme with an encoder: an encoder, and no fast steps.
+    - A scheme with an encoder: an encoder of what z is inferred from, and no fast steps.
 
     Names that are unknown make no difference, except for that of the preset.
 
@@ -209,7 +211,11 @@ def preset(
                 model, hidden=num_slots, thoughts="fast-weights", num_slots=num_slots, prior="scaled"
             )
     if _needs_encoder(inference):
-        model, fast_steps = dataclasses.replace(model, encoder_layers=2), 0
+        encoder = {"encoder_layers": 1, "encoder_reads": "block"} if reads_blocks else {"encoder_layers": 2}
+        if reads_blocks and thoughts != "attended":
+            # The encoder works on each slot: with one for each hidden unit it would cost more than the decoder.
+            encoder["num_slots"] = min(ENCODED_SLOTS, model.num_slots)
+        model, fast_steps = dataclasses.replace(model, **encoder), 0
     return dataclasses.replace(config, inference=inference, infer_from=infer_from, fast_steps=fast_steps, model=model)
 
 
@@ -281,11 +287,14 @@ def validate(config: TrainConfig) -> None:
         )
     if config.inference == NO_INFERENCE and config.objective.block_size is not None:
         raise InputError(f"--infer-from {config.infer_from}: a model without z infers nothing; leave it out")
-    if _needs_encoder(config.inference) and config.objective.block_size is not None:
+    needed = "text" if config.objective.block_size is None else "block"
+    if _needs_encoder(config.inference) and config.model.encoder_reads != needed:
         raise InputError(
-            f"--infer-from {config.infer_from}: z has no gradient there that reaches an encoder, so that of "
-            f"--inference {config.inference} would not be trained; choose another scheme or objective"
+            f"--infer-from {config.infer_from} with --model.encoder-reads {config.model.encoder_reads}: z is inferred "
+            f"there from a {needed}, so that the encoder must read a {needed}"
         )
+    if not _needs_encoder(config.inference) and config.model.encoder_reads != DecoderConfig.encoder_reads:
+        raise InputError(f"--model.encoder-reads {config.model.encoder_reads}: there is no encoder; leave it out")
     if config.inference == NO_INFERENCE and config.fast_steps:
         raise InputError(f"--inference none has nothing to infer: --fast-steps must be 0, not {config.fast_steps}")
 

@@ -220,13 +220,29 @@ def test_tiny_reads_the_past_by_default_where_one_pass_over_a_text_is_enough():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_its_encoder_which_nothing_refines(name):
-    without, amortized = preset(name, "vi", "whole"), preset(name, "amortized")
+    without, amortized = preset(name, "vi", "whole"), preset(name, "amortized", "whole")
     assert differences(without, amortized).keys() == {"inference", "fast_steps", "model.encoder_layers"}
     assert (amortized.fast_steps, amortized.model.encoder_layers) == (0, 2)
     validate(amortized)
     assert from_dict(to_dict(amortized)) == amortized
     assert isinstance(scheme_of(amortized), Amortized)
     assert scheme_of(amortized, "vi", 16) == scheme_of(without, "vi", 16)
+
+
+def test_an_encoder_reads_what_z_is_inferred_from():
+    amortized = preset("tiny", "amortized")
+    assert (amortized.infer_from, amortized.fast_steps, amortized.model.encoder_reads) == ("past", 0, "block")
+    validate(amortized)
+    assert from_dict(to_dict(amortized)) == amortized
+    for infer_from, reads in (("past", "text"), ("whole", "block"), ("prefix", "block")):
+        model = dataclasses.replace(amortized.model, encoder_reads=reads)
+        with pytest.raises(InputError, match=f"--infer-from {infer_from} with --model.encoder-reads {reads}"):
+            validate(dataclasses.replace(amortized, infer_from=infer_from, model=model))
+    model = dataclasses.replace(amortized.model, encoder_layers=0, encoder_reads="text")
+    without = dataclasses.replace(amortized, inference="vi", model=model)
+    validate(without)
+    with pytest.raises(InputError, match="no encoder"):
+        validate(dataclasses.replace(without, model=dataclasses.replace(model, encoder_reads="block")))
 
 
 def test_a_model_without_z_refuses_a_prior():

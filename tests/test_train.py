@@ -332,7 +332,11 @@ BAD_INPUT = {
     "negative VI steps": (["--mala.vi-steps", "-1"], "vi_steps"),
     "negative seed": (["--seed", "-1"], "--seed"),
     "blocks of nothing": (["--infer-from", "past", "--block-size", "0"], "block_size"),
-    "the past by an encoder": (["--inference", "amortized", "--infer-from", "past"], "encoder"),
+    "the past by an encoder of texts": (
+        ["--inference", "amortized", "--infer-from", "past", "--model.encoder-reads", "text"],
+        "--model.encoder-reads",
+    ),
+    "an encoder of blocks without any": (["--model.encoder-reads", "block"], "--model.encoder-reads"),
     "the past without z": (["--inference", "none", "--model.num-slots", "0", "--infer-from", "past"], "--infer-from"),
     "thoughts without z": (
         ["--inference", "none", "--model.num-slots", "0", "--model.thoughts", "fast-weights"],

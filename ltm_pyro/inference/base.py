@@ -217,6 +217,14 @@ class StreamingScheme(PosteriorScheme, Protocol):
         ...
 
 
+class StreamingEncoderScheme(StreamingScheme, DensityScheme, Protocol):
+    """A streaming scheme with an encoder, which reads a block before any gradient of it is absorbed."""
+
+    def propose(self, model: Model, state: Any, block: Batch) -> Any:
+        """What the encoder makes of the posterior before a block and the block; with the encoder's gradient."""
+        ...
+
+
 def has_density(scheme: PosteriorScheme) -> TypeGuard[DensityScheme]:
     """Whether the scheme states that it has a density, in a form that type checkers understand."""
     return scheme.has_density
@@ -230,6 +238,11 @@ def has_chains(scheme: PosteriorScheme) -> TypeGuard[ChainScheme]:
 def can_absorb(scheme: PosteriorScheme) -> TypeGuard[StreamingScheme]:
     """Whether the scheme states that it can absorb, in a form that type checkers understand."""
     return scheme.can_absorb
+
+
+def absorbs_by_encoder(scheme: PosteriorScheme) -> TypeGuard[StreamingEncoderScheme]:
+    """Whether the scheme states that it can absorb and needs an encoder, in a form that type checkers understand."""
+    return scheme.can_absorb and scheme.needs_encoder
 
 
 def require_positive(settings: Any, *names: str) -> None:

@@ -3,19 +3,22 @@
     q_0 = p(z), or a point at its mean for a scheme of points;    q_i = absorb(q_{i-1}, b_i)
 
 (streaming variational Bayes: Broderick et al. 2013, arXiv 1307.6769). A scheme that can absorb does so from one
-gradient of the block's log-likelihood, whatever came before: a text of any length is read in memory that does not grow,
-and in time that grows with its length only. With T steps it also reads the T - 1 blocks before that one again, one
-gradient each: the newest block counts most, and each one before it half as much as the next. In all, a block counts
-once. (Several steps on the newest block alone make the next prediction worse than a single one does.) Every other
-scheme infers z again from all that has been read, starting at the mean of its last posterior.
+gradient of the block's log-likelihood, whatever came before, or by an encoder that reads the block: a text of any
+length is read in memory that does not grow, and in time that grows with its length only. With T steps it also reads the
+T - 1 blocks before that one again, one gradient each: the newest block counts most, and each one before it half as much
+as the next. In all, a block counts once. (Several steps on the newest block alone make the next prediction worse than a
+single one does.) Every other scheme infers z again from all that has been read, starting at the mean of its last
+posterior.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -26,6 +29,9 @@ from ltm_pyro.inference.base import (
     BlockEvidence,
     Model,
     PosteriorScheme,
+    StreamingEncoderScheme,
+    StreamingScheme,
+    absorbs_by_encoder,
     can_absorb,
     frozen,
     infer,
@@ -81,10 +87,14 @@ class Stream:
     Args:
         batch: the texts.
         rng: the noise of each sequence.
+        trains_encoder: whether draws carry the gradient of an encoder: that of its reading of the newest block. The
+            posterior before that block is a constant.
     """
 
-    def __init__(self, scheme: PosteriorScheme, model: Model, batch: BlockedBatch, rng: Noise) -> None:
-        self.model, self.batch = model, batch
+    def __init__(
+        self, scheme: PosteriorScheme, model: Model, batch: BlockedBatch, rng: Noise, trains_encoder: bool = False
+    ) -> None:
+        self.model, self.batch, self._trains_encoder = model, batch, trains_encoder
         self._rng, self._num_updates = rng, 0
         self._infer_with = scheme
         self.num_read = 0
@@ -95,6 +105,9 @@ class Stream:
         with frozen(model):
             self.state = self.scheme.init(model, batch.cut(0), rng)
             self._prior = latent_prior(model, batch.cut(0))
+        if absorbs_by_encoder(self.scheme):
+            # It changes nothing, but so each of the encoder's weights has a gradient, which processes wait for.
+            self._propose(self.scheme, batch.cut(0))
 
     @property
     def rng(self) -> Noise:
@@ -102,7 +115,9 @@ class Stream:
         return NoiseOfUpdate(self._rng, self._num_updates)
 
     def draw(self) -> Tensor:
-        """A draw of z given what has been read, [B, *event_shape], without gradient."""
+        """A draw of z given what has been read, [B, *event_shape], without gradient but for that of an encoder."""
+        if absorbs_by_encoder(self.scheme):
+            return self.scheme.distribution(self.state, self.rng, "guide").rsample()
         read = self.batch.cut(self.num_read)
         guide = self.scheme.guide(self.model, self.state, read, self.rng)
         value = poutine.trace(guide).get_trace(read).nodes[LATENT]["value"]
@@ -138,16 +153,41 @@ class Stream:
             self.state = infer(self.scheme, self.model, self.batch.cut(self.num_read), self.rng, warm)
             self._num_updates += 1
             return
-        for number, share in enumerate(shares(self.scheme.num_steps)[: 1 + math.ceil(start / size)]):
-            if number:  # more steps read more of the past again, and not the same block
-                end = start - (number - 1) * size
-                block, z = block_of(self.model, self.batch, max(0, end - size), end), None
-            if z is None or gradient is None:
-                z = self.draw()
-                gradient = gradient_of_block(self.model, block, z)
-            evidence = BlockEvidence(z, gradient, share, is_new=number == 0)
-            self.state = keep_finite(self.state, self.scheme.absorb(self.state, evidence, self._prior))
+        steps = shares(self.scheme.num_steps)[: 1 + math.ceil(start / size)]
+        # Where training knows the gradient: before an encoder has read the block.
+        newest = self._evidence(block, steps[0], z, gradient) if steps else None
+        if absorbs_by_encoder(self.scheme):
+            self._propose(self.scheme, block)
             self._num_updates += 1
+        if newest is not None:
+            self._absorb(self.scheme, newest)
+        for number, share in enumerate(steps[1:]):  # more steps read more of the past again, and not the same block
+            end = start - number * size
+            again = block_of(self.model, self.batch, max(0, end - size), end)
+            self._absorb(self.scheme, dataclasses.replace(self._evidence(again, share), is_new=False))
+
+    def _evidence(
+        self, block: Any, share: float, z: Tensor | None = None, gradient: Tensor | None = None
+    ) -> BlockEvidence:
+        """What a block says at a draw of z; the arguments are those of :meth:`read`."""
+        if z is None or gradient is None:
+            z = self.draw()
+            gradient = gradient_of_block(self.model, block, z)
+        return BlockEvidence(z, gradient, share, is_new=True)
+
+    def _absorb(self, scheme: StreamingScheme, evidence: BlockEvidence) -> None:
+        self.state = keep_finite(self.state, scheme.absorb(self.state, evidence, self._prior))
+        self._num_updates += 1
+
+    def _propose(self, scheme: StreamingEncoderScheme, block: Any) -> None:
+        """Let the encoder read a block."""
+        if self._trains_encoder:
+            with pyro.get_param_store().scope():  # the global one would hold on to the weights
+                proposed = scheme.propose(self.model, self.state, block)
+        else:
+            with frozen(self.model), torch.no_grad():
+                proposed = scheme.propose(self.model, self.state, block)
+        self.state = keep_finite(self.state, proposed)
 
 
 def shares(num_steps: int) -> list[float]:

@@ -103,16 +103,19 @@ def elbo_backward(model: Model, guide: Guide, batch: Batch, num_tokens: float) -
 
 
 def predict_backward(model: Model, z: Tensor, batch: Batch, num_tokens: float) -> tuple[SlowLoss, Tensor]:
-    """Add the gradient of -log p(x | z) per token to the weights' `.grad`, where z is a constant.
+    """Add the gradient of -log p(x | z) per token to the weights' `.grad`.
 
     Args:
-        z: [B, *event_shape], without gradient.
+        z: [B, *event_shape]. If it has a gradient itself, that is added too: so an encoder is trained that made it.
         num_tokens: what the summed loss is divided by, as in :func:`elbo_backward`.
 
     Returns:
         the loss, and its gradient with respect to z, [B, *event_shape], in nats per unit of z.
     """
-    z = z.detach().requires_grad_()
+    if z.requires_grad:
+        z.retain_grad()
+    else:
+        z = z.detach().requires_grad_()
     with pyro.get_param_store().scope():  # for the reason given above
         nll = -log_likelihood(model, batch, z).sum()
     torch.autograd.backward(nll / num_tokens)

@@ -69,14 +69,20 @@ class DecoderConfig:
     length: int = 2048
     """Predicted tokens of a sequence [tokens]."""
     encoder_layers: int = 0
-    """Layers of the encoder that proposes z from a text, for --inference amortized. 0: no encoder."""
+    """Layers of the encoder that proposes z, for --inference amortized. 0: no encoder."""
+    encoder_reads: Literal["text", "block"] = "text"
+    """What the encoder proposes z from, where there is one.
+    text: the whole text at once.
+    block: a block and the posterior before it, for --infer-from past. This encoder has one layer."""
     prior: Annotated[PriorName, tyro.conf.arg(help=PRIOR_HELP)] = "standard"
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 0 if name in ("num_slots", "encoder_layers") else 1
-            if name not in ("prior", "thoughts") and value < least:
+            if name not in ("prior", "thoughts", "encoder_reads") and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+        if self.encoder_reads == "block" and self.encoder_layers > 1:
+            raise ValueError(f"encoder_layers must be 1 for an encoder that reads blocks, not {self.encoder_layers}")
         if self.prior not in PRIORS:
             raise ValueError(f"unknown prior {self.prior!r}: choose from {', '.join(PRIORS)}")
         if self.thoughts == "fast-weights" and self.num_slots > self.hidden:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ltm_pyro.models.batch import TokenBatch
 from ltm_pyro.models.decoder import Decoder, DecoderConfig
-from ltm_pyro.models.encoder import Encoder
+from ltm_pyro.models.encoder import Encoder, RecurrentEncoder
 from ltm_pyro.models.generation import AS_THE_MODEL_SAYS, Sampling, generate, stream
 from ltm_pyro.models.priors import PRIORS
 from ltm_pyro.models.tokens import TokenSequence, until_end_of_text
@@ -52,7 +52,7 @@ class LatentThoughtModel(PyroModule):
         self.decoder = Decoder(config, vocab_size)
         # In this order, so that the same seed draws the same decoder with an encoder and without, under any prior.
         if config.encoder_layers:
-            self.encoder = Encoder(config)
+            self.encoder = Encoder(config) if config.encoder_reads == "text" else RecurrentEncoder(config)
         self.prior = PRIORS[config.prior](config.latent_shape)
 
     def forward(self, batch: TokenBatch | None = None, num_sequences: int = 1) -> Tensor:
@@ -135,22 +135,53 @@ class LatentThoughtModel(PyroModule):
         return dataclasses.replace(batch, below_z=self.decoder.below_z(inputs, batch.num_context))
 
     @pyro_method
-    def encode(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, batch: TokenBatch, mean: Tensor | None = None, log_scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and log scale of the q(z|x) that the encoder proposes, [B, L, S, D] each.
 
-        `batch.weights` says how much each position counts; the encoder sees nothing of positions of weight 0.
+        `batch.weights` says how much each position counts. The encoder sees nothing of positions of weight 0, except
+        that one which reads blocks sees their tokens as context of the others.
+
+        Args:
+            mean, log_scale: those of q(z) before the tokens of the batch were read, [B, L, S, D]; None for the prior's.
 
         Raises:
-            ValueError: if the model has no encoder.
+            ValueError: if the model has no encoder, or one that reads whole texts and is given another q than the
+                prior.
         """
         if not self.config.encoder_layers:
             raise ValueError("the model has no encoder: its encoder_layers are 0")
-        mean, log_scale = self.encoder(self.decoder.embedding(batch.tokens), batch.weights)
-        dtype = torch.promote_types(mean.dtype, torch.float32)
-        mean, log_scale = mean.to(dtype), log_scale.to(dtype)
-        # What the encoder proposes is relative to the prior.
-        prior = self.prior.distribution(like=mean)
-        return prior.mean + prior.stddev * mean, prior.stddev.log() + log_scale
+        weight = self.decoder.embedding.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        prior = self.prior.distribution(like=torch.zeros((), dtype=dtype, device=weight.device))
+        # What the encoder reads and proposes is relative to the prior.
+        if isinstance(self.encoder, RecurrentEncoder):
+            mean = (prior.mean if mean is None else mean).expand(len(batch), -1, -1, -1)
+            log_scale = (prior.stddev.log() if log_scale is None else log_scale).expand(len(batch), -1, -1, -1)
+            relative = (mean - prior.mean) / prior.stddev, log_scale - prior.stddev.log()
+            hidden, error = self._predicted(batch, mean)
+            proposed = self.encoder(hidden, error, batch.weights[:, batch.num_context :], *relative)
+        elif mean is None and log_scale is None:
+            proposed = self.encoder(self.decoder.embedding(batch.tokens), batch.weights)
+        else:
+            raise ValueError("the model's encoder reads whole texts, and cannot go on from a posterior")
+        proposed_mean, proposed_log_scale = (part.to(dtype) for part in proposed)
+        return prior.mean + prior.stddev * proposed_mean, prior.stddev.log() + proposed_log_scale
+
+    @torch.no_grad()
+    def _predicted(self, batch: TokenBatch, z_BLSD: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden states that predict the tokens of a batch given z, and how wrong they are, [B, T, D] each.
+
+        Of a token that is the embedding less its mean under the prediction: the direction in which the hidden state
+        would have to change. Without gradient: the decoder does not learn from how its errors are read.
+        """
+        inputs = self.decoder.inputs(batch.tokens, batch.previous)
+        hidden: Tensor = self.decoder(inputs, self.prior.thoughts(z_BLSD), None, batch.num_context)
+        # The dtype of the products may be bfloat16; the sum over the vocabulary is in that of the weights.
+        weight = self.decoder.embedding.weight
+        expected = self.decoder.logits(hidden).to(weight.dtype).softmax(-1) @ weight[:-1]
+        return hidden, weight[batch.tokens[:, batch.num_context :]] - expected
 
 
 @torch.no_grad()

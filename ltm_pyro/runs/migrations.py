@@ -11,7 +11,8 @@ version 3   no `num_checkpoints`
 version 4   no `tensorboard`
 version 5   no `version`, no `model.prior`
 version 6   no `model.thoughts`
-version 7   the current version
+version 7   no `model.encoder_reads`
+version 8   the current version
 
 A new scheme, and a new setting of one, need no version: :func:`ltm_pyro.config.from_dict` completes schemes by their
 defaults.
@@ -74,6 +75,11 @@ def _before_fast_weights(values: Values) -> None:
         values["model"].setdefault("thoughts", "attended")
 
 
+def _before_encoders_of_blocks(values: Values) -> None:
+    if isinstance(values.get("model"), dict):
+        values["model"].setdefault("encoder_reads", "text")
+
+
 MIGRATIONS: list[Callable[[Values], None]] = [
     _before_the_encoder,
     _when_vi_was_fitted_by_adam,
@@ -82,6 +88,7 @@ MIGRATIONS: list[Callable[[Values], None]] = [
     _before_tensorboard,
     _before_priors,
     _before_fast_weights,
+    _before_encoders_of_blocks,
 ]
 """The n-th, counted from 0, changes values of version n into those of version n + 1, in place."""
 

@@ -330,7 +330,9 @@ def report(training: Training, stop: StopSignal) -> None:
     config, corpus, trained = training.config, training.corpus, training.trained
     inferences = [inference_of(config)]
     is_streaming = config.objective.block_size is not None
-    if is_streaming:
+    if is_streaming and training.scheme.needs_encoder:  # which thinks without any step
+        inferences.append(dataclasses.replace(Inference.from_prior(), block_size=config.objective.block_size))
+    elif is_streaming:
         inferences.append(inference_of(config, fast_steps=0))
     elif config.inference != NO_INFERENCE:
         # A run without fast steps does not say how many the common scheme should take: with none, it would be the

@@ -422,7 +422,7 @@ def recording():
     return lambda seed=0: RecordingNoise(SequenceNoise(seed))
 
 
-def small_ltm(encoder_layers=0):
+def small_ltm(encoder_layers=0, encoder_reads="text"):
     model = LatentThoughtModel(
         DecoderConfig(
             num_layers=2,
@@ -433,6 +433,7 @@ def small_ltm(encoder_layers=0):
             window=4,
             length=12,
             encoder_layers=encoder_layers,
+            encoder_reads=encoder_reads,
         ),
         vocab_size=11,
         end_of_text=9,
@@ -457,6 +458,12 @@ def ltm():
 def ltm_with_encoder():
     """The same with an encoder that tells texts apart."""
     return small_ltm(encoder_layers=1)
+
+
+@pytest.fixture
+def ltm_that_reads_blocks():
+    """The same with an encoder that reads blocks, for any scheme that can absorb."""
+    return small_ltm(encoder_layers=1, encoder_reads="block")
 
 
 @pytest.fixture

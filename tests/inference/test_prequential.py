@@ -29,7 +29,15 @@ SETTINGS = {
 def ltm():
     """A model of a language of three symbols whose z has a say in what follows."""
     config = DecoderConfig(
-        num_layers=2, width=8, num_heads=2, hidden=8, num_slots=2, window=2, length=4, encoder_layers=1
+        num_layers=2,
+        width=8,
+        num_heads=2,
+        hidden=8,
+        num_slots=2,
+        window=2,
+        length=4,
+        encoder_layers=1,
+        encoder_reads="block",
     )
     model = LatentThoughtModel(config, vocab_size=4, end_of_text=2).double()
     with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ltm_pyro.models import Decoder, DecoderConfig, LatentThoughtModel, TokenBatch
-from ltm_pyro.models.encoder import Encoder
+from ltm_pyro.models.encoder import REMEMBER, Encoder, RecurrentEncoder
 
 TOY = DecoderConfig(num_layers=2, width=12, num_heads=3, hidden=10, num_slots=3, window=4, length=11, encoder_layers=2)
 
@@ -237,3 +237,133 @@ def test_a_model_without_an_encoder_says_so():
     model = LatentThoughtModel(dataclasses.replace(TOY, encoder_layers=0), vocab_size=7, end_of_text=5)
     with pytest.raises(ValueError, match="no encoder"):
         model.encode(random_batch())
+
+
+# --- one that reads blocks
+
+READER = dataclasses.replace(TOY, encoder_layers=1, encoder_reads="block")
+
+
+def sharp_reader():
+    encoder = RecurrentEncoder(READER).double()
+    for weight in encoder.parameters():
+        if weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=0.5)
+    return encoder
+
+
+def random_block(batch_size=3):
+    """Hidden states, errors, weights (those of the last text are 0), and the mean and log scale before."""
+    x_BTD, weights_BT = random_inputs(batch_size)
+    before = torch.randn(2, batch_size, *TOY.latent_shape, dtype=torch.float64)
+    return x_BTD, torch.randn_like(x_BTD), weights_BT, *before
+
+
+def naive_update(weights, hidden_TD, error_TD, weights_T, mean, log_scale):
+    """In numpy for one text that has a token: loops over slots and heads."""
+    size = TOY.width // TOY.num_heads
+    mean, log_scale = (part.reshape(-1, TOY.width) for part in (mean, log_scale))
+    updated = np.zeros((2, *mean.shape))
+    for slot in range(len(mean)):
+        state = weights["slots.weight"][slot]
+        state = state + weights["posterior.weight"] @ np.concatenate([mean[slot], log_scale[slot]])
+        query = weights["query.weight"] @ rms_normed(state, weights["slot_norm.weight"])
+        attended = np.zeros(TOY.width)
+        for head in (slice(h * size, (h + 1) * size) for h in range(TOY.num_heads)):
+            total, value = 1.0, np.zeros(size)  # the key that stands for nothing has logit 0 and value 0
+            for hidden, error, factor in zip(hidden_TD, error_TD, weights_T, strict=True):
+                key = (weights["key.weight"] @ hidden)[head]
+                # Both have a root mean square of 1; torch adds the machine epsilon to its square.
+                logit = (query[head] / np.sqrt((query[head] ** 2).mean())) @ (key / np.sqrt((key**2).mean()))
+                factor = factor * np.exp(weights["sharpness"] * logit / math.sqrt(size))
+                total += factor
+                value += factor * (weights["value.weight"] @ rms_normed(error, weights["error_norm.weight"]))[head]
+            attended[head] = value / total
+        candidates = np.split(weights["head.weight"] @ rms_normed(attended, weights["final_norm.weight"]), 3)
+        share = 1 / (1 + np.exp(weights["remember"] - candidates[2]))
+        for part, (old, new) in enumerate([(mean[slot], candidates[0]), (log_scale[slot], candidates[1])]):
+            updated[part, slot] = (1 - share) * old + share * new
+    return updated.reshape(2, *TOY.latent_shape)
+
+
+def test_updates_equal_an_implementation_in_loops():
+    encoder, inputs = sharp_reader(), random_block()
+    with torch.no_grad():
+        found = torch.stack(encoder(*inputs))
+    weights = {name: value.numpy() for name, value in encoder.state_dict().items()}
+    for text in range(2):
+        expected = naive_update(weights, *(part[text].numpy() for part in inputs))
+        np.testing.assert_allclose(found[:, text].numpy(), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_text_that_is_not_read_stays_as_it_was_and_its_gradients_are_finite():
+    encoder, (hidden, error, weights_BT, mean, log_scale) = sharp_reader(), random_block()
+    found = encoder(hidden, error, weights_BT, mean, log_scale)
+    for part, before in zip(found, (mean, log_scale), strict=True):
+        assert part[-1].equal(before[-1])
+        assert not part[0].equal(before[0])
+    empty = encoder(hidden[:, :0], error[:, :0], weights_BT[:, :0], mean, log_scale)
+    assert empty[0].equal(mean)
+    assert empty[1].equal(log_scale)
+    sum(part.square().sum() for part in (*found, *empty)).backward()
+    assert all(weight.grad.isfinite().all() for weight in encoder.parameters())
+
+
+def test_tokens_of_a_block_that_weigh_nothing_have_no_influence_at_all():
+    encoder, (hidden, error, weights_BT, mean, log_scale) = sharp_reader(), random_block()
+    unseen = weights_BT[..., None] == 0
+    others = (torch.where(unseen, 100 * torch.randn_like(x), x) for x in (hidden, error))
+    expected = encoder(hidden, error, weights_BT, mean, log_scale)
+    for part, other in zip(expected, encoder(*others, weights_BT, mean, log_scale), strict=True):
+        assert part.equal(other)
+
+
+def test_untrained_it_remembers_and_tells_texts_apart():
+    """The scale stays that of the prior; of the mean before, the share that the gates begin with stays."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(READER, width=48, num_heads=3)
+    encoder = RecurrentEncoder(config)
+    zeros = torch.zeros(2, *config.latent_shape)
+    hidden, error = torch.randn(2, 2, 40, 48)
+    mean, log_scale = encoder(hidden, error, torch.ones(2, 40), zeros, zeros)
+    assert log_scale.eq(0).all()
+    assert (mean[0] - mean[1]).abs().mean() > 0.05
+    later, _ = encoder(hidden, error, torch.ones(2, 40), zeros + 100, zeros)
+    share = 1 / (1 + math.exp(-REMEMBER))
+    torch.testing.assert_close(later, torch.full_like(later, 100 * share), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("prior", ["standard", "affine"])
+def test_the_model_reads_a_block_by_what_its_decoder_predicted_there(prior):
+    """On whole texts, with probabilities written out; a block of them is cut to what it needs."""
+    config = dataclasses.replace(READER, prior=prior, window=3)
+    model = LatentThoughtModel(config, vocab_size=7, end_of_text=5).double()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.4)
+    batch = random_batch()
+    batch = batch.with_weights(batch.weights.double())
+    mean, log_scale = torch.randn(2, 3, *TOY.latent_shape, dtype=torch.float64)
+    with torch.no_grad():
+        hidden = model.decoder(model.decoder.inputs(batch.tokens), model.prior.thoughts(mean))
+        vectors = model.decoder.embedding.weight
+        probabilities = (hidden @ vectors[:6].T).softmax(-1)
+        error = vectors[batch.tokens] - torch.einsum("btv,vd->btd", probabilities, vectors[:6])
+        weights = batch.weights * ((torch.arange(TOY.length) >= 6) & (torch.arange(TOY.length) < 10))
+        expected = model.encoder(hidden, error, weights, mean, log_scale)
+        found = model.encode(batch.block(6, 10, model.reach), mean, log_scale)
+    for part, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, other, rtol=1e-9, atol=1e-12)
+    assert not found[0][0].equal(mean[0])
+    assert found[0][1].equal(mean[1])
+
+
+def test_a_model_whose_encoder_reads_texts_cannot_go_on():
+    model = LatentThoughtModel(TOY, vocab_size=7, end_of_text=5)
+    zeros = torch.zeros(3, *TOY.latent_shape)
+    with pytest.raises(ValueError, match="reads whole texts"):
+        model.encode(random_batch(), zeros, zeros)
+
+
+def test_an_encoder_of_blocks_has_one_layer():
+    with pytest.raises(ValueError, match="encoder_layers must be 1"):
+        dataclasses.replace(READER, encoder_layers=2)

@@ -150,6 +150,7 @@ SLOW = pytest.mark.slow
     [
         ("vi", "prefix"),
         ("map", "past"),
+        ("amortized", "past"),
         pytest.param("amortized", "prefix", marks=SLOW),
         pytest.param("none", "prefix", marks=SLOW),
     ],

@@ -6,8 +6,9 @@ for the blocks b_1, b_2, … of a text, where q_0 is p(z), or a point at its mea
 variational filtering (Marino et al. 2018, arXiv 1811.05090) with the model's own weights learned by the same pass. No
 KL divergence is paid, since z is inferred from what the reader has read already.
 
-The gradient is of first order: z is a constant for it. So the gradient of a block's loss with respect to z, from which
-the next posterior is made, and that with respect to the weights come from one backward pass.
+The gradient is of first order: z is a constant for it, but for what the newest block changed of it through an encoder.
+So the gradient of a block's loss with respect to z, from which the next posterior is made, and that with respect to the
+weights come from one backward pass.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Past:
         rng: Noise,
         num_tokens: float,
     ) -> SlowLoss:
-        loss, stream = SlowLoss(), Stream(scheme, model, batch, rng)
+        loss, stream = SlowLoss(), Stream(scheme, model, batch, rng, trains_encoder=True)
         while True:
             is_last = stream.num_read + self.block_size >= num_positions(batch)
             z, block = stream.draw(), stream.block(self.block_size)

@@ -7,6 +7,13 @@ The encoder's weights φ are weights of the program, and the slow step trains th
 ELBO. Its gradient passes through the refinement as if that were a translation of μ and log σ, without second
 derivatives (as in the first-order approximation of Finn, Abbeel & Levine 2017, arXiv 1703.03400, section 5.2); at T = 0
 it is exact.
+
+Where a text is read block by block, the encoder proposes each posterior from the one before it and the newest block,
+
+    q_i = N(μ_φ(q_{i-1}, b_i), σ_φ(q_{i-1}, b_i)²)
+
+(amortised variational filtering: Marino et al. 2018, arXiv 1811.05090). T gradients then move its mean, as `map` moves
+its point. The encoder is trained by the loss of the next block, through one proposal: q_{i-1} is a constant to it.
 """
 
 from __future__ import annotations
@@ -18,18 +25,20 @@ from typing import ClassVar
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Guide, Model, StepInfo, require_positive
+from ltm_pyro.inference.base import Batch, BlockEvidence, Guide, Model, StepInfo, require_positive
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes.adam_vi import AdamVI, AdamVIState
+from ltm_pyro.inference.schemes.block_step import block_step
 
 
 @dataclass(frozen=True)
 class Amortized:
     """A Gaussian with independent dimensions, proposed by an encoder and refined by steps of adamvi.
 
-    The program has a method `encode(batch)`, which returns mean and log scale of q, [B, *event_shape] each. For
+    The program has a method `encode(batch)`, which returns mean and log scale of q, [B, *event_shape] each; to read a
+    text block by block, it takes those of the posterior before the block too, `encode(block, mean, log_scale)`. For
     `pyro.infer.SVI` to train its weights, the method must register them with Pyro, as the program does with its own
     (`pyro.module`, or `pyro.nn.pyro_method` if the program is a `PyroModule`).
     """
@@ -40,16 +49,19 @@ class Amortized:
     """The step size of Adam for the mean [units of z, whose prior has scale 1] and for the log scale, as in adamvi."""
     epsilon: float = 0.2
     """Adam's epsilon [nats per unit of z], as in adamvi."""
+    block_step: float = 0.3
+    """The distance that a block moves the mean on average beyond what the encoder proposes, where blocks are absorbed
+    one by one (--infer-from past) with at least one fast step, as in map."""
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False
-    can_absorb: ClassVar[bool] = False
+    can_absorb: ClassVar[bool] = True
     needs_encoder: ClassVar[bool] = True
     loss_is_bound: ClassVar[bool] = True
     num_draws: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "epsilon")
+        require_positive(self, "learning_rate", "epsilon", "block_step")
 
     @property
     def num_gradients(self) -> int:
@@ -72,6 +84,20 @@ class Amortized:
 
     def step(self, model: Model, state: AdamVIState, batch: Batch, rng: Noise) -> tuple[AdamVIState, StepInfo]:
         return self._refinement.step(model, state, batch, rng)
+
+    def propose(self, model: Model, state: AdamVIState, block: Batch) -> AdamVIState:
+        """The Gaussian that the encoder makes of the present one and a block, with the encoder's gradient.
+
+        Raises:
+            ValueError: if the program has no encoder, or one that cannot go on from a posterior.
+        """
+        mean, log_scale = _encode(model, block, state.mean.detach(), state.log_scale.detach())
+        return dataclasses.replace(state, mean=mean, log_scale=log_scale)
+
+    def absorb(self, state: AdamVIState, evidence: BlockEvidence, prior: TorchDistribution) -> AdamVIState:
+        """A step of the mean against the gradient, of length `block_step` on average over the blocks."""
+        mean, squares = block_step(state.mean, state.mean_second_moment, state.step, evidence, self.block_step)
+        return dataclasses.replace(state, step=state.step + 1, mean=mean, mean_second_moment=squares)
 
     def mean(self, state: AdamVIState) -> Tensor:
         """μ, [B, *event_shape]."""
@@ -99,11 +125,11 @@ class Amortized:
         return self._refinement.posterior(state, num_samples, rng)
 
 
-def _encode(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+def _encode(model: Model, batch: Batch, *before: Tensor) -> tuple[Tensor, Tensor]:
     encode = getattr(model, "encode", None)
     if encode is None:
         raise ValueError("amortized needs a model with an encoder: a method `encode(batch)`, mean and log scale of z")
-    mean, log_scale = encode(batch)
+    mean, log_scale = encode(batch, *before)
     return mean, log_scale
 
 

@@ -32,6 +32,7 @@ from ltm_pyro.inference.guides import guide_of, point
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes.adam import adam_step
+from ltm_pyro.inference.schemes.block_step import block_step
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,9 @@ class MAP:
         return MAPState(state.sequence_ids, state.step + 1, state.num_skipped, *moved), StepInfo(objective.detach())
 
     def absorb(self, state: MAPState, evidence: BlockEvidence, prior: TorchDistribution) -> MAPState:
-        """One step against the gradient, whose length is in proportion to it.
-
-        On average over the blocks it is `block_step`, or this share of it. So a block that says little moves z little,
-        and one without a token not at all.
-        """
-        z, gradient = evidence.z, evidence.gradient
-        sum_of_squares = state.second_moment + gradient.square()
-        mean_square = sum_of_squares.flatten(1).mean(1) / (state.step + 1).to(gradient)
-        rms = mean_square.sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
-        length = self.block_step * evidence.share / rms
-        moved = z - length.view(-1, *[1] * (z.dim() - 1)) * gradient
-        return dataclasses.replace(state, step=state.step + 1, z=moved, second_moment=sum_of_squares)
+        """One step against the gradient, of length `block_step` on average over the blocks."""
+        z, squares = block_step(evidence.z, state.second_moment, state.step, evidence, self.block_step)
+        return dataclasses.replace(state, step=state.step + 1, z=z, second_moment=squares)
 
     def guide(self, model: Model, state: MAPState, batch: Batch, rng: Noise) -> Guide:
         """All mass at z."""

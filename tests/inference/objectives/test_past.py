@@ -12,6 +12,7 @@ import torch
 from ltm_pyro.inference import PRIOR, SCHEMES, SequenceNoise
 from ltm_pyro.inference.base import log_joint
 from ltm_pyro.inference.objectives.past import Past
+from ltm_pyro.inference.schemes.amortized import Amortized
 from ltm_pyro.inference.schemes.map import MAP
 from ltm_pyro.inference.streaming import Stream
 from ltm_pyro.inference.svi import SlowLoss
@@ -41,25 +42,59 @@ def test_its_gradient_is_that_of_each_block_at_a_z_inferred_from_the_blocks_befo
         torch.testing.assert_close(weight.grad, expected, rtol=1e-8, atol=1e-10, msg=weight_name)
 
 
-def test_the_gradient_of_z_from_the_pass_of_the_weights_is_the_one_that_a_stream_takes_itself(ltm, texts):
+@pytest.mark.parametrize("scheme", [MAP(num_steps=1), Amortized(num_steps=1), Amortized(num_steps=2)])
+def test_the_gradient_of_z_from_the_pass_of_the_weights_is_the_one_that_a_stream_takes_itself(
+    scheme, ltm_that_reads_blocks, texts
+):
     """Otherwise training would infer another z than evaluation."""
     streams = []
 
     class Noted(Stream):
-        def __init__(self, *args):
-            super().__init__(*args)
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
             streams.append(self)
 
     import ltm_pyro.inference.objectives.past as module
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "Stream", Noted)
-        Past(2).backward(ltm, ltm, MAP(num_steps=1), texts, SequenceNoise(0), 5.0)
-    alone = Stream(MAP(num_steps=1), ltm, texts, SequenceNoise(0))
+        Past(2).backward(ltm_that_reads_blocks, ltm_that_reads_blocks, scheme, texts, SequenceNoise(0), 5.0)
+    alone = Stream(scheme, ltm_that_reads_blocks, texts, SequenceNoise(0))
     while alone.num_read < streams[0].num_read:
         alone.read(2)
     assert alone.num_read > 2
-    torch.testing.assert_close(streams[0].state.z, alone.state.z, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(scheme.mean(streams[0].state), scheme.mean(alone.state), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [0, 2])
+def test_an_encoder_is_trained_by_the_block_after_the_one_that_it_reads(num_steps, ltm_that_reads_blocks, texts):
+    """Written out: q before the newest block, and what gradients moved of it, are constants."""
+    scheme, ours, other = Amortized(num_steps), copy.deepcopy(ltm_that_reads_blocks), ltm_that_reads_blocks
+    loss = Past(3).backward(ours, ours, scheme, texts, SequenceNoise(3), 7.0)
+    stream, nats = Stream(scheme, other, texts, SequenceNoise(3)), torch.zeros((), dtype=torch.float64)
+    # Before the first block, q is the prior.
+    mean = log_scale = torch.zeros(len(texts), *other.config.latent_shape, dtype=torch.float64)
+    for start in range(0, 12, 3):
+        moved = stream.state.mean - mean.detach()
+        noise = (stream.draw() - stream.state.mean) / stream.state.log_scale.exp()
+        z = mean + moved + noise * log_scale.exp()
+        nats = nats - log_joint(other, in_block(texts, start, start + 3), z).log_likelihood.sum()
+        before = stream.state
+        stream.read(3)
+        mean, log_scale = other.encode(texts.block(start, start + 3, other.reach), before.mean, before.log_scale)
+    (nats / 7).backward()
+    assert loss == SlowLoss(nelbo=pytest.approx(nats.item(), rel=1e-10))
+    for (name, weight), (_, expected) in zip(ours.named_parameters(), other.named_parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, expected.grad, rtol=1e-8, atol=1e-10, msg=name)
+        assert weight.grad.any() or "prior" in name, name
+
+
+def test_an_encoder_has_a_gradient_where_there_is_only_one_block(ltm_that_reads_blocks, texts):
+    """It is 0, but processes wait for it."""
+    Past(100).backward(ltm_that_reads_blocks, ltm_that_reads_blocks, Amortized(0), texts, SequenceNoise(0), 1.0)
+    for name, weight in ltm_that_reads_blocks.encoder.named_parameters():
+        assert weight.grad is not None, name
+        assert not weight.grad.any(), name
 
 
 def test_without_thinking_it_is_the_likelihood_of_whole_texts_at_the_start(ltm, texts):
