@@ -4,8 +4,8 @@
 
 Each variant changes one thing of "past" in thinking.py. It is trained for a short time, and scored on 32 held-out
 sequences of 2,048 tokens, the same for all: by the code length with the fast steps that it was trained with, and
-without any (what "amortized" then still does is what its encoder does). Differences between variants that are smaller than the spread over seeds (results/thinking.md) say nothing.
-Runs that are finished are not trained again.
+without any (what "amortized" then still does is what its encoder does). Differences between variants that are smaller
+than the spread over seeds (results/thinking.md) say nothing. Runs that are finished are not trained again.
 """
 
 from __future__ import annotations
