@@ -293,6 +293,10 @@ def validate(config: TrainConfig) -> None:
             f"--infer-from {config.infer_from} with --model.encoder-reads {config.model.encoder_reads}: z is inferred "
             f"there from a {needed}, so that the encoder must read a {needed}"
         )
+    if config.model.encoder_reads == "block" and config.model.encoder_layers > 1:
+        raise InputError(
+            f"--model.encoder-layers {config.model.encoder_layers}: an encoder that reads blocks has one layer"
+        )
     if not _needs_encoder(config.inference) and config.model.encoder_reads != DecoderConfig.encoder_reads:
         raise InputError(f"--model.encoder-reads {config.model.encoder_reads}: there is no encoder; leave it out")
     if config.inference == NO_INFERENCE and config.fast_steps:

@@ -238,6 +238,8 @@ def test_an_encoder_reads_what_z_is_inferred_from():
         model = dataclasses.replace(amortized.model, encoder_reads=reads)
         with pytest.raises(InputError, match=f"--infer-from {infer_from} with --model.encoder-reads {reads}"):
             validate(dataclasses.replace(amortized, infer_from=infer_from, model=model))
+    with pytest.raises(InputError, match="encoder-layers 2: an encoder that reads blocks has one layer"):
+        validate(dataclasses.replace(amortized, model=dataclasses.replace(amortized.model, encoder_layers=2)))
     model = dataclasses.replace(amortized.model, encoder_layers=0, encoder_reads="text")
     without = dataclasses.replace(amortized, inference="vi", model=model)
     validate(without)

@@ -76,6 +76,10 @@ class State:
         """The state of the sequences that the index selects."""
         return dataclasses.replace(self, **{name: value[index] for name, value in vars(self).items()})
 
+    def detached(self) -> Self:
+        """The same numbers without gradient."""
+        return dataclasses.replace(self, **{name: value.detach() for name, value in vars(self).items()})
+
     @classmethod
     def join(cls, states: Sequence[Self]) -> Self:
         """One state of the sequences of several, in their order. They may stand at different steps."""

@@ -105,7 +105,7 @@ class Stream:
         with frozen(model):
             self.state = self.scheme.init(model, batch.cut(0), rng)
             self._prior = latent_prior(model, batch.cut(0))
-        if absorbs_by_encoder(self.scheme):
+        if trains_encoder and absorbs_by_encoder(self.scheme):
             # It changes nothing, but so each of the encoder's weights has a gradient, which processes wait for.
             self._propose(self.scheme, batch.cut(0))
 
@@ -180,7 +180,8 @@ class Stream:
         self._num_updates += 1
 
     def _propose(self, scheme: StreamingEncoderScheme, block: Any) -> None:
-        """Let the encoder read a block."""
+        """Let the encoder read a block, from a posterior that is a constant."""
+        self.state = self.state.detached()
         if self._trains_encoder:
             with pyro.get_param_store().scope():  # the global one would hold on to the weights
                 proposed = scheme.propose(self.model, self.state, block)

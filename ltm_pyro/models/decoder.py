@@ -81,8 +81,6 @@ class DecoderConfig:
             least = 0 if name in ("num_slots", "encoder_layers") else 1
             if name not in ("prior", "thoughts", "encoder_reads") and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
-        if self.encoder_reads == "block" and self.encoder_layers > 1:
-            raise ValueError(f"encoder_layers must be 1 for an encoder that reads blocks, not {self.encoder_layers}")
         if self.prior not in PRIORS:
             raise ValueError(f"unknown prior {self.prior!r}: choose from {', '.join(PRIORS)}")
         if self.thoughts == "fast-weights" and self.num_slots > self.hidden:

@@ -151,7 +151,7 @@ class RecurrentEncoder(nn.Module):
 
         Args:
             hidden_BTD: the decoder's hidden states, which predict the tokens of the block.
-            error_BTD: the embedding of each token less its mean under the prediction.
+            error_BTD: the gradient of the log-probability of each token with respect to its hidden state.
             weights_BT: how often each token counts as a key of attention. A token of weight 0 has no influence at all;
                 where all tokens of a text have weight 0, its posterior stays as it is.
         """

@@ -25,6 +25,7 @@ from ltm_pyro.models.encoder import Encoder, RecurrentEncoder
 from ltm_pyro.models.generation import AS_THE_MODEL_SAYS, Sampling, generate, stream
 from ltm_pyro.models.priors import PRIORS
 from ltm_pyro.models.tokens import TokenSequence, until_end_of_text
+from ltm_pyro.models.vocabulary import target_log_probs
 
 
 class LatentThoughtModel(PyroModule):
@@ -169,19 +170,24 @@ class LatentThoughtModel(PyroModule):
         proposed_mean, proposed_log_scale = (part.to(dtype) for part in proposed)
         return prior.mean + prior.stddev * proposed_mean, prior.stddev.log() + proposed_log_scale
 
-    @torch.no_grad()
     def _predicted(self, batch: TokenBatch, z_BLSD: Tensor) -> tuple[Tensor, Tensor]:
         """The hidden states that predict the tokens of a batch given z, and how wrong they are, [B, T, D] each.
 
-        Of a token that is the embedding less its mean under the prediction: the direction in which the hidden state
-        would have to change. Without gradient: the decoder does not learn from how its errors are read.
+        That is the gradient of the log-probability of the token with respect to the hidden state: the embedding of the
+        token less its mean under the prediction. Both are constants: the decoder does not learn from how its errors are
+        read.
         """
-        inputs = self.decoder.inputs(batch.tokens, batch.previous)
-        hidden: Tensor = self.decoder(inputs, self.prior.thoughts(z_BLSD), None, batch.num_context)
-        # The dtype of the products may be bfloat16; the sum over the vocabulary is in that of the weights.
-        weight = self.decoder.embedding.weight
-        expected = self.decoder.logits(hidden).to(weight.dtype).softmax(-1) @ weight[:-1]
-        return hidden, weight[batch.tokens[:, batch.num_context :]] - expected
+        decoder, tokens = self.decoder, batch.tokens[:, batch.num_context :]
+        with torch.no_grad():
+            inputs = decoder.inputs(batch.tokens, batch.previous)
+            hidden = decoder(inputs, self.prior.thoughts(z_BLSD), None, batch.num_context)
+            hidden = hidden[:, : tokens.shape[1]]  # where there are no tokens, there is still begin-of-text
+        with torch.enable_grad():
+            hidden.requires_grad_()
+            weight, dtype = decoder.embedding.weight.detach(), decoder.compute_dtype
+            log_probs = target_log_probs(hidden.flatten(0, 1), weight, tokens.flatten(), num_unused=1, dtype=dtype)
+            (error,) = torch.autograd.grad(log_probs.sum(), hidden)
+        return hidden.detach(), error
 
 
 @torch.no_grad()

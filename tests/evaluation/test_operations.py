@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings
 from ltm_pyro.evaluation.inferred import Inference
 from ltm_pyro.inference import PRIOR
 from ltm_pyro.inference.objectives import OBJECTIVES
+from ltm_pyro.inference.objectives.past import Past
 from ltm_pyro.inference.schemes.amortized import Amortized
 from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import DecoderConfig, LatentThoughtModel
@@ -20,7 +22,7 @@ L, D, H, S, T, V = 2, 16, 24, 3, 32, 10
 CONFIG = DecoderConfig(num_layers=L, width=D, num_heads=2, hidden=H, num_slots=S, window=T, length=T)
 
 
-def model_of(**changes: int) -> LatentThoughtModel:
+def model_of(**changes: Any) -> LatentThoughtModel:
     return LatentThoughtModel(dataclasses.replace(CONFIG, **changes), vocab_size=V + 1, end_of_text=0)
 
 
@@ -105,6 +107,19 @@ def test_an_encoder_costs_two_passes_and_a_gradient_to_train_and_one_to_score():
     # z has a gradient here: that of the keys and values of the slots, which vi's slow step does without.
     training = operations.of_training(model, Amortized(), OBJECTIVES["whole"]())
     assert training == pytest.approx(3 * FORWARD_WITH_Z + LOGITS + 4 * encoder)
+
+
+def test_an_encoder_of_blocks_reads_each_block_by_a_pass_without_gradient():
+    """One more pass of four, and what the encoder itself does; the last block is read by nobody."""
+    model = model_of(window=4, encoder_layers=1, encoder_reads="block")
+    without = operations.of_training(model_of(window=4), VI(num_steps=0), Past(T // 4))
+    training = operations.of_training(model, Amortized(), Past(T // 4))
+    assert 1.1 * without < training < 2 * without
+    inference = Inference("amortized", Amortized(), block_size=T // 4)
+    scored = operations.of_estimate(model, ESTIMATORS["prequential"], inference, EstimatorSettings(num_samples=1))
+    from_prior = dataclasses.replace(Inference.from_prior(), block_size=T // 4)
+    alone = operations.of_estimate(model, ESTIMATORS["prequential"], from_prior, EstimatorSettings(num_samples=1))
+    assert 1.5 * alone < scored < 3 * alone
 
 
 def test_prequential_infers_from_what_stands_before_a_block_alone():

@@ -362,8 +362,3 @@ def test_a_model_whose_encoder_reads_texts_cannot_go_on():
     zeros = torch.zeros(3, *TOY.latent_shape)
     with pytest.raises(ValueError, match="reads whole texts"):
         model.encode(random_batch(), zeros, zeros)
-
-
-def test_an_encoder_of_blocks_has_one_layer():
-    with pytest.raises(ValueError, match="encoder_layers must be 1"):
-        dataclasses.replace(READER, encoder_layers=2)

@@ -46,9 +46,10 @@ class Amortized:
     num_steps: int = 0
     """The number of steps of refinement for each sequence (T)."""
     learning_rate: float = 0.1
-    """The step size of Adam for the mean [units of z, whose prior has scale 1] and for the log scale, as in adamvi."""
+    """The step size of Adam for the mean [units of z, whose prior has scale 1] and for the log scale, as in adamvi;
+    where z of a text is inferred at once."""
     epsilon: float = 0.2
-    """Adam's epsilon [nats per unit of z], as in adamvi."""
+    """Adam's epsilon [nats per unit of z], as in adamvi; where z of a text is inferred at once."""
     block_step: float = 0.3
     """The distance that a block moves the mean on average beyond what the encoder proposes, where blocks are absorbed
     one by one (--infer-from past) with at least one fast step, as in map."""
@@ -91,7 +92,7 @@ class Amortized:
         Raises:
             ValueError: if the program has no encoder, or one that cannot go on from a posterior.
         """
-        mean, log_scale = _encode(model, block, state.mean.detach(), state.log_scale.detach())
+        mean, log_scale = _encode(model, block, state.mean, state.log_scale)
         return dataclasses.replace(state, mean=mean, log_scale=log_scale)
 
     def absorb(self, state: AdamVIState, evidence: BlockEvidence, prior: TorchDistribution) -> AdamVIState:

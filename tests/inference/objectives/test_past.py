@@ -15,7 +15,7 @@ from ltm_pyro.inference.objectives.past import Past
 from ltm_pyro.inference.schemes.amortized import Amortized
 from ltm_pyro.inference.schemes.map import MAP
 from ltm_pyro.inference.streaming import Stream
-from ltm_pyro.inference.svi import SlowLoss
+from ltm_pyro.inference.svi import OptimizerConfig, SlowLoss, WeightOptimizer
 
 
 def in_block(texts, start, end):
@@ -95,6 +95,27 @@ def test_an_encoder_has_a_gradient_where_there_is_only_one_block(ltm_that_reads_
     for name, weight in ltm_that_reads_blocks.encoder.named_parameters():
         assert weight.grad is not None, name
         assert not weight.grad.any(), name
+
+
+def test_a_proposal_that_is_not_finite_is_skipped_and_counted_and_costs_the_step(
+    ltm_that_reads_blocks, texts, monkeypatch
+):
+    model, propose, calls = ltm_that_reads_blocks, Amortized.propose, []
+
+    def failing(self, model, state, block):
+        calls.append(len(calls))
+        proposed = propose(self, model, state, block)
+        fails = (torch.arange(len(state)) == 1) & (len(calls) == 3)
+        return dataclasses.replace(proposed, mean=proposed.mean / (~fails)[:, None, None, None])
+
+    monkeypatch.setattr(Amortized, "propose", failing)
+    loss = Past(2).backward(model, model, Amortized(num_steps=0), texts, SequenceNoise(0), 1.0)
+    assert loss.num_skipped_fast_steps == 1
+    assert math.isfinite(loss.nelbo)
+    settings = OptimizerConfig(1e-3, 1e-4, 0)
+    before = copy.deepcopy(model.state_dict())
+    assert not WeightOptimizer(model, settings, 10).update(0)
+    assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
 
 
 def test_without_thinking_it_is_the_likelihood_of_whole_texts_at_the_start(ltm, texts):
