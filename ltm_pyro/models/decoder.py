@@ -79,7 +79,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 0 if name in ("num_slots", "encoder_layers") else 1
-            if name not in ("prior", "thoughts", "encoder_reads") and value < least:
+            if isinstance(value, int) and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         if self.prior not in PRIORS:
             raise ValueError(f"unknown prior {self.prior!r}: choose from {', '.join(PRIORS)}")
