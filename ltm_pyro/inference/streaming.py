@@ -13,7 +13,6 @@ posterior.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
@@ -155,7 +154,7 @@ class Stream:
             return
         steps = shares(self.scheme.num_steps)[: 1 + math.ceil(start / size)]
         # Where training knows the gradient: before an encoder has read the block.
-        newest = self._evidence(block, steps[0], z, gradient) if steps else None
+        newest = self._evidence(block, steps[0], True, z, gradient) if steps else None
         if absorbs_by_encoder(self.scheme):
             self._propose(self.scheme, block)
             self._num_updates += 1
@@ -164,16 +163,16 @@ class Stream:
         for number, share in enumerate(steps[1:]):  # more steps read more of the past again, and not the same block
             end = start - number * size
             again = block_of(self.model, self.batch, max(0, end - size), end)
-            self._absorb(self.scheme, dataclasses.replace(self._evidence(again, share), is_new=False))
+            self._absorb(self.scheme, self._evidence(again, share, False))
 
     def _evidence(
-        self, block: Any, share: float, z: Tensor | None = None, gradient: Tensor | None = None
+        self, block: Any, share: float, is_new: bool, z: Tensor | None = None, gradient: Tensor | None = None
     ) -> BlockEvidence:
-        """What a block says at a draw of z; the arguments are those of :meth:`read`."""
+        """What a block says at a draw of z; `z` and `gradient` are those of :meth:`read`."""
         if z is None or gradient is None:
             z = self.draw()
             gradient = gradient_of_block(self.model, block, z)
-        return BlockEvidence(z, gradient, share, is_new=True)
+        return BlockEvidence(z, gradient, share, is_new)
 
     def _absorb(self, scheme: StreamingScheme, evidence: BlockEvidence) -> None:
         self.state = keep_finite(self.state, scheme.absorb(self.state, evidence, self._prior))

@@ -5,6 +5,7 @@ Here rather than in a module to import, since pytest's import mode `importlib` p
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -386,6 +387,33 @@ def assert_mean(standard_errors):
         assert deviation.abs().max() < 5, f"off by {deviation.abs().max():.1f} standard errors"
 
     return check
+
+
+@dataclass(frozen=True)
+class Positions:
+    """T noisy looks at z of each of B sequences, x [B, T, d], of which some count."""
+
+    x: Tensor
+    weights: Tensor
+    sequence_ids: Tensor
+
+    def __len__(self):
+        return len(self.x)
+
+    def cut(self, num_positions):
+        return dataclasses.replace(self, x=self.x[:, :num_positions], weights=self.weights[:, :num_positions])
+
+    def block(self, start, end, reach):
+        return dataclasses.replace(self, x=self.x[:, start:end], weights=self.weights[:, start:end])
+
+    def in_order(self, order):
+        return dataclasses.replace(self, x=self.x[:, order], weights=self.weights[:, order])
+
+
+@pytest.fixture(scope="session")
+def positions():
+    """The class of such a batch."""
+    return Positions
 
 
 @pytest.fixture

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.nn import PyroModule, pyro_method
-from torch import Tensor, nn
+from torch import nn
 
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.inference.objectives.past import Past
@@ -20,24 +17,6 @@ from ltm_pyro.inference.svi import OptimizerConfig, WeightOptimizer
 
 NOISE_SCALE = 2.0
 NUM_DIMS = 16
-
-
-@dataclass(frozen=True)
-class Looks:
-    """T noisy looks at z of each of B sequences, x [B, T, d]."""
-
-    x: Tensor
-    weights: Tensor
-    sequence_ids: Tensor
-
-    def __len__(self):
-        return len(self.x)
-
-    def cut(self, num_positions):
-        return self.block(0, num_positions, 1)
-
-    def block(self, start, end, reach):
-        return dataclasses.replace(self, x=self.x[:, start:end], weights=self.weights[:, start:end])
 
 
 class Reader(PyroModule):
@@ -61,21 +40,27 @@ class Reader(PyroModule):
         return mean + self.gain * batch.x.sum(1), log_scale - self.log_shrinkage * is_read
 
 
-def looks(num_texts, num_positions, seed):
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(num_texts, 1, NUM_DIMS, generator=generator, dtype=torch.float64)
-    noise = torch.randn(num_texts, num_positions, NUM_DIMS, generator=generator, dtype=torch.float64)
-    weights = torch.ones(num_texts, num_positions, dtype=torch.float64)
-    return Looks(z + NOISE_SCALE * noise, weights, torch.arange(num_texts) + num_texts * seed)
+@pytest.fixture
+def looks(positions):
+    """Six looks at z of each of some texts."""
+
+    def draw(num_texts, seed):
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(num_texts, 1, NUM_DIMS, generator=generator, dtype=torch.float64)
+        noise = torch.randn(num_texts, 6, NUM_DIMS, generator=generator, dtype=torch.float64)
+        weights = torch.ones(num_texts, 6, dtype=torch.float64)
+        return positions(z + NOISE_SCALE * noise, weights, torch.arange(num_texts) + num_texts * seed)
+
+    return draw
 
 
-def test_trained_by_the_next_block_the_encoder_finds_the_mean_of_the_posterior():
+def test_trained_by_the_next_block_the_encoder_finds_the_mean_of_the_posterior(looks):
     """Of a block of three looks it is the sum over s² + 3. The scale shrinks, since a block is scored by one draw."""
     model, scheme = Reader(), Amortized(num_steps=0)
     settings = OptimizerConfig(3e-2, 1e-4, 0, weight_decay=0.0, max_gradient_norm=float("inf"))
     optimizer = WeightOptimizer(model, settings, num_steps=150)
     for step in range(150):
-        batch = looks(200, 6, seed=step)
+        batch = looks(200, seed=step)
         Past(block_size=3).backward(model, model, scheme, batch, SequenceNoise(0), batch.weights.sum().item())
         assert optimizer.update(step)
     # Each text says something of 16 gains; the last steps average over some 50 batches of 200 texts.
@@ -83,8 +68,8 @@ def test_trained_by_the_next_block_the_encoder_finds_the_mean_of_the_posterior()
     assert model.log_shrinkage.item() > 0.5
 
 
-def test_a_gradient_moves_the_mean_beyond_what_the_encoder_proposes():
-    model, batch = Reader(), looks(5, 6, seed=0)
+def test_a_gradient_moves_the_mean_beyond_what_the_encoder_proposes(looks):
+    model, batch = Reader(), looks(5, seed=0)
     with torch.no_grad():
         model.gain += 0.1
     moved = Stream(Amortized(num_steps=1, block_step=0.4), model, batch, SequenceNoise(0))
@@ -98,9 +83,9 @@ def test_a_gradient_moves_the_mean_beyond_what_the_encoder_proposes():
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_nothing_of_the_encoder_is_left_in_pyros_store():
+def test_nothing_of_the_encoder_is_left_in_pyros_store(looks):
     pyro.clear_param_store()
-    model, batch = Reader(), looks(5, 6, seed=0)
+    model, batch = Reader(), looks(5, seed=0)
     Stream(Amortized(num_steps=0), model, batch, SequenceNoise(0)).read(3)
     Past(block_size=3).backward(model, model, Amortized(num_steps=1), batch, SequenceNoise(0), 1.0)
     assert not list(pyro.get_param_store().keys())

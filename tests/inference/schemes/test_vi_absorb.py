@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
 
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.inference.base import BlockEvidence
@@ -18,27 +16,6 @@ from ltm_pyro.inference.streaming import Stream
 
 NOISE_SCALE = 2.0
 PRIOR_MEAN, PRIOR_SCALE = 0.7, 1.5
-
-
-@dataclass(frozen=True)
-class Positions:
-    """T noisy looks at z of each of B sequences, x [B, T, d], of which some count."""
-
-    x: Tensor
-    weights: Tensor
-    sequence_ids: Tensor
-
-    def __len__(self):
-        return len(self.x)
-
-    def cut(self, num_positions):
-        return dataclasses.replace(self, x=self.x[:, :num_positions], weights=self.weights[:, :num_positions])
-
-    def block(self, start, end, reach):
-        return dataclasses.replace(self, x=self.x[:, start:end], weights=self.weights[:, start:end])
-
-    def in_order(self, order):
-        return dataclasses.replace(self, x=self.x[:, order], weights=self.weights[:, order])
 
 
 def noisy_looks(batch):
@@ -51,13 +28,13 @@ def noisy_looks(batch):
 
 
 @pytest.fixture(scope="module")
-def looks():
+def looks(positions):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 12, 20_000, generator=generator, dtype=torch.float64) * NOISE_SCALE
     x += torch.randn(2, 1, 20_000, generator=generator, dtype=torch.float64) * PRIOR_SCALE + PRIOR_MEAN
     weights = torch.ones(2, 12, dtype=torch.float64)
     weights[1, 9:] = 0
-    return Positions(x, weights, torch.arange(2))
+    return positions(x, weights, torch.arange(2))
 
 
 def exact_posterior(batch):
