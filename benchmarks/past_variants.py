@@ -45,6 +45,10 @@ VARIANTS = {
         *("--infer-from", "past", "--inference", "map"),
         *("--model.thoughts", "attended", "--model.num-slots", "16", "--model.prior", "affine"),
     ],
+    # z moves by the step times the scale at which `scaled` starts: all that is missing is that the scale is learned.
+    "scale not learned": [*PAST_OPTIONS, "--model.prior", "standard", "--map.block-step", "0.003"],
+    "start learned": [*PAST_OPTIONS, "--model.prior", "affine", "--map.block-step", "0.003"],
+    "prefix, vi, T = 1": ["--infer-from", "prefix", "--inference", "vi", "--fast-steps", "1"],
     "whole, vi, T = 1": ["--infer-from", "whole", "--inference", "vi", "--fast-steps", "1"],
     "window 64": [*PAST_OPTIONS, "--model.window", "64"],
     "no z, window 64": [*OPTIONS[NO_Z], "--model.window", "64"],

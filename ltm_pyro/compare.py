@@ -35,7 +35,7 @@ from ltm_pyro.inference.diagnostics import mixing
 from ltm_pyro.inference.export import evaluate_draws, to_arviz
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs.run import check_is_free
-from ltm_pyro.runs.trained import load, texts_to_score
+from ltm_pyro.runs.trained import load, num_validation_sequences, texts_to_score
 
 if TYPE_CHECKING:
     SchemeName = str
@@ -203,7 +203,8 @@ def main(args: Sequence[str]) -> int:
     inferences = [within_budget(inference_of(trained.config, name), config) for name in names]
     texts = texts_to_score(trained, config.data, config.text_column)
     packed = PACKING[trained.config.packing](texts.documents, trained.tokenizer, trained.config.model.length)
-    chosen = figures.chosen_sequences(len(packed), config.num_sequences)
+    num_validation = num_validation_sequences(trained, config.data, trained.config.model.length)
+    chosen = figures.chosen_sequences(len(packed), config.num_sequences, num_validation)
     batch, document_ids = packed.batch(chosen).to(device), packed.document_ids[torch.from_numpy(chosen)]
     written, observed = trained.texts(batch), {"tokens": batch.tokens.cpu().numpy()}
     out = create_folder(config.out, trained.results, "comparison")

@@ -28,7 +28,7 @@ from ltm_pyro.evaluation.report import Row, ScoredRun
 from ltm_pyro.files.numbering import free_path
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.models import TokenBatch
-from ltm_pyro.runs.trained import load, texts_to_score
+from ltm_pyro.runs.trained import load, num_validation_sequences, texts_to_score
 
 WITH_Z = of_models(with_z=True)
 """The figures to choose from; a model without z has only one."""
@@ -74,7 +74,8 @@ class EvaluateConfig:
     """Tokens of a sequence that the text is cut into. Default: as in training.
     In a longer one, z has more of the text to be inferred from. It makes no difference to --certify."""
     num_sequences: int = 64
-    """Sequences to score, drawn from all of the text, the same ones every time. 0: all."""
+    """Sequences to score, drawn from all of the text, the same ones every time. 0: all.
+    Of the run's own held-out text, those that validation used in training are left out (not with another --length)."""
     batch_size: int = 16
     """Sequences that are scored together. Figures do not depend on it; the texts that --certify draws do."""
     seed: int = 0
@@ -126,7 +127,7 @@ def load_run(path: str, config: EvaluateConfig, device: torch.device) -> ScoredR
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")
     texts = texts_to_score(trained, config.data, config.text_column)
     packed = PACKING[trained.config.packing](texts.documents, trained.tokenizer, length)
-    return ScoredRun(trained, texts, packed)
+    return ScoredRun(trained, texts, packed, num_validation_sequences(trained, config.data, length))
 
 
 def default_estimators(config: TrainConfig) -> tuple[str, ...]:
@@ -137,7 +138,7 @@ def default_estimators(config: TrainConfig) -> tuple[str, ...]:
 def score(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> list[Row]:
     """The figures of a run with z inferred in one way."""
     trained, packed = run.trained, run.packed
-    chosen = figures.chosen_sequences(len(packed), config.num_sequences or len(packed))
+    chosen = figures.chosen_sequences(len(packed), config.num_sequences or len(packed), run.num_validation)
 
     def batches() -> Iterator[TokenBatch]:
         title = f"{trained.path.name}, {inference.z_from}, T = {inference.scheme.num_steps}"

@@ -18,13 +18,15 @@ import torch
 from safetensors.torch import load_file
 
 import ltm_pyro
-from ltm_pyro import cli, config, train
+from ltm_pyro import cli, config, evaluate, train
+from ltm_pyro.evaluation import figures
 from ltm_pyro.inference import SCHEMES, svi
 from ltm_pyro.inference.objectives import OBJECTIVES, prefix
 from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import LatentThoughtModel
 from ltm_pyro.training import loop
 
+FEW = "--estimators elbo --num-samples 2"
 MORE = "--micro-batch-size 2 --fast-steps 2 --log-every 1 --validation-sequences 4 --validation-samples 4"
 
 
@@ -71,6 +73,39 @@ def test_a_run_in_bfloat16_computes_in_it_wherever_it_is_read(command):
     assert ltm_pyro.load("run").model.decoder.compute_dtype == torch.bfloat16
     assert all(record["valid_bound"] for record in records(Path("run")))
     assert command("--out", "run", "--resume", "--precision", "float32", data=None)[0] == 2
+
+
+def test_report_and_evaluate_score_nothing_that_a_checkpoint_was_chosen_by(command, monkeypatch):
+    """Of the same corpus, whether it is named or not, and as a path that is spelt in another way."""
+    seen, score = [], figures.score
+
+    def recording(model, batches, *args):
+        batches = list(batches)
+        seen.append({number for batch in batches for number in batch.sequence_ids.tolist()})
+        return score(model, batches, *args)
+
+    monkeypatch.setattr(figures, "score", recording)
+    assert command("--steps", "4", "--validate-every", "2", "--out", "run")[0] == 0
+    validated, *reports = seen
+    assert validated
+    assert all(report and not report & validated for report in reports)
+    data = ltm_pyro.load("run").config.data
+    for own in ((), ("--data", data), ("--data", f"{Path(data).parent}/../{Path(data).parent.name}/{Path(data).name}")):
+        seen.clear()
+        with pytest.raises(SystemExit) as exit:
+            cli.run(evaluate.main, ["run", "--device", "cpu", "--num-sequences", "0", *shlex.split(FEW), *own])
+        assert exit.value.code == 0
+        (scored,) = seen
+        assert scored
+        assert not scored & validated
+    seen.clear()
+    other = Path(data).with_name("other.txt")
+    other.write_text(Path(data).read_text())
+    with pytest.raises(SystemExit):
+        cli.run(
+            evaluate.main, ["run", "--device", "cpu", "--num-sequences", "0", "--data", str(other), *shlex.split(FEW)]
+        )
+    assert seen[0] > validated
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -8,7 +8,6 @@ how tight the same estimators are where both sides are known.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings
 from ltm_pyro.evaluation.estimators.ais import annealing_plan
+from ltm_pyro.evaluation.figures import ratio_error
 from ltm_pyro.evaluation.inferred import Inference, Inferred
 from ltm_pyro.inference import SequenceNoise, ais
 from ltm_pyro.models import LatentThoughtModel, simulate
@@ -43,15 +43,11 @@ class Certificate:
         for name, nats in (values | gaps).items():
             record[f"{name}_nats_per_token"] = (nats.sum() / self.num_tokens.sum()).item()
         for name, nats in gaps.items():
-            record[f"{name}_standard_error"] = self._error(nats)
+            # Over texts: their chains are independent, while those of one text share a start.
+            record[f"{name}_standard_error"] = ratio_error(
+                list(zip(nats.tolist(), self.num_tokens.tolist(), strict=True))
+            )
         return record
-
-    def _error(self, nats: Tensor) -> float | None:
-        """Standard error per token, over texts: their chains are independent, while those of one text share a start."""
-        if len(nats) < 2:
-            return None
-        residuals = nats - nats.sum() / self.num_tokens.sum() * self.num_tokens
-        return (residuals.std() * math.sqrt(len(nats)) / self.num_tokens.sum()).item()
 
 
 def certify(

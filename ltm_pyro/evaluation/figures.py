@@ -144,13 +144,20 @@ class Figure:
         documents = self.documents.values()
         return ratio_error([(document.nats, document.num_tokens) for document in documents])
 
+    @property
+    def heavy_tailed(self) -> float | None:
+        """The share of texts whose importance weights have too heavy a tail for the error of their mean to be known: k̂
+        above what so many draws allow. None where k̂ is not known of any text."""
+        known = [k for k in self.pareto_ks if not math.isnan(k)]
+        limit = highest_pareto_k(self.num_samples) if known else math.nan
+        return sum(k > limit for k in known) / len(known) if known else None
+
     def record(self) -> dict[str, Any]:
         """The figures under the names of `metrics.jsonl` and of JSON reports."""
-        pareto_k = _median(self.pareto_ks)
-        variance = self.variance
-        # If the tail of the weights is too heavy, their variance is not to be trusted, and the error is far too small.
-        is_heavy = pareto_k is not None and pareto_k > highest_pareto_k(self.num_samples)
-        error = None if variance is None or math.isnan(variance) or is_heavy else math.sqrt(variance) / self.num_tokens
+        heavy, variance = self.heavy_tailed, self.variance
+        # Where the tail of a text's weights is too heavy, their variance says too little, and so would the error.
+        is_known = variance is not None and not math.isnan(variance) and not heavy
+        error = math.sqrt(variance) / self.num_tokens if variance is not None and is_known else None
         return {
             "estimator": self.estimator,
             "posterior": self.z_from,
@@ -162,7 +169,8 @@ class Figure:
             "monte_carlo_standard_error": error,
             "standard_error": self.standard_error,
             "effective_sample_size": _median(self.effective_sample_sizes),
-            "pareto_k": pareto_k,
+            "pareto_k": _median(self.pareto_ks),
+            "heavy_tailed": heavy,
             "num_tokens": self.num_tokens,
             "num_bytes": self.num_bytes,
             "num_sequences": self.num_sequences,
@@ -213,15 +221,15 @@ def _median(values: list[float]) -> float | None:
 def ratio_error(documents: Sequence[tuple[float, float]]) -> float | None:
     """Standard error of Σ y / Σ x over documents (y, x) as an estimate for other documents like these.
 
-    The usual one of a ratio of two totals (Cochran 1977, eq. 6.4); None for a single document.
+    By the jackknife, which leaves out one document after another (Cochran 1977, section 6.17). The usual formula is
+    too small where a few documents have most of the text; this one is not. None where no document can be left out.
     """
     count = len(documents)
-    if count < 2:
+    y, x = (sum(column) for column in zip(*documents, strict=True)) if documents else (0, 0)
+    if count < 2 or any(size >= x for _, size in documents):
         return None
-    total = sum(x for _, x in documents)
-    ratio = sum(y for y, _ in documents) / total
-    residuals = sum((y - ratio * x) ** 2 for y, x in documents)
-    return math.sqrt(count / (count - 1) * residuals) / total
+    deviations = [(y - own) / (x - size) - y / x for own, size in documents]
+    return math.sqrt((count - 1) / count * sum(deviation**2 for deviation in deviations))
 
 
 def difference(figure: Figure, reference: Figure) -> tuple[float, float | None]:
@@ -284,9 +292,27 @@ def score(
     return list(figures.values())
 
 
-def chosen_sequences(num_sequences: int, num_chosen: int) -> npt.NDArray[np.int64]:
-    """The sequences that are scored: drawn from all of them, and the same every time, so that runs can be compared."""
-    return np.random.Generator(np.random.Philox(key=[0, 0])).permutation(num_sequences)[:num_chosen]
+def chosen_sequences(num_sequences: int, num_chosen: int, num_validation: int = 0) -> npt.NDArray[np.int64]:
+    """The sequences that are scored: drawn from all of them, and the same every time, so that runs can be compared.
+
+    Args:
+        num_validation: the number of sequences asked for in validation. Those of :func:`validation_sequences` are left
+            out, since a checkpoint may have been chosen by them.
+    """
+    reserved = min(num_validation, num_sequences // 2)
+    return _in_order(num_sequences)[: num_sequences - reserved][:num_chosen]
+
+
+def validation_sequences(num_sequences: int, num_validation: int) -> npt.NDArray[np.int64]:
+    """The sequences that validation scores during training: at most half of all, and a single one if there is no other.
+
+    They are the last ones in the order in which others are chosen to be scored.
+    """
+    return _in_order(num_sequences)[-max(1, min(num_validation, num_sequences // 2)) :]
+
+
+def _in_order(num_sequences: int) -> npt.NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(key=[0, 0])).permutation(num_sequences)
 
 
 def order_zero_bits_per_byte(documents: Documents, encoding: tiktoken.Encoding) -> float:

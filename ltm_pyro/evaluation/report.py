@@ -31,6 +31,8 @@ class ScoredRun:
     texts: TokenizedTexts
     packed: PackedSequences
     """The text, cut into the model's sequences."""
+    num_validation: int = 0
+    """The sequences asked for in validation, which are left out of what is scored; 0 for text that it did not see."""
 
     @property
     def name(self) -> str:

@@ -8,7 +8,6 @@ in the middle; if it is shifted, on one side.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +19,6 @@ from ltm_pyro.inference.base import Batch, Model, PosteriorScheme, frozen, infer
 from ltm_pyro.inference.noise import Noise
 
 LOG_LIKELIHOOD = "log p(x | z)"
-NUM_SIMULATED = 20_000
-"""The number of simulated histograms of uniform ranks, from which bands and p-values are read."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +44,35 @@ class Calibration:
         return np.asarray((bins[:, :, None] == np.arange(num_bins)).sum(0))
 
     def band(self, num_bins: int, probability: float = 0.95) -> tuple[int, int]:
-        """The counts between which all bins of a histogram of uniform ranks lie, with this probability.
+        """The counts between which all bins of a histogram of uniform ranks lie, with at least this probability.
 
         The band is simultaneous in the bins of one number, not in the Q numbers.
         """
-        surprises = _surprises_of_uniform(len(self.ranks), num_bins)
-        level = np.quantile(surprises, 1 - probability)
         counts = np.arange(len(self.ranks) + 1)
-        inside = counts[_surprise(counts, len(self.ranks), num_bins) >= level]
+        inside = counts[self._p_values_of_bins(counts, num_bins) > 1 - probability]
         return int(inside.min()), int(inside.max())
 
     def p_values(self, num_bins: int) -> np.ndarray:
-        """[Q]: the share of histograms of uniform ranks with a bin at least as surprising as the worst one here."""
-        surprises = _surprises_of_uniform(len(self.ranks), num_bins)
-        worst = _surprise(self.histogram(num_bins), len(self.ranks), num_bins).min(1)
-        counts = (surprises[None] <= worst[:, None] * (1 + 1e-9)).sum(1)
-        return np.asarray((1 + counts) / (1 + len(surprises)))
+        """[Q]: at most this share of histograms of uniform ranks has a bin as surprising as the worst one here.
+
+        By exact sums of the binomial distribution of a bin, and Bonferroni's correction for the number of bins. So a
+        p-value can be as small as the ranks make it.
+        """
+        return np.asarray(self._p_values_of_bins(self.histogram(num_bins), num_bins).min(1))
 
     def p_value(self, num_bins: int) -> float:
         """The p-value of all Q numbers together, by Bonferroni's correction: small if the posterior is wrong."""
         return float(min(1.0, self.p_values(num_bins).min() * len(self.names)))
+
+    def _p_values_of_bins(self, counts: np.ndarray, num_bins: int) -> np.ndarray:
+        """The probability that any of the bins is as surprising as one with this count, at most."""
+        num_ranks = len(self.ranks)
+        binomial, every = stats.binom(num_ranks, 1 / num_bins), np.arange(num_ranks + 1)
+        surprise = np.minimum(binomial.cdf(every), binomial.sf(every - 1))
+        # The tolerance lets counts that are equally surprising count as such, whatever their rounding.
+        as_surprising = surprise <= surprise[:, None] * (1 + 1e-9)
+        p_values = np.minimum(1, num_bins * (as_surprising * binomial.pmf(every)).sum(1))
+        return np.asarray(p_values[counts])
 
     @property
     def spread(self) -> np.ndarray:
@@ -125,17 +131,3 @@ def _numbers(model: Model, batch: Batch, z: Tensor) -> Tensor:
     """[N, Q]: the dimensions of z, and its log-likelihood, which is the most sensitive (Modrák et al. 2023)."""
     log_likelihood = log_joint(model, batch, z).log_likelihood
     return torch.cat([z.flatten(1), log_likelihood[:, None]], dim=1).double().cpu()
-
-
-def _surprise(counts: np.ndarray, num_ranks: int, num_bins: int) -> np.ndarray:
-    """The smaller tail probability of the count of one bin."""
-    binomial = stats.binom(num_ranks, 1 / num_bins)
-    return np.asarray(np.minimum(binomial.cdf(counts), binomial.sf(counts - 1)))
-
-
-@functools.lru_cache(maxsize=8)
-def _surprises_of_uniform(num_ranks: int, num_bins: int) -> np.ndarray:
-    """The most surprising bin of each of many histograms of uniform ranks."""
-    generator = np.random.default_rng(0)
-    histograms = generator.multinomial(num_ranks, np.full(num_bins, 1 / num_bins), size=NUM_SIMULATED)
-    return np.asarray(_surprise(histograms, num_ranks, num_bins).min(1))

@@ -1,17 +1,19 @@
-"""How well chains have mixed, as ArviZ's diagnostics of the dimensions of z say."""
+"""How well chains have mixed, as the diagnostics of Vehtari et al. 2021 (arXiv 1903.08008) say of the numbers of z."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ltm_pyro.inference.posterior import Posterior, import_arviz
 
-MOST_DIMENSIONS = 256
-"""At most about this many dimensions of z are diagnosed; a larger z is subsampled evenly."""
+MOST_SIZES = 256
+"""Effective sample sizes are those of at most about this many numbers of z, spread evenly over a larger one."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,9 @@ class Mixing:
     """The diagnostics of B sequences."""
 
     effective_sample_size: Tensor
-    """[B]: bulk effective sample size, the median over the dimensions of z (Vehtari et al. 2021, arXiv 1903.08008)."""
+    """[B]: bulk effective sample size by ArviZ, the median over the numbers of z, of a large z over some of them."""
     largest_r_hat: Tensor
-    """[B]: rank-normalised split R̂, the largest over the dimensions of z. Above 1.01 the chains have not mixed."""
+    """[B]: rank-normalised split R̂, the largest over all numbers of z. Above 1.01 the chains have not mixed."""
 
 
 def mixing(posterior: Posterior) -> Mixing | None:
@@ -30,18 +32,41 @@ def mixing(posterior: Posterior) -> Mixing | None:
     samples = posterior.samples.detach().cpu().double().flatten(3)
     if samples.shape[1] < 4 or samples.std((0, 1)).max() == 0:
         return None
-    stride = max(1, samples.shape[-1] // MOST_DIMENSIONS)
-    values = samples[..., ::stride].numpy()
+    largest = [r_hat(one.numpy()).max() for one in samples.unbind(2)]
+    values = samples[..., :: -(-samples.shape[-1] // MOST_SIZES)].numpy()
     if is_new:
         from arviz_stats.base import array_stats
 
         sizes = array_stats.ess(values, chain_axis=0, draw_axis=1)
-        r_hats = array_stats.rhat(values, chain_axis=0, draw_axis=1)
     else:
         columns = values.reshape(*values.shape[:2], -1)
-        sizes, r_hats = (
-            np.array([function(columns[..., i]) for i in range(columns.shape[-1])]).reshape(values.shape[2:])
-            for function in (arviz.ess, arviz.rhat)
-        )
-    sizes, r_hats = torch.as_tensor(sizes), torch.as_tensor(r_hats)
-    return Mixing(sizes.nanquantile(0.5, dim=1), r_hats.amax(1))
+        sizes = np.array([arviz.ess(columns[..., i]) for i in range(columns.shape[-1])]).reshape(values.shape[2:])
+    return Mixing(torch.as_tensor(sizes).nanquantile(0.5, dim=1), torch.tensor(np.array(largest)))
+
+
+def r_hat(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rank-normalised split R̂ of many numbers at once (Vehtari et al. 2021, section 4); ArviZ takes one at a time.
+
+    Args:
+        draws: [chains, draws, n], at least 4 draws.
+
+    Returns:
+        [n]; nan for a number that is the same in all draws, and for a single chain, which has none to be compared with.
+    """
+    if len(draws) < 2:
+        return np.full(draws.shape[2], np.nan)
+    half = draws.shape[1] // 2
+    split = np.concatenate([draws[:, :half], draws[:, -half:]])
+    folded = np.abs(split - np.median(split, axis=(0, 1)))
+    with np.errstate(invalid="ignore"):
+        return np.maximum(_ratio_of_variances(split), _ratio_of_variances(folded))
+
+
+def _ratio_of_variances(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """R̂ of the normal scores of [chains, draws, n]: the deviation of all draws over that within the chains."""
+    num_chains, num_draws, _ = draws.shape
+    ranks = stats.rankdata(draws.reshape(num_chains * num_draws, -1), axis=0)
+    scores = stats.norm.ppf((ranks - 3 / 8) / (num_chains * num_draws + 1 / 4)).reshape(draws.shape)
+    within = scores.var(1, ddof=1).mean(0)
+    between = scores.mean(1).var(0, ddof=1)
+    return np.asarray(np.sqrt((num_draws - 1) / num_draws + between / within))

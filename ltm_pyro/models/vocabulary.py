@@ -31,7 +31,8 @@ def target_log_probs(
 ) -> Tensor:
     """log softmax(hidden weightᵀ) at the targets, [N], at least in float32.
 
-    The logits are computed again in the backward pass if the weights have a gradient.
+    The logits are computed again in the backward pass if the weights have a gradient. Where a gradient is to be
+    differentiated once more (`create_graph=True`), the backward pass holds the logits of all positions.
 
     Args:
         hidden: [N, D].
@@ -62,26 +63,25 @@ class _TargetLogProbs(torch.autograd.Function):
         slope = torch.empty_like(hidden) if needs_slope else None
         used = weight[: ctx.vocab_size]
         used[:, 0].index_select(0, targets)  # fails where a target is not an id, here or later on the device
-        hidden, weight, used = (x.to(dtype or x.dtype) for x in (hidden, weight, used))
+        ctx.product_dtype = dtype
+        ctx.save_for_backward(slope, hidden, weight, targets, log_total if needs_weight_gradient else None)
+        hidden, used = (x.to(dtype or x.dtype) for x in (hidden, used))
         for rows in _blocks(len(hidden), hidden.device, 0):
             chosen, log_total[rows], mean_weight = _softmax(hidden[rows], used, targets[rows], needs_slope)
             log_probs[rows] = chosen - log_total[rows]
             if slope is not None and mean_weight is not None:
                 slope[rows] = (used[targets[rows]] - mean_weight).to(slope.dtype)
-        if needs_weight_gradient:
-            ctx.save_for_backward(slope, hidden, weight, targets, log_total)
-        else:
-            ctx.save_for_backward(slope)
         return log_probs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        slope, *inputs = ctx.saved_tensors
+        slope, hidden, weight, targets, log_total = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated, so it must be a function of the arguments
+            return (*_differentiable(ctx, gradient, hidden, weight, targets), None, None, None)
         hidden_gradient = None if slope is None else (gradient[:, None] * slope).to(slope.dtype)
         if not ctx.needs_input_grad[1]:
             return hidden_gradient, None, None, None, None
-        hidden, weight, targets, log_total = inputs
+        hidden, weight = (x.to(ctx.product_dtype or x.dtype) for x in (hidden, weight))
         # The gradient of the logits is gradient · (one-hot - probabilities).
         weight_gradient = torch.zeros(weight.shape, dtype=ctx.weight_dtype, device=weight.device)
         weight_gradient.index_add_(0, targets, (gradient[:, None] * hidden).to(ctx.weight_dtype))
@@ -91,6 +91,19 @@ class _TargetLogProbs(torch.autograd.Function):
                 slopes = logits.sub_(log_total[rows, None]).exp_().mul_(gradient[rows, None])
                 weight_gradient[tokens] -= torch.mm(slopes.to(weight.dtype).T, hidden[rows])
         return hidden_gradient, weight_gradient, None, None, None
+
+
+def _differentiable(
+    ctx: Any, gradient: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the hidden states and of the weights, with a graph of their own."""
+    used = weight[: ctx.vocab_size]
+    rows, columns = (x.to(ctx.product_dtype or x.dtype) for x in (hidden, used))
+    log_probs = (rows @ columns.T).to(gradient.dtype).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+    wanted = [x for x, needed in zip((hidden, weight), ctx.needs_input_grad[:2], strict=True) if needed]
+    found = iter(torch.autograd.grad(log_probs, wanted, gradient, create_graph=True))
+    of_hidden, of_weight = (next(found) if needed else None for needed in ctx.needs_input_grad[:2])
+    return of_hidden, of_weight
 
 
 def _softmax(hidden: Tensor, weight: Tensor, targets: Tensor, needs_mean: bool) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -172,7 +172,7 @@ def texts_to_score(trained: TrainedModel, data: str | None, text_column: str) ->
             held out of it now may have been trained on.
     """
     config, encoding = trained.config, trained.tokenizer
-    if data is not None and not _is_same_source(data, config.data):
+    if data is not None and not is_own_corpus(trained, data):
         return load_tokenized_texts(data, text_column, encoding)
     try:
         corpus = load_tokenized_corpus(config.data, config.text_column, encoding)
@@ -186,8 +186,18 @@ def texts_to_score(trained: TrainedModel, data: str | None, text_column: str) ->
     return corpus.validation
 
 
-def _is_same_source(data: str, other: str) -> bool:
-    """Whether two values of `--data` name the same corpus, however they spell its path."""
+def num_validation_sequences(trained: TrainedModel, data: str | None, length: int) -> int:
+    """How many sequences of this length, of the texts that `data` names, validation may have seen in training.
+
+    0 for other texts than the run's own. In sequences of another length, pieces of them stand everywhere.
+    """
+    is_same = data is None or is_own_corpus(trained, data)
+    return trained.config.validation_sequences if is_same and length == trained.config.model.length else 0
+
+
+def is_own_corpus(trained: TrainedModel, data: str) -> bool:
+    """Whether a value of `--data` names the corpus of the run, however it spells its path."""
+    other = trained.config.data
     if data == other:
         return True
     try:

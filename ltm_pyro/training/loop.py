@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ltm_pyro.config import NO_INFERENCE, TrainConfig, micro_batch_size, preset, scheme_of
@@ -194,13 +195,14 @@ def train_record(training: Training, loss: SlowLoss, tokens_per_second: float) -
     }
 
 
-def held_out(training: Training, num_sequences: int, inference: Inference, stop: StopSignal) -> figures.Figure | None:
-    """The objective's figure of held-out texts; None if a signal asked to stop meanwhile.
+def held_out(
+    training: Training, chosen: npt.NDArray[np.int64], inference: Inference, stop: StopSignal
+) -> figures.Figure | None:
+    """The objective's figure of these held-out sequences; None if a signal asked to stop meanwhile.
 
     Every process scores a part of them; the figure is that of all.
     """
     config, validation, processes = training.config, training.validation, training.processes
-    chosen = figures.chosen_sequences(len(validation), num_sequences)
     size = min(micro_batch_size(config, processes.size), -(-len(chosen) // processes.size))
 
     def batches() -> Iterator[TokenBatch]:
@@ -260,7 +262,8 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
     while progress.step < config.steps and not training.is_stopped(stop):
         # Before the step and not after it, so that a run that was stopped in between still validates.
         if progress.step and progress.step % config.validate_every == 0 and progress.step not in validated:
-            figure = held_out(training, config.validation_sequences, inference_of(config), stop)
+            chosen = figures.validation_sequences(len(training.validation), config.validation_sequences)
+            figure = held_out(training, chosen, inference_of(config), stop)
             if figure is None:
                 return
             # Before its line is written: after a crash in between, the resumed run does both again.
@@ -341,9 +344,10 @@ def report(training: Training, stop: StopSignal) -> None:
         inferences += [inference_of(config, COMMON_SCHEME, fast_steps), Inference.from_prior()]
     order_zero = figures.order_zero_bits_per_byte(corpus.validation.documents, trained.tokenizer)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
-    found = []
+    found, num_validation = [], config.validation_sequences
+    chosen = figures.chosen_sequences(len(training.validation), 4 * num_validation, num_validation)
     for inference in dict.fromkeys(inferences):
-        figure = held_out(training, 4 * config.validation_sequences, inference, stop)
+        figure = held_out(training, chosen, inference, stop)
         if figure is None:
             return
         log(training, held_out_record(training, "report", figure))

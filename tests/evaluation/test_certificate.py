@@ -124,8 +124,8 @@ def test_the_record_is_totals_over_totals():
     assert record["gap_nats_per_token"] == pytest.approx(0.1)
     assert record["gap_standard_error"] == pytest.approx(0, abs=1e-12)  # 0.1 nats a token in both texts
     assert record["elbo_excess_nats_per_token"] == pytest.approx(0.4)
-    # The excess of the two texts over 0.4 a token is -0.6 and 0.6.
-    assert record["elbo_excess_standard_error"] == pytest.approx(0.6 * math.sqrt(2) * math.sqrt(2) / 10)
+    # Without the first text the excess is 3 nats in 6 tokens, without the second 1 in 4; in both 0.4 nats a token.
+    assert record["elbo_excess_standard_error"] == pytest.approx(math.sqrt((0.1**2 + 0.15**2) / 2))
 
 
 def test_one_text_has_no_error_over_texts():

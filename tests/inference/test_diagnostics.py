@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ltm_pyro.inference import Posterior
-from ltm_pyro.inference.diagnostics import mixing
+from ltm_pyro.inference.diagnostics import mixing, r_hat
 
 
 def autoregressive(coefficient, num_chains=4, num_draws=4000, event_shape=(2,), num_sequences=1):
@@ -42,7 +42,32 @@ def test_a_sequence_and_a_dimension_are_looked_at_by_themselves():
     assert found.effective_sample_size[0].item() == pytest.approx(np.median(sizes))
 
 
-def test_of_many_dimensions_some_are_looked_at():
+@pytest.mark.parametrize("num_draws", [4, 9, 50])
+def test_r_hat_of_many_numbers_is_that_of_arviz(num_draws):
+    generator = np.random.default_rng(0)
+    draws = generator.standard_normal((3, num_draws, 6)) * generator.uniform(0.5, 2, (3, 1, 6))
+    draws[0, :, 1] += 2
+    draws[..., 2] = draws[..., 2].round()  # ties
+    expected = [float(arviz.rhat(np.ascontiguousarray(draws[..., i]))) for i in range(6)]
+    assert r_hat(draws) == pytest.approx(np.array(expected), rel=1e-12)
+
+
+def test_a_number_that_never_moves_and_a_single_chain_have_no_r_hat():
+    draws = np.random.default_rng(0).standard_normal((3, 10, 2))
+    draws[..., 1] = 1.0
+    assert np.isnan(r_hat(draws)).tolist() == [False, True]
+    assert np.isnan(r_hat(draws[:1])).all()
+
+
+@pytest.mark.parametrize("number", [0, 1, 767, 1535])
+def test_one_of_many_numbers_in_which_chains_disagree_is_seen(number):
+    samples = torch.randn(4, 200, 1, 1536, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert mixing(Posterior(samples, torch.tensor([0]))).largest_r_hat.item() < 1.1
+    samples[0, :, 0, number] += 50
+    assert mixing(Posterior(samples, torch.tensor([0]))).largest_r_hat.item() > 1.4
+
+
+def test_of_many_dimensions_the_median_size_is_that_of_some():
     found = mixing(Posterior(autoregressive(0.0, num_draws=20, event_shape=(600,)), torch.tensor([0])))
     assert 40 < found.effective_sample_size.item() < 160
 

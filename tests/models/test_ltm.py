@@ -9,7 +9,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoLaplaceApproximation, AutoNormal
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ltm_pyro.inference import PRIOR, SequenceNoise, infer
 from ltm_pyro.inference.base import log_joint
@@ -288,6 +289,56 @@ def log_likelihood_and_gradient(model, batch, z):
     trace.compute_log_prob()
     log_likelihood = trace.nodes["tokens"]["log_prob"]
     return log_likelihood.detach(), torch.autograd.grad(log_likelihood.sum(), z)[0]
+
+
+def test_the_hessian_of_the_log_likelihood_is_that_of_finite_differences():
+    model, batch, z = sharp_model(), random_batch(1), random_z(1)
+    model.requires_grad_(False).eval()
+
+    def gradient(flat):
+        flat = flat.detach().requires_grad_()
+        value = log_joint(model, batch, flat.view_as(z)).log_likelihood.sum()
+        return torch.autograd.grad(value, flat)[0]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        hessian = torch.autograd.functional.hessian(
+            lambda flat: log_joint(model, batch, flat.view_as(z)).log_likelihood.sum(), z.flatten()
+        )
+        width = 1e-5 * torch.eye(z.numel(), dtype=torch.float64)
+        expected = torch.stack([(gradient(z.flatten() + d) - gradient(z.flatten() - d)) / 2e-5 for d in width])
+    assert expected.abs().max() > 0.01
+    assert torch.allclose(hessian, expected, atol=1e-7)
+
+
+def test_kernels_of_attention_without_a_second_derivative_say_so():
+    """No silent error: PyTorch's fused kernels have none, its written-out attention does."""
+    model, batch, z = sharp_model(), random_batch(1), random_z(1)
+    model.requires_grad_(False).eval()
+    with pytest.raises(RuntimeError, match="not implemented"):
+        torch.autograd.functional.hessian(lambda z: log_joint(model, batch, z).log_likelihood.sum(), z)
+
+
+def test_the_laplace_approximation_of_pyro_is_the_curvature_at_the_mode():
+    model, batch = sharp_model(), random_batch(2)
+    model.requires_grad_(False).eval()
+    with pyro.get_param_store().scope():
+        guide = AutoLaplaceApproximation(model)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+        for _ in range(200):
+            svi.step(batch)
+        with sdpa_kernel(SDPBackend.MATH):
+            posterior = guide.laplace_approximation(batch).get_posterior()
+            z = guide.loc.detach()
+
+            def neg_log_joint(flat):
+                joint = log_joint(model, batch, flat.view(2, *CONFIG.latent_shape))
+                return -(joint.log_likelihood + joint.log_prior).sum()
+
+            precision = torch.autograd.functional.hessian(neg_log_joint, z)
+    assert torch.allclose(posterior.precision_matrix, precision, rtol=1e-5, atol=1e-6)
+    # Texts are independent given the weights: their blocks of the precision are 0.
+    half = len(z) // 2
+    assert posterior.precision_matrix[:half, half:].abs().max() < 1e-6
 
 
 def test_a_precomputed_batch_says_the_same_bit_for_bit():

@@ -36,6 +36,21 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(block, monkeypatch
         assert torch.allclose(ours, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("frozen", [None, "weight", "hidden"])
+def test_gradients_can_be_differentiated_again(frozen):
+    """Against finite differences, in every argument that has a gradient."""
+    hidden, weight, targets = inputs(num_rows=4, width=3, vocab_size=5, scale=1.0)
+    hidden.requires_grad_(frozen != "hidden")
+    weight.requires_grad_(frozen != "weight")
+
+    def values(hidden, weight):
+        return target_log_probs(hidden, weight, targets, num_unused=1)
+
+    targets = targets % 4
+    assert torch.autograd.gradcheck(values, (hidden, weight))
+    assert torch.autograd.gradgradcheck(values, (hidden, weight))
+
+
 @pytest.mark.parametrize("block", [(4, 3), (1000, 1000)])
 def test_rows_that_are_no_target_take_no_part(block, monkeypatch):
     monkeypatch.setattr(vocabulary, "CPU_BLOCK", block)

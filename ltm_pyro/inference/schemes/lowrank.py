@@ -12,7 +12,10 @@ units of σ that is a matrix M, whose diagonal is 1 if `vi` has converged. Of T 
   nodes of Gauss-Hermite quadrature, their difference is the curvature along v averaged over q;
 - the next v is the part of M v that is orthogonal to all v before (Lanczos 1950): the space that they span contains
   nearly the ends of M's spectrum, the directions in which the diagonal Gaussian is most wrong;
-- within that space the eigenvalues λ of M give a = λ^-½ (Rayleigh-Ritz). No direction gets wider than the prior.
+- within that space the eigenvalues λ of M give a = λ^-½ (Rayleigh-Ritz). No direction gets wider than the prior;
+- a product is taken at one draw, so that M has noise where the posterior is not Gaussian. M is symmetric and its noise
+  is not: how much vᵀMw and wᵀMv differ says how much noise there is, and M is shrunk towards the identity by its share
+  (Ledoit & Wolf 2004). Without this, the correlations may make the bound worse than that of the diagonal Gaussian.
 """
 
 from __future__ import annotations
@@ -256,10 +259,10 @@ class LowRank:
         product = (one - other) / (2 * NODE)
         products[..., index] += (product - products[..., index]) / (number // rank + 1)
         if number + 1 < rank:
-            new = product
-            for _ in range(2):  # a single pass leaves rounding errors along the others
-                new = _unit(new - (directions @ (directions.mT @ new.unsqueeze(-1))).squeeze(-1))
-            directions[..., number + 1] = new
+            new = _orthogonal(product, directions)
+            # Where no product leads out of the space that is known already, any other direction may.
+            other = _orthogonal(noise.flatten(1), directions)
+            directions[..., number + 1] = torch.where(new.any(1, keepdim=True), new, other)
         # The mean over both nodes counts the second moment along v as 3 instead of 1.
         log_q = normal(state.mean, scale).log_prob(z.detach())
         objective = (log_q - log_density).mean(0) - (v * (product - v)).sum(1) * (NODE**2 - 1) / 2
@@ -274,9 +277,8 @@ class LowRank:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         scale = state.log_scale.exp()
         is_known = state.products.any(-2)
-        curvature = state.directions.mT @ state.products
-        curvature = 0.5 * (curvature + curvature.mT) * (is_known.unsqueeze(-1) & is_known.unsqueeze(-2))
-        eigenvalues, rotation = torch.linalg.eigh(curvature + torch.diag_embed((~is_known).to(curvature)))
+        curvature = _shrunk(state.directions.mT @ state.products, is_known)
+        eigenvalues, rotation = torch.linalg.eigh(curvature)
         directions = (state.directions * is_known.unsqueeze(-2)) @ rotation
         of_prior = (directions.square() * (scale / state.prior_scale).square().flatten(1).unsqueeze(-1)).sum(-2)
         stretch = eigenvalues.maximum(of_prior).rsqrt()
@@ -291,6 +293,38 @@ class LowRank:
         """Independent draws from q: one chain."""
         q = self.distribution(state, rng, purpose="posterior")
         return Posterior(q.sample((1, num_samples)), state.sequence_ids)
+
+
+def _shrunk(curvature: Tensor, is_known: Tensor) -> Tensor:
+    """VᵀMV without the share of it that is noise, [B, r, r]; the identity where no product is known.
+
+    Args:
+        curvature: Vᵀ(MV), [B, r, r], whose columns come from different draws.
+        is_known: [B, r], the directions whose products have been taken.
+    """
+    identity = torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
+    both = is_known.unsqueeze(-1) & is_known.unsqueeze(-2)
+    excess = torch.where(both, 0.5 * (curvature + curvature.mT) - identity, 0)
+    # Entries of the symmetric and of the antisymmetric part have the same noise, half of the variance of one of the
+    # matrix. Noise that favours no direction has twice that variance on the diagonal, where it cannot be seen.
+    off_diagonal = torch.where(both, 0.5 * (curvature - curvature.mT), 0).square().sum((-1, -2))
+    num_known = is_known.sum(-1)
+    noise = off_diagonal * (1 + 4 / (num_known - 1).clamp(min=1))
+    share = noise / excess.square().sum((-1, -2)).clamp(min=torch.finfo(curvature.dtype).tiny)
+    return identity + (1 - share).clamp(min=0).view(-1, 1, 1) * excess
+
+
+def _orthogonal(vectors: Tensor, directions: Tensor) -> Tensor:
+    """The parts of vectors [B, d] that are orthogonal to orthonormal directions [B, d, r], scaled to length 1.
+
+    0 where the rest is no more than rounding errors: scaled up, they would not be orthogonal, and what is computed from
+    the directions would be no density.
+    """
+    rest = _unit(vectors)
+    for _ in range(2):  # a single pass leaves rounding errors along the others
+        rest = rest - (directions @ (directions.mT @ rest.unsqueeze(-1))).squeeze(-1)
+    is_rounding = rest.norm(dim=1, keepdim=True) < math.sqrt(torch.finfo(rest.dtype).eps)
+    return torch.where(is_rounding, 0, _unit(rest))
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -18,7 +18,12 @@ itself vanishes if the posterior has no correlations. One draw is enough for a s
   towards its mean over the dimensions by λ = d / (d + 50 t) after t steps;
 - far from the optimum one draw says little: log s moves by at most 1 in either direction, so that noise alone does not
   carry it away, and μ by at most σ. The precision does not fall below that of the prior's own variance: the text makes
-  q narrower, never wider.
+  q narrower, never wider. (Where the likelihood is not log-concave, the best q may be wider than the prior; then this
+  floor costs some nats.)
+- dimensions may be stiff together: 1/s knows the curvature of each, and a step along many of them at once may meet the
+  sum of them all. So log p(x, z) is evaluated once more, without a gradient, at the end of the step. What it lacks of
+  what the gradient promised is the curvature along the step, and μ goes no further than to the optimum along it, and
+  at the smaller rates of later steps only a part of that way.
 
 benchmarks/results/steps.md measures the gain from each of these, and what Adam needs for the same bound.
 
@@ -31,7 +36,8 @@ over the dimensions,
 
 where s stays at or above the precision of the prior, and μ moves by at most σ (root mean square). The last term takes
 out of g what the noise ε put into it, in as far as all dimensions share their curvature. With a `memory` below 1, the
-posterior before a block is taken to that power, and the prior to the rest.
+posterior before a block is taken to that power, and the prior to the rest. A block has one gradient and no evaluation
+at the end of its step, so this does not see dimensions that are stiff together.
 """
 
 from __future__ import annotations
@@ -107,7 +113,7 @@ class VI:
 
     @property
     def num_gradients(self) -> int:
-        """One a step."""
+        """One a step, beside one evaluation of the density without a gradient."""
         return self.num_steps
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> VIState:
@@ -119,10 +125,10 @@ class VI:
     def step(self, model: Model, state: VIState, batch: Batch, rng: Noise) -> tuple[VIState, StepInfo]:
         noise = rng.normal("vi", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
         noise = torch.where(_by_sequence(state.step.to(noise.device) % 2 == 1, noise), -state.noise, noise)
-        scale = state.log_scale.exp()
+        scale, batch = state.log_scale.exp(), self._subsampled(state, batch, rng)
         with torch.enable_grad():
             z = (state.mean + scale * noise).detach().requires_grad_()
-            joint = log_joint(model, self._subsampled(state, batch, rng), z)
+            joint = log_joint(model, batch, z)
             log_density = joint.log_likelihood + joint.log_prior
             (gradient,) = torch.autograd.grad(-log_density.sum(), z)
         log_q = normal(state.mean, scale).log_prob(z.detach())
@@ -131,9 +137,21 @@ class VI:
         excess = self._shrunk(path_gradient * noise / scale, state.step)
         log_scale = state.log_scale - 0.5 * (step_size * excess * scale.square()).clamp(-1, 1)
         log_scale = log_scale.minimum(joint.prior.stddev.detach().log())
-        # Not finite where the gradient is not, so that the guard sees it behind the bounds.
         move = (step_size * path_gradient * (2 * log_scale).exp()).clamp(-scale, scale)
-        mean = state.mean - move + 0 * path_gradient
+        with torch.no_grad():
+            end = log_joint(model, batch, (z - move).nan_to_num())  # a program may refuse what is not a number
+        # To second order: log p at the end is log p - ∇log p · move - ½ curvature.
+        along = (gradient * move).flatten(1).sum(1)
+        curvature = 2 * (log_density.detach() - end.log_likelihood - end.log_prior + along)
+        slope = (path_gradient * move).flatten(1).sum(1)
+        if self.num_steps == 1:
+            # No mirrored draw will take out the noise along the step: its curvature does.
+            square = (move / scale).square().flatten(1).sum(1)
+            slope = slope - (curvature / square - 1) * (move / scale * noise).flatten(1).sum(1)
+        part = self._step_sizes(state.step).to(gradient) / self.learning_rate * slope / curvature
+        part = torch.where(curvature > 0, part.clamp(-1, 1), 1)
+        # Not finite where the gradient is not, so that the guard sees it behind the bounds.
+        mean = state.mean - _by_sequence(part, move) * move + 0 * path_gradient
         new = VIState(state.sequence_ids, state.step + 1, state.num_skipped, mean, log_scale, noise)
         return new, StepInfo((log_q - log_density).detach())
 
