@@ -357,7 +357,7 @@ def test_the_draws_can_be_read_by_arviz_with_their_texts_and_densities(compared,
         data = arviz.from_netcdf(str(compared / name / "posterior.nc"))
         z = data.posterior["z"]
         assert z.dims == ("chain", "draw", "sequence", "layer", "slot", "dim")
-        assert z.shape[2:] == (3, 2, 3, 16)
+        assert z.shape[2:] == (2, 2, 3, 16)
         assert z.shape[0] * z.shape[1] == records_of(compared)[name]["num_draws"]
         texts = [str(text) for text in data.posterior["text"].values]
         assert all(text.startswith("Ünit ") for text in texts)
@@ -371,7 +371,7 @@ def test_the_draws_can_be_read_by_arviz_with_their_texts_and_densities(compared,
         tokens = data.observed_data["tokens"].values
         assert [text.strip() for text in trained.decode(torch.tensor(tokens))] == texts
         if name != "map":  # a single point has no spread
-            assert len(arviz.summary(data, kind="stats")) == 3 * 2 * 3 * 16
+            assert len(arviz.summary(data, kind="stats")) == 2 * 2 * 3 * 16
 
 
 def test_the_plots_are_there(compared):
@@ -408,7 +408,8 @@ def test_the_sequences_are_those_of_evaluate(command, folder):
     assert command("vi", "--inference", "map", "--gradients", "1", "--out", "chosen")[0] == 0
     data = arviz.from_netcdf("chosen/map/posterior.nc")
     num_sequences = 3  # the held-out part of 60 short documents
-    assert data.posterior["sequence"].values.tolist() == chosen_sequences(num_sequences, 3).tolist()
+    # Validation has one of them, at most half.
+    assert data.posterior["sequence"].values.tolist() == chosen_sequences(num_sequences, 2).tolist()
 
 
 @pytest.mark.parametrize(

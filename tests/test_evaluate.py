@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import ltm_pyro
 from ltm_pyro import cli, evaluate
 from ltm_pyro.data import load_corpus
 from ltm_pyro.evaluation import operations
@@ -116,15 +117,21 @@ def test_the_text_is_what_the_run_held_out_or_what_is_given(command, runs):
     held_out = load_corpus(str(runs / "text.jsonl")).validation
     assert command("none", "--num-sequences", "0", "--json", "own.json")[0] == 0
     (own,) = figures_of("own.json")
-    assert own["num_documents"] == len(held_out)
-    assert own["num_bytes"] == sum(map(len, held_out))
-    assert own["num_tokens"] == sum(map(len, held_out)) + len(held_out)  # bytes, and every end-of-text
     assert "held-out" in own["data"]
 
     Path("held-out.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in held_out))
     assert command("none", "--num-sequences", "0", "--data", "held-out.jsonl", "--json", "given.json")[0] == 0
     (given,) = figures_of("given.json")
-    assert given["nats_per_token"] == pytest.approx(own["nats_per_token"])
+    assert given["num_documents"] == len(held_out)
+    assert given["num_bytes"] == sum(map(len, held_out))
+    assert given["num_tokens"] == sum(map(len, held_out)) + len(held_out)  # bytes, and every end-of-text
+
+    # Of its own, the run leaves out the sequences that validation has seen, which come last.
+    of_run = ltm_pyro.load("none").config.validation_sequences
+    assert own["num_sequences"] == given["num_sequences"] - min(of_run, given["num_sequences"] // 2)
+    some = ("--num-sequences", str(own["num_sequences"]), "--data", "held-out.jsonl", "--json", "some.json")
+    assert command("none", *some)[0] == 0
+    assert figures_of("some.json")[0]["nats_per_token"] == pytest.approx(own["nats_per_token"])
 
     # However the path of the run's own corpus is spelt, what was trained on is not scored.
     assert command("none", "--num-sequences", "0", "--data", "./text.jsonl", "--json", "same.json")[0] == 0
@@ -159,7 +166,9 @@ def test_a_run_that_reads_the_past_is_scored_by_the_figure_it_was_trained_for(co
 
 def test_text_may_be_cut_into_sequences_of_another_length(command):
     """The run was trained on 32 tokens at a time; a document has up to 171 bytes."""
-    args = ["map", "--estimators", "prequential", "--num-sequences", "0"]
+    held_out = load_corpus("text.jsonl").validation
+    Path("other.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in held_out))
+    args = ["map", "--estimators", "prequential", "--num-sequences", "0", "--data", "other.jsonl"]
     assert command(*args, "--json", "short.json")[0] == 0
     assert command(*args, "--length", "200", "--json", "long.json")[0] == 0
     (short,), (long,) = figures_of("short.json"), figures_of("long.json")

@@ -557,7 +557,7 @@ def test_a_run_on_a_prepared_corpus_is_resumed_scored_and_compared(command, run_
     assert all(weight.equal(expected[name]) for name, weight in weights("parts").items())
 
     few = ("--num-samples", "2", "--fast-steps", "1")
-    args = ("whole", "--num-sequences", "0", "--estimators", "elbo", *few, "--json")
+    args = ("whole", "--num-sequences", "1", "--estimators", "elbo", *few, "--json")
     assert run_main(evaluate.main, *args, "own.json")[0] == 0
     assert run_main(evaluate.main, *args, "given.json", "--data", "./corpus")[0] == 0
     assert run_main(evaluate.main, *args, "source.json", "--data", "held-out.jsonl")[0] == 2

@@ -16,7 +16,7 @@ from torch.distributions import Independent, kl_divergence
 
 from ltm_pyro.evaluation.figures import Figure
 from ltm_pyro.evaluation.inferred import Inferred
-from ltm_pyro.evaluation.report import number_text, print_rows
+from ltm_pyro.evaluation.report import number_text, print_rows, tail_text
 from ltm_pyro.files import durable, strict_json
 from ltm_pyro.inference import Posterior
 from ltm_pyro.inference.base import frozen, latent_prior
@@ -128,7 +128,7 @@ class Comparison:
             "inference_seconds": self.seconds,
             **bound,
             "kl_nats_per_token": bound["kl_nats_per_token"] if self.has_kl else None,
-            "pareto_k": self.weights.record()["pareto_k"],
+            **{key: self.weights.record()[key] for key in ("pareto_k", "heavy_tailed")},
             "num_draws": self.posterior.samples.shape[:2].numel(),
             "effective_sample_size": None if sizes is None else sizes.median().item(),
             "effective_sample_size_per_gradient": per_gradient,
@@ -143,10 +143,11 @@ LEGEND = """\
 bound: -ELBO in nats/token ± Monte Carlo error, an upper bound on -log p(x). For map and chains it is that of a Gaussian
 around the point or around the mean of the draws. KL: KL(q ‖ p), the part of the bound that pays for z, in nats/token.
 gradients: evaluations for each sequence, all chains together, + those for that Gaussian. k̂: tail shape of the
-importance weights of that q, median over texts; above 0.7 q is far from the posterior. R̂: the largest over all numbers
-of z; above 1.01 the chains have not mixed. ESS: effective sample size of a number of z (larger than the number of draws
-where they alternate), median over z and texts, and per gradient and second of all texts. KL and ESS are omitted for
-chains that have not mixed (R̂ unknown or above 1.1)."""
+importance weights of that q, median over texts, and the share of texts whose k̂ is too high for the weights to be
+trusted, since q is far from the posterior. R̂: the largest over all numbers of z; above 1.01 the chains have not mixed.
+ESS: effective sample size of a number of z (larger than the number of draws where they alternate), median over z and
+texts, and per gradient and second of all texts. KL and ESS are omitted for chains that have not mixed (R̂ unknown or
+above 1.1)."""
 
 
 def print_table(results: list[Comparison]) -> None:
@@ -165,7 +166,7 @@ def print_table(results: list[Comparison]) -> None:
                 "bound": number_text(record["nats_per_token"], 4, error),
                 "valid": "yes" if record["valid_bound"] else "NOT A BOUND",
                 "KL": number_text(record["kl_nats_per_token"], 4),
-                "k̂": number_text(record["pareto_k"], 2),
+                "k̂": tail_text(record),
                 "ESS": "" if size is None else f"{size:.1f} of {record['num_draws']}",
                 "ESS/gradient": number_text(record["effective_sample_size_per_gradient"], 4),
                 "ESS/second": number_text(record["effective_sample_size_per_second"], 2),

@@ -129,9 +129,9 @@ LEGEND = """\
 nats/token ± standard error over documents. Δ bits/byte: the difference from the same (or the exact) figure of the first
 run, paired over documents; empty where a run reads other sequences.
 rate: KL(q ‖ p), and distortion: -E log p(x | z), both in bits/token. MC error: the Monte Carlo error of nats/token over
-the draws of z; it is left out where k̂ is too high for it to be trusted. ESS and k̂: effective sample size and tail
-shape of the importance weights, medians over texts. op/token: floating-point operations of the figure for each token of
-a sequence."""
+the draws of z; it is left out where k̂ of any text is too high for it to be trusted. ESS and k̂: effective sample size
+and tail shape of the importance weights, medians over texts, and the share of texts whose k̂ is too high. op/token:
+floating-point operations of the figure for each token of a sequence."""
 
 
 def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
@@ -213,7 +213,7 @@ def _cells(row: Row, rows: list[Row]) -> dict[str, str]:
         "distortion": number_text(values["nll_nats_per_token"], 3, in_bits=True) if has_z else "",
         "MC error": number_text(values["monte_carlo_standard_error"], 4),
         "ESS": "" if size is None else f"{size:.1f} of {figure.num_samples}",
-        "k̂": "" if values["pareto_k"] is None else f"{values['pareto_k']:.2f}",
+        "k̂": tail_text(values),
         "op/token": in_units(row.operations),
     }
 
@@ -226,6 +226,13 @@ def number_text(
         return ""
     value = value / math.log(2) if in_bits else value
     return f"{value:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def tail_text(record: dict[str, Any]) -> str:
+    """The median k̂ of a figure's record, and the share of texts for which it is too high, if there are any."""
+    if not record["heavy_tailed"]:
+        return number_text(record["pareto_k"], 2)
+    return f"{number_text(record['pareto_k'], 2)} ({record['heavy_tailed']:.0%} high)".strip()
 
 
 def in_units(value: float) -> str:

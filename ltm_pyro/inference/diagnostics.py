@@ -51,14 +51,15 @@ def r_hat(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         draws: [chains, draws, n], at least 4 draws.
 
     Returns:
-        [n]; nan for a number that is the same in all draws, and for a single chain, which has none to be compared with.
+        [n]; infinite where no chain moves but they differ, nan for a number that is the same in all draws, and for a
+        single chain, which has none to be compared with.
     """
     if len(draws) < 2:
         return np.full(draws.shape[2], np.nan)
     half = draws.shape[1] // 2
     split = np.concatenate([draws[:, :half], draws[:, -half:]])
     folded = np.abs(split - np.median(split, axis=(0, 1)))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         return np.maximum(_ratio_of_variances(split), _ratio_of_variances(folded))
 
 

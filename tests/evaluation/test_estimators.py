@@ -294,6 +294,7 @@ def test_the_settings_reach_the_estimates(ltm, written):
         "ais": 5,
         "prequential": 30,
         "weighted": 30,
+        "smc": 5,
         "reused-noise": 1,
     }
     plan = annealing_plan(inferred, inferred.q("annealing"), settings)

@@ -73,8 +73,11 @@ def test_a_window_costs_what_its_blocks_do():
     assert wide - narrow == L * 2 * 2 * D * (T - 4 * (2 - 4 / T))
 
 
-def test_a_draw_costs_a_pass_and_a_step_of_inference_two_of_what_lies_above_the_first_thoughts():
-    """Backwards as forwards, of the activations alone. What lies below is computed once for all steps or draws."""
+def test_a_draw_costs_a_pass_and_a_step_of_inference_three_of_what_lies_above_the_first_thoughts():
+    """Forwards, backwards through the activations alone, and forwards again at the end of the step.
+
+    What lies below is computed once for all steps or draws.
+    """
     model = model_of()
 
     def cost(num_steps: int, num_samples: int) -> float:
@@ -84,7 +87,7 @@ def test_a_draw_costs_a_pass_and_a_step_of_inference_two_of_what_lies_above_the_
     above = FORWARD_WITH_Z - BELOW
     assert cost(0, 5) == pytest.approx(BELOW + 5 * above)
     step = cost(1, 1) - cost(0, 1) - BELOW
-    assert 1.9 * above < step < 2.3 * above
+    assert 2.9 * above < step < 3.3 * above
     assert cost(7, 3) == pytest.approx(BELOW + 7 * step + BELOW + 3 * above)
     # The slow step has no gradient of z.
     training = operations.of_training(model, VI(num_steps=7), OBJECTIVES["whole"]())

@@ -93,7 +93,7 @@ STEPS = (1, 4, 16)
 SHARED = "steps of one length in each dimension add up along a direction that all dimensions share"
 EXCEPTIONS = {
     **{("adamvi", problem, steps): SHARED for problem in ("dense 10", "dense 100", "dense, large") for steps in STEPS},
-    ("adamvi", "dense 3", 4): SHARED,
+    **{("adamvi", "dense 3", steps): SHARED for steps in (1, 4)},
     ("map", "dense 100", 1): SHARED,
     ("map", "dense, large", 1): SHARED,
 }
@@ -147,8 +147,8 @@ def test_a_gaussian_around_the_mean_of_chains_costs_no_more_than_a_draw_in_its_p
 def test_vi_gains_what_a_direction_that_all_dimensions_share_can_give(curvature, num_steps):
     """The excess over -log p(x), by the closed form of the KL divergence from the posterior.
 
-    The best diagonal Gaussian has the scales 1 / √(1 + c / d) and the posterior's mean. Of the way from the prior to it,
-    each number of steps gains at least a quarter. (Without a look along the step it lost up to 300 times all of it.)
+    The best diagonal Gaussian has the scales 1 / √(1 + c / d) and the posterior's mean. Each number of steps gains at
+    least a quarter of the way from the prior to it. (Without a look along the step it lost up to 300 times all of it.)
     """
     num_dims = 1536
     problem = dense(num_dims, curvature)

@@ -11,6 +11,7 @@ from ltm_pyro.evaluation.estimators.exact import EXACT
 from ltm_pyro.evaluation.estimators.iwae import IWAE
 from ltm_pyro.evaluation.estimators.prequential import PREQUENTIAL, WEIGHTED
 from ltm_pyro.evaluation.estimators.reused_noise import REUSED_NOISE
+from ltm_pyro.evaluation.estimators.smc import SMC
 
 ESTIMATORS: dict[str, Estimator] = {
     "elbo": ELBO,
@@ -18,6 +19,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "ais": AIS,
     "prequential": PREQUENTIAL,
     "weighted": WEIGHTED,
+    "smc": SMC,
     "reused-noise": REUSED_NOISE,
     "exact": EXACT,
 }

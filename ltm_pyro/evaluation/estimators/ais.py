@@ -32,6 +32,6 @@ def annealing_plan(inferred: Inferred, q: TorchDistribution, settings: Estimator
 
 AIS = Estimator(
     estimate,
-    "annealed importance sampling, the tightest bound, at some hundred times the cost",
+    "annealed importance sampling, as a rule the tightest bound, at some hundred times the cost",
     Meaning.UPPER_BOUND,
 )

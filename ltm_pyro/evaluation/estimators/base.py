@@ -19,14 +19,14 @@ class EstimatorSettings:
     """Draws of z for each text (elbo, iwae), or for each block (prequential).
     A scheme of points or chains gives all draws that it has."""
     block_size: int | None = None
-    """prequential: positions that are predicted from one inference [tokens].
+    """prequential, weighted, smc: positions that are predicted from one inference [tokens].
     Default: as the run was trained (--infer-from past), else a quarter of a sequence, but at most 64."""
     num_temperatures: int = 100
     """ais: temperatures between q and the posterior."""
     num_leapfrogs: int = 5
-    """ais: leapfrogs from one temperature to the next."""
+    """ais: leapfrogs from one temperature to the next; smc: in each move of a particle."""
     num_chains: int = 8
-    """ais: chains of each text."""
+    """ais: chains of each text; smc: particles."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -40,9 +40,7 @@ def estimate_weighted(inferred: Inferred, settings: EstimatorSettings) -> Estima
 def _estimate(
     inferred: Inferred, settings: EstimatorSettings, num_samples: int, z_from: str, density: Density | None = None
 ) -> Estimate:
-    inference = inferred.inference
-    default = inference.block_size or max(1, min(LARGEST_BLOCK, inferred.model.config.length // 4))
-    block_size = settings.block_size or default
+    inference, block_size = inferred.inference, block_size_of(inferred, settings)
     code = prequential(
         inferred.model,
         inferred.batch,
@@ -54,6 +52,12 @@ def _estimate(
         density=density,
     )
     return Estimate(code.nats, z_from, num_samples, by_block=BlockNats(block_size, code.block_nats))
+
+
+def block_size_of(inferred: Inferred, settings: EstimatorSettings) -> int:
+    """The size of a block: the one that is asked for, that of training, or a part of a sequence."""
+    default = inferred.inference.block_size or max(1, min(LARGEST_BLOCK, inferred.model.config.length // 4))
+    return settings.block_size or default
 
 
 PREQUENTIAL = Estimator(estimate, "every block predicted from the tokens before it, a code length", Meaning.CODE_LENGTH)
