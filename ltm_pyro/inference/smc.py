@@ -118,6 +118,7 @@ def _run(
         z = z.gather(0, like_events(chosen.to(z.device), z).expand_as(z))
         read = batch.cut(start + block_size)
         with frozen(model, read) as read:
+            at = _evaluate(model, read, z)
             for move in range(NUM_MOVES):
                 if step_sizes is not None:
                     step_size = step_sizes[number, move]
@@ -128,15 +129,15 @@ def _run(
                 accept = rng.uniform(f"{purpose}-accept", batch.sequence_ids, moved, shape)
                 stride = like_events(step_size, z) * scale
                 at, acceptance = transition(
-                    _evaluate(model, read, z),
+                    at,
                     lambda z, read=read: _evaluate(model, read, z),  # type: ignore[misc]
                     stride,
                     num_leapfrogs,
                     momentum,
                     accept,
                 )
-                z = at.z
                 step_size = step_size * ((acceptance.mean(0) - TARGET_ACCEPTANCE) * ADAPTATION_RATE).exp()
+            z = at.z
     return Particles(block_nats, smallest, fitted)
 
 

@@ -143,13 +143,7 @@ class VI:
         # To second order: log p at the end is log p - ∇log p · move - ½ curvature.
         along = (gradient * move).flatten(1).sum(1)
         curvature = 2 * (log_density.detach() - end.log_likelihood - end.log_prior + along)
-        slope = (path_gradient * move).flatten(1).sum(1)
-        if self.num_steps == 1:
-            # No mirrored draw will take out the noise along the step: its curvature does.
-            square = (move / scale).square().flatten(1).sum(1)
-            slope = slope - (curvature / square - 1) * (move / scale * noise).flatten(1).sum(1)
-        part = self._step_sizes(state.step).to(gradient) / self.learning_rate * slope / curvature
-        part = torch.where(curvature > 0, part.clamp(-1, 1), 1)
+        part = self._part(state.step, (path_gradient * move).flatten(1).sum(1), curvature, move / scale, noise)
         # Not finite where the gradient is not, so that the guard sees it behind the bounds.
         mean = state.mean - _by_sequence(part, move) * move + 0 * path_gradient
         new = VIState(state.sequence_ids, state.step + 1, state.num_skipped, mean, log_scale, noise)
@@ -178,6 +172,23 @@ class VI:
         mean = start - move / _by_sequence(length.clamp(min=1), move)
         log_scale = -0.5 * precision.log()
         return VIState(state.sequence_ids, state.step + 1, state.num_skipped, mean, log_scale, state.noise)
+
+    def _part(self, step: Tensor, slope: Tensor, curvature: Tensor, move: Tensor, noise: Tensor) -> Tensor:
+        """How much of a move to make, [B].
+
+        Args:
+            step: the number of the step, [B].
+            slope: how fast the objective falls at first along the move, from one draw, [B].
+            curvature: along the move, [B].
+            move: in units of σ, [B, *event_shape].
+            noise: ε, [B, *event_shape].
+        """
+        if self.num_steps == 1:
+            # No mirrored draw will take out the noise along the move. Its curvature does.
+            square = move.square().flatten(1).sum(1)
+            slope = slope - (curvature / square - 1) * (move * noise).flatten(1).sum(1)
+        part = self._step_sizes(step).to(slope) / self.learning_rate * slope / curvature
+        return torch.where(curvature > 0, part.clamp(-1, 1), 1)
 
     def _subsampled(self, state: VIState, batch: Batch, rng: Noise) -> Any:
         """The batch, weighted on every stride-th position only."""
