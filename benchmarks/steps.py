@@ -65,8 +65,8 @@ class Variant(VI):
     """Whether a step goes no further than to the optimum along it. If not, the look along it is taken all the same."""
     constant_rate: bool = False
 
-    def _shrunk(self, excess: Tensor, step: Tensor) -> Tensor:
-        return super()._shrunk(excess, step) if self.shared_curvature else excess
+    def _shrunk(self, excess: Tensor, step: Tensor, belief: Tensor | None = None) -> Tensor:
+        return super()._shrunk(excess, step, belief) if self.shared_curvature else excess
 
     def _step_sizes(self, step: Tensor) -> Tensor:
         if self.constant_rate:

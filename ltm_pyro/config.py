@@ -106,7 +106,7 @@ class TrainConfig:
     validate_every: int = 100
     """The number of slow steps between two validations."""
     validation_sequences: int = 8
-    """The number of held-out sequences in a validation. The closing report takes four times as many."""
+    """The number of held-out sequences in a validation. The closing report takes up to four times as many others."""
     validation_samples: int = 16
     """The number of draws of z for the held-out bound. The fit of z has never seen them."""
     checkpoint_every: int = 100

@@ -221,8 +221,8 @@ def _median(values: list[float]) -> float | None:
 def ratio_error(documents: Sequence[tuple[float, float]]) -> float | None:
     """Standard error of Σ y / Σ x over documents (y, x) as an estimate for other documents like these.
 
-    By the jackknife, which leaves out one document after another (Cochran 1977, section 6.17). The usual formula is
-    too small where a few documents have most of the text; this one is not. None where no document can be left out.
+    By the jackknife, which leaves out one document after another (Cochran 1977, section 6.17). Its square is right on
+    average also where a few documents have most of the text. None where no document can be left out.
     """
     count = len(documents)
     y, x = (sum(column) for column in zip(*documents, strict=True)) if documents else (0, 0)

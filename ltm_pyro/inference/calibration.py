@@ -69,10 +69,11 @@ class Calibration:
         num_ranks = len(self.ranks)
         binomial, every = stats.binom(num_ranks, 1 / num_bins), np.arange(num_ranks + 1)
         surprise = np.minimum(binomial.cdf(every), binomial.sf(every - 1))
+        order = surprise.argsort()
         # The tolerance lets counts that are equally surprising count as such, whatever their rounding.
-        as_surprising = surprise <= surprise[:, None] * (1 + 1e-9)
-        p_values = np.minimum(1, num_bins * (as_surprising * binomial.pmf(every)).sum(1))
-        return np.asarray(p_values[counts])
+        num_as_surprising = np.searchsorted(surprise[order], surprise * (1 + 1e-9), side="right")
+        of_bin = np.cumsum(binomial.pmf(every)[order])[num_as_surprising - 1]
+        return np.asarray(np.minimum(1, num_bins * of_bin)[counts])
 
     @property
     def spread(self) -> np.ndarray:

@@ -32,7 +32,8 @@ def mixing(posterior: Posterior) -> Mixing | None:
     samples = posterior.samples.detach().cpu().double().flatten(3)
     if samples.shape[1] < 4 or samples.std((0, 1)).max() == 0:
         return None
-    largest = [r_hat(one.numpy()).max() for one in samples.unbind(2)]
+    # A number that is the same in all draws says nothing of the others.
+    largest = [np.fmax.reduce(r_hat(one.numpy())) for one in samples.unbind(2)]
     values = samples[..., :: -(-samples.shape[-1] // MOST_SIZES)].numpy()
     if is_new:
         from arviz_stats.base import array_stats
@@ -59,8 +60,7 @@ def r_hat(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     half = draws.shape[1] // 2
     split = np.concatenate([draws[:, :half], draws[:, -half:]])
     folded = np.abs(split - np.median(split, axis=(0, 1)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.maximum(_ratio_of_variances(split), _ratio_of_variances(folded))
+    return np.asarray(np.fmax(_ratio_of_variances(split), _ratio_of_variances(folded)))
 
 
 def _ratio_of_variances(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -70,4 +70,7 @@ def _ratio_of_variances(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
     scores = stats.norm.ppf((ranks - 3 / 8) / (num_chains * num_draws + 1 / 4)).reshape(draws.shape)
     within = scores.var(1, ddof=1).mean(0)
     between = scores.mean(1).var(0, ddof=1)
-    return np.asarray(np.sqrt((num_draws - 1) / num_draws + between / within))
+    is_still, is_same = np.ptp(draws, axis=1).max(0) == 0, np.ptp(draws, axis=(0, 1)) == 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.sqrt((num_draws - 1) / num_draws + between / within)
+    return np.where(is_same, np.nan, np.where(is_still, np.inf, ratio))

@@ -108,6 +108,8 @@ def _run(
             log_probs = torch.stack([log_likelihood(model, block, one).double().cpu() for one in z])
         log_weights = log_weights + log_probs
         block_nats[number] = before - log_weights.logsumexp(0)
+        # If no particle allows the text, that stays so: its nats are infinite, whatever follows.
+        log_weights = torch.where(log_weights.logsumexp(0) == -torch.inf, 0.0, log_weights)
         size = log_weights.softmax(0).square().sum(0).reciprocal()
         smallest = torch.minimum(smallest, size)
         if start + block_size >= num_positions(batch):

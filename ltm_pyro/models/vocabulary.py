@@ -97,13 +97,17 @@ def _differentiable(
     ctx: Any, gradient: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of the hidden states and of the weights, with a graph of their own."""
-    used = weight[: ctx.vocab_size]
-    rows, columns = (x.to(ctx.product_dtype or x.dtype) for x in (hidden, used))
-    log_probs = (rows @ columns.T).to(gradient.dtype).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
-    wanted = [x for x, needed in zip((hidden, weight), ctx.needs_input_grad[:2], strict=True) if needed]
-    found = iter(torch.autograd.grad(log_probs, wanted, gradient, create_graph=True))
-    of_hidden, of_weight = (next(found) if needed else None for needed in ctx.needs_input_grad[:2])
-    return of_hidden, of_weight
+    # Written out, and not by `torch.autograd.grad`: where the weights are also those of an embedding, the hidden states
+    # depend on them, and their gradient would be counted twice.
+    rows, columns = (x.to(ctx.product_dtype or x.dtype) for x in (hidden, weight[: ctx.vocab_size]))
+    slopes = -gradient[:, None] * (rows @ columns.T).to(gradient.dtype).softmax(1)
+    slopes = slopes.scatter_add(1, targets[:, None], gradient[:, None]).to(rows.dtype)
+    needs_hidden, needs_weight, *_ = ctx.needs_input_grad
+    of_hidden = (slopes @ columns).to(hidden.dtype) if needs_hidden else None
+    if not needs_weight:
+        return of_hidden, None
+    num_unused = len(weight) - ctx.vocab_size
+    return of_hidden, torch.nn.functional.pad((slopes.T @ rows).to(weight.dtype), (0, 0, 0, num_unused))
 
 
 def _softmax(hidden: Tensor, weight: Tensor, targets: Tensor, needs_mean: bool) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -101,7 +101,8 @@ def is_best(folder: Path, figure: dict[str, Any]) -> bool:
         before = read_best(best)
     except InputError:  # nothing is known of a figure that cannot be read
         return True
-    is_comparable = all(before.get(key) == figure[key] for key in ("estimator", "num_samples", "num_tokens"))
+    same = ("estimator", "num_samples", "num_tokens", "sequences")
+    is_comparable = all(before.get(key) == figure.get(key) for key in same)
     return not is_comparable or figure["nats_per_token"] < before["nats_per_token"]
 
 

@@ -302,7 +302,8 @@ def save(training: Training) -> None:
 
 def keep_if_best(training: Training, figure: figures.Figure) -> None:
     """Save a checkpoint and mark it as the best, if its held-out figure is better than all earlier ones."""
-    run, record = training.run, {"step": training.progress.step, **figure.record()}
+    # Earlier versions validated on other sequences, and did not say so.
+    run, record = training.run, {"step": training.progress.step, "sequences": "reserved", **figure.record()}
     # Not after a skipped step, which may have failed because of the weights.
     is_candidate = training.processes.is_first and not training.progress.skips_in_a_row
     if is_candidate and checkpoint.is_best(run.checkpoints, record):

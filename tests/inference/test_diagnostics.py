@@ -52,11 +52,22 @@ def test_r_hat_of_many_numbers_is_that_of_arviz(num_draws):
     assert r_hat(draws) == pytest.approx(np.array(expected), rel=1e-12)
 
 
-def test_a_number_that_never_moves_and_a_single_chain_have_no_r_hat():
-    draws = np.random.default_rng(0).standard_normal((3, 10, 2))
+def test_a_number_that_never_moves_and_a_single_chain_have_no_r_hat_and_stuck_chains_an_infinite_one():
+    draws = np.random.default_rng(0).standard_normal((4, 10, 4))
     draws[..., 1] = 1.0
-    assert np.isnan(r_hat(draws)).tolist() == [False, True]
+    draws[..., 2] = np.array([1.0, -1.0, 1.0, -1.0])[:, None]
+    draws[..., 3] = np.array([0.3, -1.7, 0.9, 2.0])[:, None]
+    found = r_hat(draws)
+    assert np.isnan(found).tolist() == [False, True, False, False]
+    assert np.isinf(found).tolist() == [False, False, True, True]
     assert np.isnan(r_hat(draws[:1])).all()
+
+
+def test_a_number_that_never_moves_hides_no_other():
+    samples = autoregressive(0.0, num_draws=200, event_shape=(3,))
+    samples[..., 1] = 2.0
+    samples[0, ..., 2] += 50
+    assert mixing(Posterior(samples, torch.tensor([0]))).largest_r_hat.item() > 1.4
 
 
 @pytest.mark.parametrize("number", [0, 1, 767, 1535])

@@ -102,6 +102,21 @@ def test_a_text_does_not_depend_on_its_batch_mates(ltm, texts):
     assert torch.allclose(smc.smc(ltm, texts[order], 3, 4, 2, SequenceNoise(0)).nats, whole[order], rtol=1e-9)
 
 
+def test_a_text_that_no_particle_allows_costs_infinitely_much_and_the_others_what_they_cost(looks):
+    def bounded(batch):
+        """As `noisy_looks`, but the first text is impossible from its second block on."""
+        with pyro.plate("sequences", len(batch), dim=-1):
+            z = pyro.sample("z", dist.Normal(batch.x.new_zeros(2), 1).to_event(1))
+            log_probs = dist.Normal(z.unsqueeze(-2), NOISE_SCALE).log_prob(batch.x).sum(-1)
+            is_out = (batch.sequence_ids == 0) & (batch.x == looks.x[0, 2]).all(-1).any(-1)
+            pyro.factor("x", (batch.weights * log_probs).sum(-1) + torch.where(is_out, -torch.inf, 0.0))
+
+    with pyro.validation_enabled(False):
+        found = smc.smc(bounded, looks, 2, 4, 2, SequenceNoise(0))
+    assert found.nats.isinf().tolist() == [True, False]
+    assert found.effective_sample_size.isfinite().all()
+
+
 def test_particles_are_drawn_in_proportion_to_their_weights():
     generator = torch.Generator().manual_seed(0)
     log_weights = torch.randn(5, 1, generator=generator, dtype=torch.float64).expand(5, 20_000)

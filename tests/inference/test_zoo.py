@@ -97,7 +97,7 @@ EXCEPTIONS = {
     ("map", "dense 100", 1): SHARED,
     ("map", "dense, large", 1): SHARED,
 }
-DIVERGES = "a step of fixed length diverges where the curvature is above 2 over its size, and nothing refuses it"
+DIVERGES = "a step of fixed size diverges where the curvature is too high for it, and nothing refuses it"
 EXCEPTIONS_OF_CHAINS = {(scheme, "dense 100"): DIVERGES for scheme in ("langevin", "underdamped")}
 
 
@@ -142,13 +142,13 @@ def test_a_gaussian_around_the_mean_of_chains_costs_no_more_than_a_draw_in_its_p
     assert does_harm == ((name, problem) in EXCEPTIONS_OF_CHAINS), f"{nats:.3g} ± {error:.2g} nats"
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 4, 16, 64])
-@pytest.mark.parametrize("curvature", [10.0, 100.0])
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 16, 64, 256])
+@pytest.mark.parametrize("curvature", [10.0, 100.0, 1000.0])
 def test_vi_gains_what_a_direction_that_all_dimensions_share_can_give(curvature, num_steps):
     """The excess over -log p(x), by the closed form of the KL divergence from the posterior.
 
     The best diagonal Gaussian has the scales 1 / √(1 + c / d) and the posterior's mean. Each number of steps gains at
-    least a quarter of the way from the prior to it. (Without a look along the step it lost up to 300 times all of it.)
+    least two thirds of the way from the prior to it. (Without a look along the step it lost up to 300 times all of it.)
     """
     num_dims = 1536
     problem = dense(num_dims, curvature)
@@ -173,4 +173,4 @@ def test_vi_gains_what_a_direction_that_all_dimensions_share_can_give(curvature,
     )
     prior = kl_from_posterior(zero, zero)
     found = kl_from_posterior(state.mean.double(), state.log_scale.double())
-    assert (found - best).mean() < 0.75 * (prior - best).mean()
+    assert (found - best).mean() < (prior - best).mean() / 3

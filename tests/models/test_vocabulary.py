@@ -51,6 +51,20 @@ def test_gradients_can_be_differentiated_again(frozen):
     assert torch.autograd.gradgradcheck(values, (hidden, weight))
 
 
+def test_weights_that_are_also_those_of_an_embedding_have_one_gradient_however_it_is_taken():
+    """Hidden states that depend on the weights: with a graph, without one, and by PyTorch's own softmax."""
+    _, weight, targets = inputs(num_rows=9, width=4, vocab_size=6)
+    found = []
+    for function, create_graph in ((materialised, True), (target_log_probs, False), (target_log_probs, True)):
+        w = weight.clone().requires_grad_()
+        hidden = torch.tanh(w[targets.roll(1)] @ weight[:4])
+        found.append(torch.autograd.grad(function(hidden, w, targets).sum(), w, create_graph=create_graph)[0])
+    assert torch.allclose(found[0], found[1])
+    assert torch.allclose(found[0], found[2])
+    norms = [torch.autograd.grad(gradient.square().sum(), w)[0] for gradient in found[2:]]
+    assert norms[0].isfinite().all()
+
+
 @pytest.mark.parametrize("block", [(4, 3), (1000, 1000)])
 def test_rows_that_are_no_target_take_no_part(block, monkeypatch):
     monkeypatch.setattr(vocabulary, "CPU_BLOCK", block)

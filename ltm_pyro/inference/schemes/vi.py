@@ -23,7 +23,8 @@ itself vanishes if the posterior has no correlations. One draw is enough for a s
 - dimensions may be stiff together: 1/s knows the curvature of each, and a step along many of them at once may meet the
   sum of them all. So log p(x, z) is evaluated once more, without a gradient, at the end of the step. What it lacks of
   what the gradient promised is the curvature along the step, and μ goes no further than to the optimum along it, and
-  at the smaller rates of later steps only a part of that way.
+  at the smaller rates of later steps only a part of that way. What single dimensions say of their curvature counts in
+  the same part, since there it is noise of the stiff direction.
 
 benchmarks/results/steps.md measures the gain from each of these, and what Adam needs for the same bound.
 
@@ -134,16 +135,20 @@ class VI:
         log_q = normal(state.mean, scale).log_prob(z.detach())
         path_gradient = gradient - noise / scale
         step_size = _by_sequence(self._step_sizes(state.step).to(gradient), gradient)
-        excess = self._shrunk(path_gradient * noise / scale, state.step)
-        log_scale = state.log_scale - 0.5 * (step_size * excess * scale.square()).clamp(-1, 1)
-        log_scale = log_scale.minimum(joint.prior.stddev.detach().log())
+        excess, widest = path_gradient * noise / scale, joint.prior.stddev.detach().log()
+        log_scale = self._narrowed(state, self._shrunk(excess, state.step), widest)
         move = (step_size * path_gradient * (2 * log_scale).exp()).clamp(-scale, scale)
         with torch.no_grad():
             end = log_joint(model, batch, (z - move).nan_to_num())  # a program may refuse what is not a number
         # To second order: log p at the end is log p - ∇log p · move - ½ curvature.
         along = (gradient * move).flatten(1).sum(1)
         curvature = 2 * (log_density.detach() - end.log_likelihood - end.log_prior + along)
+        # Of what is no more than rounding nothing can be said.
+        rounding = 100 * torch.finfo(curvature.dtype).eps * log_density.detach().abs()
+        curvature = torch.where(curvature.abs() < rounding, 0, curvature)
         part = self._part(state.step, (path_gradient * move).flatten(1).sum(1), curvature, move / scale, noise)
+        # Where the gradient is that of one stiff direction, it says little of the curvature of single dimensions.
+        log_scale = self._narrowed(state, self._shrunk(excess, state.step, part.abs()), widest)
         # Not finite where the gradient is not, so that the guard sees it behind the bounds.
         mean = state.mean - _by_sequence(part, move) * move + 0 * path_gradient
         new = VIState(state.sequence_ids, state.step + 1, state.num_skipped, mean, log_scale, noise)
@@ -185,10 +190,11 @@ class VI:
         """
         if self.num_steps == 1:
             # No mirrored draw will take out the noise along the move. Its curvature does.
-            square = move.square().flatten(1).sum(1)
+            square = move.square().flatten(1).sum(1).clamp(min=torch.finfo(move.dtype).tiny)
             slope = slope - (curvature / square - 1) * (move * noise).flatten(1).sum(1)
         part = self._step_sizes(step).to(slope) / self.learning_rate * slope / curvature
-        return torch.where(curvature > 0, part.clamp(-1, 1), 1)
+        # No way at all to where there is no density.
+        return torch.where(curvature > 0, part.clamp(-1, 1), 1).where(~curvature.isnan(), 0)
 
     def _subsampled(self, state: VIState, batch: Batch, rng: Noise) -> Any:
         """The batch, weighted on every stride-th position only."""
@@ -199,10 +205,21 @@ class VI:
         first = rng.uniform("positions", state.sequence_ids, state.step)
         return batch.every(self.stride, (first * self.stride).long())
 
-    def _shrunk(self, excess: Tensor, step: Tensor) -> Tensor:
-        """The excess of every dimension, shrunk towards the mean over all dimensions, and less so in later steps."""
+    def _narrowed(self, state: VIState, excess: Tensor, widest: Tensor) -> Tensor:
+        """log σ after a step whose curvature is above the precision by this excess; not wider than the prior."""
+        step_size = _by_sequence(self._step_sizes(state.step).to(excess), excess)
+        change = (step_size * excess * (2 * state.log_scale).exp()).clamp(-1, 1)
+        return (state.log_scale - 0.5 * change).minimum(widest)
+
+    def _shrunk(self, excess: Tensor, step: Tensor, belief: Tensor | None = None) -> Tensor:
+        """The excess of every dimension, shrunk towards the mean over all dimensions, and less so in later steps.
+
+        Args:
+            belief: how much of what the dimensions say beyond their mean is believed, from 0 to 1, [B]. None: all.
+        """
         mean = _by_sequence(excess.flatten(1).mean(1), excess)
-        return excess + _by_sequence(self._shrinkage(step, excess), excess) * (mean - excess)
+        kept = 1 - self._shrinkage(step, excess)
+        return mean + _by_sequence(kept if belief is None else kept * belief, excess) * (excess - mean)
 
     def _shrinkage(self, step: Tensor, excess: Tensor) -> Tensor:
         """λ of the steps with these numbers, [B]."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 from ltm_pyro.inference import BatchNoise, SequenceNoise, bounds, infer
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.inference.schemes.vi import VI
+from ltm_pyro.models import TokenBatch
 
 COPIES = 20_000
 
@@ -130,6 +133,37 @@ def test_a_step_moves_by_at_most_a_scale_and_narrows_by_at_most_a_factor(linear_
     narrowing = (-2 * state.log_scale).exp()
     assert narrowing.max() == pytest.approx(math.e)
     assert narrowing.min() >= 1
+
+
+def test_no_step_is_taken_to_where_there_is_no_density():
+    """A likelihood with a pole: beyond it the density is not a number, and the step there does not count as flat."""
+
+    def model(batch):
+        with pyro.plate("sequences", len(batch), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=torch.float64), 0.1).to_event(1))
+            pyro.factor("likelihood", -5 * (0.3 + z).log().sum(-1))
+
+    batch = TokenBatch(torch.zeros(200, 1, dtype=torch.int64), torch.ones(200, 1), torch.arange(200), torch.ones(200))
+    with pyro.validation_enabled(False):
+        state = infer(VI(num_steps=8), model, batch, SequenceNoise(0))
+    assert (state.mean > -0.3).double().mean() > 0.9
+
+
+def test_a_difference_that_is_no_more_than_rounding_does_not_hold_a_step_back(scaled):
+    """A constant of a million nats, in float32, hides the curvature: the step is that of the gradient."""
+
+    def model_with(constant):
+        def model(batch):
+            with pyro.plate("sequences", len(batch), dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1).to_event(1))
+                pyro.factor("likelihood", constant - 0.1 * (z - batch.mean).square().sum(-1))
+
+        return model
+
+    _, batch = scaled(0.5, [[0.9, 0.9]] * 50)
+    batch = type(batch)(batch.mean.float(), batch.scales.float(), batch.sequence_ids)
+    means = [infer(VI(num_steps=4), model_with(constant), batch, SequenceNoise(0)).mean for constant in (0.0, 1e6)]
+    assert torch.allclose(means[0], means[1], atol=1e-4)
 
 
 def test_the_precision_stays_positive_and_at_least_the_priors(world):
