@@ -26,7 +26,7 @@ itself vanishes if the posterior has no correlations. One draw is enough for a s
   at the smaller rates of later steps only a part of that way. What single dimensions say of their curvature counts in
   the same part, since there it is noise of the stiff direction.
 
-benchmarks/results/steps.md measures the gain from each of these, and what Adam needs for the same bound.
+benchmarks/results/steps.md and stiff.md measure the gain from each of these, and what Adam needs for the same bound.
 
 Blocks of a text can be absorbed one by one, each by one whole step from the posterior before it, which takes the place
 of the prior (streaming variational Bayes: Broderick et al. 2013, arXiv 1307.6769; one step of natural gradients a
