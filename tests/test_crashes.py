@@ -146,6 +146,7 @@ def test_the_best_checkpoint_by_validation_is_kept_with_its_figure_and_can_be_lo
     assert best.name == f"step-{expected['step']:08d}"
     figure = json.loads((best / "best.json").read_text())
     assert figure.pop("best_by") == "nats_per_token"
+    assert figure.pop("sequences") == "reserved"
     assert figure == {key: value for key, value in expected.items() if key != "tokens_seen"}
     assert steps_saved(whole) == sorted({expected["step"], 20, 24, 28})
     loaded = ltm_pyro.load(whole, which="best").model.state_dict()

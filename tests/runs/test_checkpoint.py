@@ -198,7 +198,9 @@ def test_a_figure_that_is_not_finite_is_not_the_best_even_if_it_is_the_first(val
     assert not checkpoint.is_best(tmp_path, FIGURE | {"nats_per_token": value})
 
 
-@pytest.mark.parametrize("changed", [{"num_tokens": 99}, {"num_samples": 8}, {"estimator": "exact"}])
+@pytest.mark.parametrize(
+    "changed", [{"num_tokens": 99}, {"num_samples": 8}, {"estimator": "exact"}, {"sequences": "reserved"}]
+)
 def test_a_figure_of_other_texts_or_draws_is_the_first_of_its_kind(changed, tmp_path, trained):
     save_and_judge(tmp_path, trained, 1)
     assert not checkpoint.is_best(tmp_path, FIGURE | {"nats_per_token": 1.6})
