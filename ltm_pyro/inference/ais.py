@@ -25,6 +25,7 @@ from torch import Tensor
 from ltm_pyro.inference.base import Batch, Model, frozen, log_joint, moments
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.leapfrog import like_events, transition
+from ltm_pyro.inference.schemes.lowrank import units_of
 from ltm_pyro.inference.weights import ImportanceWeights
 
 TARGET_ACCEPTANCE = 0.8
@@ -41,7 +42,7 @@ class AnnealingPlan:
     betas: Tensor
     """[M + 1, B]: from 0 to 1."""
     step_sizes: Tensor
-    """[M + 1, B]: the length of a leapfrog, in standard deviations of q."""
+    """[M + 1, B]: the length of a leapfrog, in units in which q is round."""
     num_leapfrogs: int
     """The number of leapfrogs in a transition."""
     num_chains: int
@@ -105,8 +106,8 @@ def pilot(
     so that each adds the same part of it. A second run fits the step sizes to them.
 
     Args:
-        q: where the chains start, batch_shape [B]. Its standard deviations are also the scales of the steps. Every
-            draw from it must use new noise, as those of a scheme's `distribution` do.
+        q: where the chains start, batch_shape [B]. Its covariance is also the shape of the steps. Every draw
+            from it must use new noise, as those of a scheme's `distribution` do.
         rng: the noise of the transitions.
         num_temperatures: M.
         num_chains: C, also for the run that is scored.
@@ -224,7 +225,8 @@ def _transition(
     return transition(
         dataclasses.replace(start, beta=beta),
         lambda z: _evaluate(model, batch, q, z, beta),
-        like_events(step_size, start.z) * q.stddev,
+        step_size,
+        units_of(q),
         plan.num_leapfrogs,
         momentum,
         uniform,

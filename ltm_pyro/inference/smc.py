@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltm_pyro.inference.base import Model, frozen, infer, log_joint, log_likelihood, moments, require_full_weights
+from ltm_pyro.inference.base import Model, frozen, infer, log_joint, log_likelihood, require_full_weights
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.leapfrog import like_events, transition
+from ltm_pyro.inference.schemes.lowrank import units_of
 from ltm_pyro.inference.schemes.prior import PRIOR
 from ltm_pyro.inference.streaming import BlockedBatch, block_of, num_positions
 
@@ -94,13 +95,13 @@ def _run(
     """One run; without step sizes they follow the acceptance."""
     prior = PRIOR.distribution(infer(PRIOR, model, batch.cut(0), rng), rng, purpose)
     z = prior.sample((num_particles,))
-    scale = moments(prior)[1]
+    units = units_of(prior)
     starts = range(0, num_positions(batch), block_size)
     log_weights = torch.zeros(num_particles, len(batch), dtype=torch.float64)
     block_nats = torch.zeros(len(starts), len(batch), dtype=torch.float64)
-    fitted = scale.new_zeros(len(starts), NUM_MOVES, len(batch))
+    fitted = z.new_zeros(len(starts), NUM_MOVES, len(batch))
     smallest = torch.full((len(batch),), float(num_particles), dtype=torch.float64)
-    step_size = scale.new_full((len(batch),), 0.5 * z[0, 0].numel() ** -0.25)
+    step_size = z.new_full((len(batch),), 0.5 * z[0, 0].numel() ** -0.25)
     for number, start in enumerate(starts):
         block = block_of(model, batch, start, start + block_size)
         before = log_weights.logsumexp(0)
@@ -129,11 +130,11 @@ def _run(
                 shape = (num_particles,)
                 momentum = rng.normal(f"{purpose}-momentum", batch.sequence_ids, moved, z.shape[2:], shape, like=z)
                 accept = rng.uniform(f"{purpose}-accept", batch.sequence_ids, moved, shape)
-                stride = like_events(step_size, z) * scale
                 at, acceptance = transition(
                     at,
                     lambda z, read=read: _evaluate(model, read, z),  # type: ignore[misc]
-                    stride,
+                    step_size,
+                    units,
                     num_leapfrogs,
                     momentum,
                     accept,

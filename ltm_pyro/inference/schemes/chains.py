@@ -1,8 +1,8 @@
 """What all schemes of Markov chains share: where chains start, which draws they keep, and the posterior made of those.
 
 A scheme of chains is a subclass of `Chains` with a method `step`. With `vi_steps` its chains start at draws of a
-mean-field q(z) = N(μ, σ²), and its moves are scaled by σ in each dimension: it then runs in z / σ, where a posterior
-whose dimensions differ in scale is nearly round.
+Gaussian q(z) = N(μ, A Aᵀ) that `vi` has fitted, or `lowrank` with `vi_rank`. Its moves are made in units of A: it then
+runs in A⁻¹ z, where a posterior whose dimensions differ in scale, or depend on each other, is nearly round.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ltm_pyro.inference.base import (
@@ -28,7 +29,9 @@ from ltm_pyro.inference.guides import guide_of, point
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes.leapfrog import like_events
+from ltm_pyro.inference.schemes.lowrank import LowRank, units_of
 from ltm_pyro.inference.schemes.prior import PRIOR
+from ltm_pyro.inference.schemes.units import Units
 from ltm_pyro.inference.schemes.vi import VI
 
 
@@ -38,8 +41,17 @@ class ChainState(State):
     """[B, C, *event_shape]: where the C chains of each sequence stand."""
     scale: Tensor
     """[B, *event_shape]: the scale of moves in each dimension: σ of `vi_steps`, or 1 without them."""
+    directions: Tensor
+    """[B, d, r]: directions in z / scale, orthonormal, in which moves are stretched; r = 0 without `vi_rank`."""
+    stretch: Tensor
+    """[B, r]: by how much."""
     draws: Tensor
     """[B, C, K, *event_shape]: the last K draws of each chain, the newest at the end."""
+
+    @property
+    def units(self) -> Units:
+        """The units A of the moves."""
+        return Units(self.scale, self.directions, self.stretch)
 
     def moved(self, z: Tensor, **changes: Tensor) -> Self:
         """The state one step later, with the chains at z, [C, B, *event_shape]: chains first, as in a program."""
@@ -61,6 +73,9 @@ class Chains:
     vi_steps: int = 0
     """The number of steps of mean-field VI before the chains, which then start at its draws and move in its scales.
     0: they start at draws of the prior, and move equally far in every dimension."""
+    vi_rank: int = 0
+    """The number of directions in which the moves are stretched beside that. They are found by lowrank, which takes
+    the place of VI in those steps: its last third takes a direction each, at two gradients a step."""
 
     has_density: ClassVar[bool] = False
     has_chains: ClassVar[bool] = True
@@ -70,8 +85,11 @@ class Chains:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_chains", "num_kept")
-        if self.vi_steps < 0:
-            raise ValueError(f"vi_steps must not be negative, but is {self.vi_steps}")
+        for name in ("vi_steps", "vi_rank"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if self.vi_rank and self.vi_steps < 3:
+            raise ValueError(f"vi_rank = {self.vi_rank} needs vi_steps of 3 or more, but they are {self.vi_steps}")
 
     @property
     def num_warmup(self) -> int:
@@ -85,22 +103,24 @@ class Chains:
 
     @property
     def num_gradients(self) -> int:
-        """The gradients of the log joint for each sequence: one for each step and chain, and those of `vi_steps`."""
-        return self.vi_steps + self.num_chains * self.num_steps
+        """The gradients of the log joint for each sequence: one for each step and chain, and those before."""
+        return self._num_gradients_before + self.num_chains * self.num_steps
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
         """The chains start at draws of the prior, or of q with `vi_steps`; or all of them at `warm`."""
-        if self.vi_steps:
-            vi = VI(num_steps=self.vi_steps)
-            start = vi.distribution(infer(vi, model, batch, rng, warm), rng, "init")
-        else:
+        fit = self._fit
+        start: TorchDistribution
+        if fit is None:
             start = PRIOR.distribution(PRIOR.init(model, batch, rng), rng, "init")
+        else:
+            start = fit.distribution(infer(fit, model, batch, rng, warm), rng, "init")
         if warm is None:
             z = start.sample((self.num_chains,)).transpose(0, 1).contiguous()
         else:
             z = warm.detach().unsqueeze(1).repeat_interleave(self.num_chains, 1)
-        scale = start.stddev if self.vi_steps else torch.ones_like(z[:, 0])
-        return ChainState(*first_fields(batch), z, scale, z.unsqueeze(2).repeat_interleave(self.num_kept, 2))
+        units = Units.diagonal(torch.ones_like(z[:, 0])) if fit is None else units_of(start)
+        draws = z.unsqueeze(2).repeat_interleave(self.num_kept, 2)
+        return ChainState(*first_fields(batch), z=z, **vars(units), draws=draws)
 
     def guide(self, model: Model, state: ChainState, batch: Batch, rng: Noise) -> Guide:
         """All mass at the position of one chain, picked uniformly for each sequence."""
@@ -131,6 +151,17 @@ class Chains:
             rows = torch.tensor([other == count for other in counts])
             means[rows] = state.draws[rows][:, :, -count:].mean((1, 2))
         return means
+
+    @property
+    def _fit(self) -> VI | LowRank | None:
+        """The scheme whose q the chains start at."""
+        if self.vi_rank:
+            return LowRank(self.vi_steps, self.vi_rank)
+        return VI(self.vi_steps) if self.vi_steps else None
+
+    @property
+    def _num_gradients_before(self) -> int:
+        return 0 if self._fit is None else self._fit.num_gradients
 
     def _num_kept_after(self, num_steps: int) -> int:
         # Where a chain stands is always one draw, also before the first step.

@@ -32,9 +32,9 @@ class HMC(Metropolis):
 
     @property
     def num_gradients(self) -> int:
-        """The gradients of the log joint for each sequence: one a leapfrog, one where each chain starts, and those of
-        `vi_steps`."""
-        return self.vi_steps + self.num_chains * (1 + self.num_steps * self.num_leapfrogs)
+        """The gradients of the log joint for each sequence: one a leapfrog, one where each chain starts, and those
+        before."""
+        return self._num_gradients_before + self.num_chains * (1 + self.num_steps * self.num_leapfrogs)
 
     def step(self, model: Model, state: MetropolisState, batch: Batch, rng: Noise) -> tuple[MetropolisState, StepInfo]:
         jitter = 0.5 + rng.uniform("jitter", state.sequence_ids, state.step, (self.num_chains,)).to(state.z)

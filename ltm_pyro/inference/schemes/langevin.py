@@ -1,10 +1,10 @@
 """Unadjusted Langevin dynamics: draws of z by noisy gradient steps.
 
-    z ← z + s σ² ∇_z [log p(x | z) + log p(z)] + √(2 s) σ ε,    ε ~ N(0, I)
+    z ← z + s A Aᵀ ∇_z [log p(x | z) + log p(z)] + √(2 s) A ε,    ε ~ N(0, I)
 
-on the summed log joint (Kong et al. 2025, section 2; Roberts & Tweedie 1996), with σ = 1 or, after `vi_steps`, the
-scales of q. Unadjusted: a Gaussian posterior of variance v is sampled with variance v / (1 - s σ² / 2v), and the chain
-diverges where s σ² > 2v.
+on the summed log joint (Kong et al. 2025, section 2; Roberts & Tweedie 1996), with A = I or, after `vi_steps`, the
+square root of q's covariance. Unadjusted: where A⁻¹ z is Gaussian with variance v, it is sampled with variance
+v / (1 - s / 2v), and the chain diverges where s > 2v.
 """
 
 from __future__ import annotations
@@ -38,6 +38,6 @@ class Langevin(Chains):
             joint = log_joint(model, batch, z, num_sample_dims=1)
             log_density = joint.log_likelihood + joint.log_prior
             (gradient,) = torch.autograd.grad(log_density.sum(), z)
-        drift = self.step_size * (state.scale.square() * gradient)
-        diffusion = (2 * self.step_size) ** 0.5 * (state.scale * noise)
+        drift = self.step_size * state.units.times(state.units.transpose_times(gradient))
+        diffusion = (2 * self.step_size) ** 0.5 * state.units.times(noise)
         return state.moved(z.detach() + drift + diffusion), StepInfo(-log_density.detach().mean(0))

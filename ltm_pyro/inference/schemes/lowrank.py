@@ -46,6 +46,7 @@ from ltm_pyro.inference.base import (
 from ltm_pyro.inference.guides import Sizes, fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.schemes.units import Units
 from ltm_pyro.inference.schemes.vi import VI, VIState
 
 NODE = math.sqrt(3)
@@ -88,6 +89,11 @@ class LowRankNormal(TorchDistribution):
         return self.loc
 
     @property
+    def units(self) -> Units:
+        """The square root of the covariance."""
+        return Units(self.scale, self.directions, self.stretch)
+
+    @property
     def variance(self) -> Tensor:
         """[*batch_shape, *event_shape]: the diagonal of the covariance."""
         change = (self.directions.square() * (self.stretch.square() - 1).unsqueeze(-2)).sum(-1)
@@ -107,9 +113,8 @@ class LowRankNormal(TorchDistribution):
 
     def rsample(self, sample_shape: Sizes = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        noise = self._flat(self.draw(shape[:-1]))
-        change = (self.directions @ ((self.stretch - 1) * self._along(noise)).unsqueeze(-1)).squeeze(-1)
-        return self.mean + self.scale * (noise + change).view(shape + self.event_shape)
+        noise = self.draw(shape[:-1])
+        return self.mean + self.units.times(noise)
 
     def sample(self, sample_shape: Sizes = ()) -> Tensor:
         with torch.no_grad():
@@ -127,6 +132,17 @@ class LowRankNormal(TorchDistribution):
     def _along(self, standard: Tensor) -> Tensor:
         """Vᵀ of numbers [..., d]: [..., r]."""
         return (self.directions.transpose(-1, -2) @ standard.unsqueeze(-1)).squeeze(-1)
+
+
+def units_of(q: TorchDistribution) -> Units:
+    """The units in which q is round, if it is Gaussian; otherwise its standard deviations.
+
+    Raises:
+        ValueError: if q has no standard deviation.
+    """
+    if isinstance(q, LowRankNormal):
+        return q.units
+    return Units.diagonal(moments(q)[1])
 
 
 @register_kl(LowRankNormal, Independent)  # type: ignore[no-untyped-call,untyped-decorator]  # torch's

@@ -27,7 +27,7 @@ from torch import Tensor
 from ltm_pyro.inference.base import Batch, Model, StepInfo
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.chains import EvaluatedChains, EvaluatedState, evaluate
-from ltm_pyro.inference.schemes.leapfrog import like_events, transition
+from ltm_pyro.inference.schemes.leapfrog import transition
 
 GAMMA, T_0, KAPPA = 0.05, 10.0, 0.75
 
@@ -35,7 +35,7 @@ GAMMA, T_0, KAPPA = 0.05, 10.0, 0.75
 @dataclass(frozen=True)
 class MetropolisState(EvaluatedState):
     log_step_size: Tensor
-    """[B]: log ε, the length of a leapfrog in units of `scale`."""
+    """[B]: log ε, the length of a leapfrog in the units of the moves."""
     mean_log_step_size: Tensor
     """[B]: the mean of log ε over the warm-up so far."""
     missed_acceptance: Tensor
@@ -67,14 +67,13 @@ class Metropolis(EvaluatedChains):
     def move(
         self, model: Model, state: MetropolisState, batch: Batch, rng: Noise, step_size: Tensor, num_leapfrogs: int
     ) -> tuple[MetropolisState, StepInfo]:
-        """Take a step of every chain, with leapfrogs of the given length, [B] or [C, B] in units of `state.scale`."""
+        """Take a step of every chain, with leapfrogs of the given length, [B] or [C, B] in `state.units`."""
         ids, steps, chains = state.sequence_ids, state.step, (self.num_chains,)
         momentum = rng.normal("momentum", ids, steps, state.z.shape[2:], chains, like=state.z)
         uniform = rng.uniform("accept", ids, steps, chains)
         start = state.point
-        stride = like_events(step_size, start.z) * state.scale
         point, acceptance = transition(
-            start, functools.partial(evaluate, model, batch), stride, num_leapfrogs, momentum, uniform
+            start, functools.partial(evaluate, model, batch), step_size, state.units, num_leapfrogs, momentum, uniform
         )
         acceptance = acceptance.mean(0)
         info = StepInfo(-start.log_density.mean(0), acceptance)

@@ -1,14 +1,14 @@
 """Underdamped Langevin dynamics: chains with a momentum, by the BAOAB splitting, without accepting or refusing.
 
-    p ← p + (h/2) σ ∇_z log p(x, z)                    B
-    z ← z + (h/2) σ p                                  A
+    p ← p + (h/2) Aᵀ ∇_z log p(x, z)                   B
+    z ← z + (h/2) A p                                  A
     p ← e^(-γ h) p + √(1 - e^(-2 γ h)) ε,  ε ~ N(0, I)  O
-    z ← z + (h/2) σ p                                  A
-    p ← p + (h/2) σ ∇_z log p(x, z)                    B
+    z ← z + (h/2) A p                                  A
+    p ← p + (h/2) Aᵀ ∇_z log p(x, z)                   B
 
-(Leimkuhler & Matthews 2013), with σ = 1 or, after `vi_steps`, the scales of q. On a Gaussian posterior the chain has
-exactly the posterior's variances at any stable step, that is one below twice the smallest scale of z / σ; on other
-posteriors it has an error of order h².
+(Leimkuhler & Matthews 2013), with A = I or, after `vi_steps`, the square root of q's covariance. On a Gaussian
+posterior the chain has exactly the posterior's variances at any stable step, that is one below twice the smallest scale
+of A⁻¹ z; on other posteriors it has an error of order h².
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class Underdamped(EvaluatedChains):
         event_shape = state.z.shape[2:]
         noise = rng.normal("underdamped", state.sequence_ids, state.step, event_shape, (self.num_chains,), like=state.z)
         start, momentum = state.point, state.momentum.transpose(0, 1)
-        half = 0.5 * self.step_size * state.scale
+        half, units = 0.5 * self.step_size, state.units
         kept = math.exp(-self.friction * self.step_size)
-        momentum = momentum + half * start.gradient
-        z = start.z + half * momentum
+        momentum = momentum + half * units.transpose_times(start.gradient)
+        z = start.z + half * units.times(momentum)
         momentum = kept * momentum + math.sqrt(1 - kept**2) * noise
-        point = evaluate(model, batch, z + half * momentum)
-        momentum = momentum + half * point.gradient
+        point = evaluate(model, batch, z + half * units.times(momentum))
+        momentum = momentum + half * units.transpose_times(point.gradient)
         new = state.moved_to(point, momentum=momentum.transpose(0, 1).contiguous())
         return new, StepInfo(-start.log_density.mean(0))

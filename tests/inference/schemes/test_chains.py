@@ -11,6 +11,7 @@ import torch
 
 from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, infer
 from ltm_pyro.inference.schemes.chains import evaluate
+from ltm_pyro.inference.schemes.lowrank import LowRank
 from ltm_pyro.inference.schemes.vi import VI
 
 CHAINS = ("langevin", "mala", "hmc", "underdamped")
@@ -54,9 +55,56 @@ def test_without_vi_steps_all_dimensions_move_alike(chains, world):
     assert (state.scale == 1).all()
 
 
-def test_negative_vi_steps_are_refused(chains):
+def test_with_a_rank_chains_start_at_draws_of_lowrank_and_move_in_the_shape_of_its_covariance(chains, world):
+    batch, rng, num_chains = world.sample(2), SequenceNoise(0), 20_000
+    state = chains(num_chains=num_chains, vi_steps=30, vi_rank=2).init(world, batch, rng)
+    q = LowRank(30, 2).distribution(infer(LowRank(30, 2), world, batch, rng), rng)
+    root = state.units.times(torch.eye(3, dtype=torch.float64).unsqueeze(1).expand(3, 2, 3)).permute(1, 2, 0)
+    covariance = root @ root.mT
+    assert torch.allclose(covariance.diagonal(dim1=1, dim2=2), q.variance, rtol=1e-9)
+    assert (covariance[:, 0, 1:].abs() > 0.01).all()
+    whitened = torch.linalg.solve(root, (state.z - q.mean[:, None]).mT)
+    moments = whitened @ whitened.mT / num_chains
+    assert (moments - torch.eye(3, dtype=torch.float64)).abs().max() < 5 * math.sqrt(2 / num_chains)
+
+
+@pytest.mark.parametrize("name", ["langevin", "underdamped", "mala", "hmc"])
+def test_with_a_rank_chains_mix_along_a_narrow_direction_that_no_dimension_shows(name, linear_gaussian):
+    """A variance of 0.002 beside 0.9, across the axes: the one direction is what `vi` cannot scale."""
+    model, rotation = linear_gaussian.with_posterior_variances((0.002, *[0.9] * 7))
+    batch, rng = model.sample(2), SequenceNoise(0)
+    scheme = SCHEMES[name](num_steps=60, num_chains=200, vi_steps=60, vi_rank=8)
+    z = (infer(scheme, model, batch, rng).z - model.posterior_mean(batch.x)[:, None]) @ rotation
+    ratio = z.var(1) / torch.tensor((0.002, *[0.9] * 7), dtype=torch.float64)
+    assert (ratio > 0.6).all()
+    assert (ratio < 1.6).all()
+
+
+@pytest.mark.parametrize("setting", ["vi_steps", "vi_rank"])
+def test_negative_steps_and_ranks_are_refused(chains, setting):
+    with pytest.raises(ValueError, match=setting):
+        chains(**{setting: -1})
+
+
+def test_a_rank_without_steps_that_could_find_it_is_refused(chains):
     with pytest.raises(ValueError, match="vi_steps"):
-        chains(vi_steps=-1)
+        chains(vi_rank=4, vi_steps=2)
+
+
+@pytest.mark.parametrize("before", [{}, {"vi_steps": 7}, {"vi_steps": 7, "vi_rank": 2}])
+def test_the_number_of_gradients_counts_those_before_the_chains(chains, before, world):
+    """Against a count of the chains that are evaluated."""
+    batch, scheme = world.sample(2), chains(num_steps=3, num_chains=2, **before)
+    counted = 0
+
+    def model(batch):
+        nonlocal counted
+        z = pyro.poutine.trace(world).get_trace(batch).nodes["z"]["value"]
+        if z.requires_grad:
+            counted += z.shape.numel() // (len(batch) * 3)
+
+    infer(scheme, model, batch, SequenceNoise(0))
+    assert counted == scheme.num_gradients
 
 
 @pytest.mark.parametrize("setting", ["num_chains", "num_kept"])

@@ -30,13 +30,13 @@ def steps_of(scheme, model, batch, rng):
         yield state, info
 
 
-@pytest.mark.parametrize("vi_steps", [0, 100])
-def test_the_second_half_of_the_steps_has_the_moments_of_the_posterior(name, vi_steps, linear_gaussian, assert_mean):
+@pytest.mark.parametrize("before", [{}, {"vi_steps": 100}, {"vi_steps": 100, "vi_rank": 2}])
+def test_the_second_half_of_the_steps_has_the_moments_of_the_posterior(name, before, linear_gaussian, assert_mean):
     """Along the axes of the rotation: mean, variances and covariances, in units of the posterior's scales."""
     model, rotation = linear_gaussian.with_posterior_variances(VARIANCES)
     batch, rng = model.sample(2), generator_noise()
     num_steps = {"mala": 800, "hmc": 300}[name]
-    scheme = SCHEMES[name](num_steps=num_steps, num_chains=50, num_kept=num_steps // 2, vi_steps=vi_steps)
+    scheme = SCHEMES[name](num_steps=num_steps, num_chains=50, num_kept=num_steps // 2, **before)
     state = infer(scheme, model, batch, rng)
     samples = scheme.posterior(state, scheme.num_draws, rng).samples
     z = (samples - model.posterior_mean(batch.x)) @ rotation / torch.tensor(VARIANCES, dtype=torch.float64).sqrt()

@@ -29,6 +29,7 @@ VARIANTS = {
     "map-adam": ("map", {"learning_rate": 0.3, "epsilon": 1e-8}),
     **{f"{name}-chains": (name, {"num_chains": 2, "num_kept": 3}) for name in CHAINS},
     **{f"{name}-scaled": (name, {"num_chains": 2, "num_kept": 2, "vi_steps": 3}) for name in CHAINS},
+    **{f"{name}-stretched": (name, {"num_chains": 2, "vi_steps": 6, "vi_rank": 2}) for name in CHAINS},
 }
 """Every scheme as it comes, and with other settings."""
 
