@@ -50,7 +50,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     print(f"`python benchmarks/stiff_chains.py {' '.join(sys.argv[1:])}`\n\n{machine(torch.device('cpu'))}\n")
-    print("| problem | scheme | units | leapfrog | effective draws for 1,000 gradients | R̂ |\n|---|---|---|---|---|---|")
+    print("| problem | scheme | units | leapfrog | effective draws for 1,000 gradients | R̂ |")
+    print("|---|---|---|---|---|---|")
     for name, model, batch in problems(options.runs):
         for scheme_name in ("mala", "hmc"):
             for units, settings in UNITS.items():
