@@ -118,6 +118,14 @@ def numerics_of_commands() -> Iterator[None]:
         yield
 
 
+def print_parts(name: str, parts: Mapping[str, str]) -> None:
+    """Say which parts a corpus has, and what became of each."""
+    print(f"corpus {name}:", flush=True)
+    width = max(map(len, parts), default=0)
+    for part, text in parts.items():
+        print(f"  {part:{width}}  {text}", flush=True)
+
+
 def pick_device(name: str) -> torch.device:
     """The device of that name; auto is cuda where there is one.
 

@@ -68,8 +68,8 @@ class CompareConfig:
     """Draws of z for the bound and for k-hat. As many are written, if q has a density."""
     data: str | None = None
     """The texts, as in evaluate. Default: what the run has held out of its own corpus."""
-    text_column: str = "text"
-    """Column that holds the text (.jsonl, .parquet, Hugging Face)."""
+    text_column: str | None = None
+    """Column that holds the text, in files and data sets with columns. Default: text, or a benchmark set's own."""
     num_sequences: int = 4
     """Sequences to infer z of, drawn from all of the text, the same ones every time."""
     seed: int = 0

@@ -57,8 +57,8 @@ class TrainConfig:
     data: Annotated[
         str, cli.choices("The corpus: a folder that python -m ltm_pyro.prepare has written, or one of these.", CORPORA)
     ] = "python-docs"
-    text_column: str = "text"
-    """The column of the corpus that holds the text (.jsonl, .parquet, Hugging Face)."""
+    text_column: str | None = None
+    """Column that holds the text, in files and data sets with columns. Default: text, or a benchmark set's own."""
     tokenizer: str = "bytes"
     """The tokenizer: bytes, or an encoding of tiktoken, such as gpt2."""
     packing: PackingName = "document"

@@ -50,8 +50,8 @@ class EvaluateConfig:
         str | None,
         cli.choices("Text to score. By default it is what the run has held out of its own corpus.", CORPORA),
     ] = None
-    text_column: str = "text"
-    """Column that holds the text (.jsonl, .parquet, Hugging Face)."""
+    text_column: str | None = None
+    """Column that holds the text, in files and data sets with columns. Default: text, or a benchmark set's own."""
     inference: tuple[InferenceName, ...] = ()
     """How z is inferred; several are compared. none: z from the prior.
     Default: as the run was trained."""

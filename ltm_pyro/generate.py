@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ltm_pyro import cli
 from ltm_pyro.config import NO_INFERENCE, InferenceName, TrainConfig, scheme_of
-from ltm_pyro.data import token_num_bytes
+from ltm_pyro.data import encode, token_num_bytes
+from ltm_pyro.data.corpora.formats import read_text
 from ltm_pyro.errors import InputError
 from ltm_pyro.inference import PRIOR, SCHEMES, PosteriorScheme, SequenceNoise
 from ltm_pyro.models import Sampling
@@ -116,8 +117,8 @@ def read_prompts(config: GenerateConfig) -> list[str]:
         prompts = [config.prompt]
     else:
         try:
-            text = Path(config.prompt_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(config.prompt_file))
+        except (OSError, ValueError, EOFError) as error:
             raise InputError(f"--prompt-file {config.prompt_file} cannot be read as UTF-8 text: {error}") from None
         if not text:
             raise InputError(f"--prompt-file {config.prompt_file} is empty: give one prompt per line")
@@ -177,7 +178,7 @@ def load_plan(config: GenerateConfig) -> Plan:
             f"{config.thought} holds {len(z)} thoughts and {config.prompt_file} {len(prompts)} prompts: "
             "give one thought, or one for each prompt"
         )
-    tokens = [ltm.tokenizer.encode_ordinary(prompt) for prompt in prompts]
+    tokens = [encode(prompt, ltm.tokenizer).tolist() for prompt in prompts]
     longest, length = max(map(len, tokens)), ltm.config.model.length
     is_cut = longest > length and block_size_of(ltm, scheme) is None
     if is_cut and scheme is not PRIOR and (z is None or config.rethink):

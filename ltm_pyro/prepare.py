@@ -21,7 +21,7 @@ import tyro
 from tqdm import tqdm
 
 from ltm_pyro import cli
-from ltm_pyro.data import CORPORA
+from ltm_pyro.data import CORPORA, CorpusSource
 from ltm_pyro.data.preparation import PreparationDisplay, PreparationSettings, Stopped, prepare
 from ltm_pyro.data.prepared import Manifest, verify
 from ltm_pyro.errors import InputError
@@ -45,8 +45,8 @@ class PrepareConfig:
     """Folder for the shards. If the same command was stopped before, it continues with what the folder holds."""
     tokenizer: str = PreparationSettings.tokenizer
     """bytes, or an encoding of tiktoken, such as gpt2. The runs that read the folder must have the same."""
-    text_column: str = PreparationSettings.text_column
-    """Column of the corpus that holds the text (JSON, Parquet, Hugging Face)."""
+    text_column: str | None = None
+    """Column that holds the text, in files and data sets with columns. Default: text, or a benchmark set's own."""
     streaming: bool = False
     """Read a Hugging Face data set while it is downloaded, so that the disk keeps nothing of it but the shards."""
     processes: int | None = None
@@ -71,6 +71,11 @@ class TerminalDisplay(PreparationDisplay):
     def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def opened(self, source: CorpusSource) -> None:
+        validation = source.validation.origin if source.validation else "held out of train"
+        unread = {part: f"not read: {origin}" for part, origin in source.unread.items()}
+        cli.print_parts(source.name, {"train": source.train.origin, "validation": validation, **unread})
 
     def damaged(self, path: Path) -> None:
         print(f"{path} is damaged: it and the shards after it are prepared again", file=sys.stderr)

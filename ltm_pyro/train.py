@@ -190,7 +190,8 @@ class Loaded:
 
     def resolved(self, processes: Processes) -> dict[str, str]:
         """What the settings were resolved to."""
-        return resolved_against(self.corpus.sha256, self.tokenizer, self.device, processes.size)
+        parts = {f"corpus_{part.replace(' ', '_')}": text for part, text in self.corpus.parts.items()}
+        return resolved_against(self.corpus.sha256, self.tokenizer, self.device, processes.size) | parts
 
 
 def load(config: TrainConfig, processes: Processes) -> Loaded:
@@ -335,6 +336,7 @@ def carry_out(training: Training) -> int:
         f"{len(training.train):,} sequences to train on, {len(training.validation):,} held out",
         flush=True,
     )
+    cli.print_parts(training.corpus.name, training.corpus.parts)
     with StopSignal() as stop, cli.numerics_of_commands():
         try:
             train(training, stop)

@@ -22,7 +22,7 @@ from ltm_pyro.data.documents import Documents, TokenizedCorpus, TokenizedTexts, 
 from ltm_pyro.data.packing import PACKING, PackedSequences, pack_as_stream, pack_by_document
 from ltm_pyro.data.synthetic import TopicLanguage, UniformLanguage, UnigramLanguage, token_batch
 from ltm_pyro.data.tokenized import load_tokenized_corpus, load_tokenized_texts
-from ltm_pyro.data.tokenizers import begin_of_text, end_of_text, fingerprint, get_tokenizer, token_num_bytes
+from ltm_pyro.data.tokenizers import begin_of_text, encode, end_of_text, fingerprint, get_tokenizer, token_num_bytes
 
 __all__ = [
     "BENCHMARK_SETS",
@@ -44,6 +44,7 @@ __all__ = [
     "batch_indices",
     "begin_of_text",
     "byte_counts",
+    "encode",
     "end_of_text",
     "fingerprint",
     "get_tokenizer",

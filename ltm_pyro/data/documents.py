@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import tiktoken
 
-from ltm_pyro.data.tokenizers import end_of_text
+from ltm_pyro.data.tokenizers import encode, end_of_text
 from ltm_pyro.errors import InputError
 
 
@@ -130,6 +130,9 @@ class TokenizedCorpus:
     sha256: str
     """A hash of the documents and of which are held out: two figures compare only where it is equal."""
 
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """What became of the files or rows of the corpus, for a reader: a line for each split, and for what is not read."""
+
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     """The smallest type, little-endian, that tokens are stored in."""
@@ -149,27 +152,13 @@ def check_tokens(tokens: np.ndarray, vocab_size: int) -> None:
         )
 
 
-def encode(text: str, number: int, encoding: tiktoken.Encoding) -> np.ndarray:
+def encode_document(text: str, encoding: tiktoken.Encoding) -> np.ndarray:
     """The tokens of a document and its end-of-text, [n] of :func:`token_dtype`.
-
-    Text is encoded as it stands: a special token written in it is plain text.
-
-    Args:
-        text: the document.
-        number: the number of the document, from 0, for the error.
-        encoding: a tokenizer of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
 
     Raises:
         InputError: it is not valid Unicode.
     """
-    try:
-        tokens = encoding.encode_to_numpy(text, disallowed_special=())
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"document {number} (from 0) is not valid Unicode ({error.reason}, at character {error.start}); "
-            "remove that character from the text"
-        ) from error
-    return np.append(tokens, np.uint32(end_of_text(encoding))).astype(token_dtype(encoding.n_vocab))
+    return np.append(encode(text, encoding), np.uint32(end_of_text(encoding))).astype(token_dtype(encoding.n_vocab))
 
 
 def byte_counts(documents: Documents, encoding: tiktoken.Encoding) -> np.ndarray:
@@ -191,6 +180,6 @@ def tokenize(texts: Sequence[str], encoding: tiktoken.Encoding) -> Documents:
     Raises:
         InputError: one is not valid Unicode.
     """
-    encoded = [encode(text, number, encoding) for number, text in enumerate(texts)]
+    encoded = [encode_document(text, encoding) for text in texts]
     sizes = np.array([len(tokens) for tokens in encoded], dtype=np.int64)
     return Documents([np.concatenate(encoded)], np.cumsum(sizes) - sizes, sizes)

@@ -44,8 +44,9 @@ class PreparationSettings:
 
     source: str
     """The corpus to prepare, as `data` of :func:`~ltm_pyro.data.corpora.open_corpus`."""
-    text_column: str = "text"
-    """The column that holds the text, in files and data sets with columns."""
+    text_column: str | None = None
+    """The column that holds the text, in files and data sets with columns; None as in
+    :func:`~ltm_pyro.data.corpora.open_corpus`."""
     tokenizer: str = "bytes"
     """The name of the tokenizer."""
     shard_tokens: int = 2**25
@@ -54,6 +55,9 @@ class PreparationSettings:
 
 class PreparationDisplay:
     """What is told while a corpus is prepared. This display shows nothing; the command has one that does."""
+
+    def opened(self, source: CorpusSource) -> None:
+        """The source has been found, and nothing of it has been read yet."""
 
     def damaged(self, path: Path) -> None:
         """This file of a finished shard is damaged: its shard and those behind it are prepared again."""
@@ -99,6 +103,7 @@ def prepare(
     _check_usable(folder)
     encoding = get_tokenizer(settings.tokenizer)
     source = open_corpus(settings.source, settings.text_column, streaming)
+    display.opened(source)
     held_out, parts = _parts_of(settings.source, source)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,9 +111,13 @@ def prepare(
         raise InputError(f"--out {folder} cannot be used: {error}") from None
     with locked(folder, "preparing a corpus in it"):
         manifest, is_finished = _found_in(folder, _manifest_of(settings, source.name, held_out, encoding))
+        # A finished folder is checked as well: what has been damaged since then is prepared again.
+        intact = _without_damaged(folder, manifest, display)
+        is_finished = is_finished and intact == manifest
         if not is_finished:
-            manifest = _without_damaged(folder, manifest, display)
+            manifest = intact
             manifest.write(folder / UNFINISHED)
+            (folder / MANIFEST).unlink(missing_ok=True)
             if manifest.train:
                 display.resumed(folder, manifest)
             try:
@@ -193,7 +202,7 @@ def _manifest_of(settings: PreparationSettings, name: str, held_out: str, encodi
     return Manifest(
         name=_printable(name),
         source=_printable(settings.source),
-        text_column=_printable(settings.text_column),
+        text_column=_printable(settings.text_column or "text"),
         tokenizer=settings.tokenizer,
         tokenizer_sha256=fingerprint(encoding),
         vocab_size=encoding.n_vocab,
@@ -284,11 +293,10 @@ def _write_shards(
             manifest = manifest.with_shards(split, (*manifest.shards(split), shard))
             manifest.write(folder / UNFINISHED)
 
-        first = sum(shard.num_documents for shard in shards)
         size = part.size or 0
         with (
             ShardWriter(folder, split, len(shards), manifest.shard_tokens, finished) as writer,
-            contextlib.closing(encoded(documents, first, encoding, processes)) as chunks,
+            contextlib.closing(encoded(documents, encoding, processes)) as chunks,
         ):
             for chunk, share in chunks:
                 writer.add(chunk)

@@ -260,7 +260,18 @@ def open_prepared(folder: Path, encoding: tiktoken.Encoding) -> TokenizedCorpus:
     if not (len(train) and len(validation)):
         raise InputError(f"{folder / MANIFEST} is damaged: it has no documents to learn from, or to validate on")
     held_out = TokenizedTexts.held_out_of(manifest.name, validation, manifest.sha256)
-    return TokenizedCorpus(manifest.name, train, held_out, manifest.sha256)
+    parts = {
+        "train": f"{len(train):,} texts, {train.num_tokens:,} tokens",
+        "validation": f"{len(validation):,} texts, {validation.num_tokens:,} tokens: {_HELD_OUT[manifest.held_out]}",
+    }
+    return TokenizedCorpus(manifest.name, train, held_out, manifest.sha256, parts)
+
+
+_HELD_OUT = {
+    BY_HASH: "held out of train",
+    BY_SOURCE: "a split of its source",
+    BY_ENDS: "held out of train, the end of each text",
+}
 
 
 def _check_tokenizer(manifest: Manifest, folder: Path, encoding: tiktoken.Encoding) -> None:

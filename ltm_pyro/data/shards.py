@@ -18,7 +18,7 @@ import tiktoken
 
 from ltm_pyro.data.corpora.base import Reading
 from ltm_pyro.data.corpora.holding_out import utf8
-from ltm_pyro.data.documents import encode
+from ltm_pyro.data.documents import encode_document
 from ltm_pyro.data.prepared import INDEX, Index, Shard, StoredFile, file_name
 from ltm_pyro.errors import InputError
 from ltm_pyro.files import durable
@@ -52,8 +52,6 @@ class Encoded:
 class _Chunk:
     """Documents to encode together."""
 
-    first: int
-    """The number of the first document."""
     texts: list[str]
     """The documents."""
     share: float | None
@@ -75,7 +73,7 @@ def hash_of(content: bytes) -> int:
 
 
 def encoded(
-    documents: Reading, first: int, encoding: tiktoken.Encoding, processes: int
+    documents: Reading, encoding: tiktoken.Encoding, processes: int
 ) -> Generator[tuple[Encoded, float | None], None, None]:
     """Encodes documents in their order, and gives with each piece the share of the whole that has been read.
 
@@ -83,7 +81,6 @@ def encoded(
 
     Args:
         documents: the documents as they are read.
-        first: the number of the first document, for errors.
         encoding: a tokenizer of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
         processes: how many encode at the same time; 1 starts none.
 
@@ -91,7 +88,7 @@ def encoded(
         InputError: a document is not valid Unicode.
         BrokenProcessPool: a process has been killed.
     """
-    chunks = _chunks(documents, first)
+    chunks = _chunks(documents)
     if processes == 1:
         _start(encoding)
         yield from map(_encode_chunk, chunks)
@@ -109,17 +106,17 @@ def encoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _chunks(documents: Reading, first: int) -> Iterator[_Chunk]:
+def _chunks(documents: Reading) -> Iterator[_Chunk]:
     texts: list[str] = []
     size = 0
     for text, share in documents:
         texts.append(text)
         size += len(text)
         if size >= CHUNK_CHARACTERS:
-            yield _Chunk(first, texts, share)
-            first, texts, size = first + len(texts), [], 0
+            yield _Chunk(texts, share)
+            texts, size = [], 0
     if texts:
-        yield _Chunk(first, texts, 1.0)
+        yield _Chunk(texts, 1.0)
 
 
 _encoding: tiktoken.Encoding
@@ -146,7 +143,7 @@ def _end_with_parent() -> None:
 
 
 def _encode_chunk(chunk: _Chunk) -> tuple[Encoded, float | None]:
-    tokens = [encode(text, number, _encoding) for number, text in enumerate(chunk.texts, chunk.first)]
+    tokens = [encode_document(text, _encoding) for text in chunk.texts]
     index = _index_of(chunk.texts)
     index["end"] = np.cumsum([len(each) for each in tokens])
     return Encoded(np.concatenate(tokens), index), chunk.share

@@ -11,13 +11,13 @@ from ltm_pyro.data.documents import TokenizedCorpus, TokenizedTexts, tokenize
 from ltm_pyro.data.prepared import is_prepared, open_prepared
 
 
-def load_tokenized_corpus(data: str, text_column: str, encoding: tiktoken.Encoding) -> TokenizedCorpus:
+def load_tokenized_corpus(data: str, text_column: str | None, encoding: tiktoken.Encoding) -> TokenizedCorpus:
     """A prepared corpus, or all documents of another one, encoded.
 
     Args:
         data: a folder that `python -m ltm_pyro.prepare` has written, or as in
             :func:`~ltm_pyro.data.corpora.load_corpus`.
-        text_column: the column that holds the text, in files and data sets with columns.
+        text_column: as in :func:`~ltm_pyro.data.corpora.open_corpus`.
         encoding: a tokenizer of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
 
     Raises:
@@ -29,16 +29,17 @@ def load_tokenized_corpus(data: str, text_column: str, encoding: tiktoken.Encodi
     validation = tokenize(corpus.validation, encoding)
     sha256 = Texts(corpus.name, corpus.validation).sha256
     held_out = TokenizedTexts.held_out_of(corpus.name, validation, sha256)
-    return TokenizedCorpus(corpus.name, tokenize(corpus.train, encoding), held_out, corpus.sha256)
+    return TokenizedCorpus(corpus.name, tokenize(corpus.train, encoding), held_out, corpus.sha256, corpus.parts)
 
 
-def load_tokenized_texts(data: str, text_column: str, encoding: tiktoken.Encoding) -> TokenizedTexts:
+def load_tokenized_texts(data: str, text_column: str | None, encoding: tiktoken.Encoding) -> TokenizedTexts:
     """Texts to score, encoded; of a prepared corpus, what is held out of it.
 
     Args:
         data: a folder that `python -m ltm_pyro.prepare` has written, or as in
             :func:`~ltm_pyro.data.corpora.load_texts`.
-        text_column: the column that holds the text, in files and data sets with columns; benchmark sets know theirs.
+        text_column: the column that holds the text, in files and data sets with columns; None as in
+            :func:`~ltm_pyro.data.corpora.open_corpus`.
         encoding: a tokenizer of :func:`~ltm_pyro.data.tokenizers.get_tokenizer`.
 
     Raises:

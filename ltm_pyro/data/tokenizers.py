@@ -10,6 +10,7 @@ import hashlib
 import json
 
 import numpy as np
+import regex
 import tiktoken
 
 from ltm_pyro.errors import InputError
@@ -17,6 +18,8 @@ from ltm_pyro.errors import InputError
 BYTES = "bytes"
 END_OF_TEXT = "<|endoftext|>"
 BEGIN_OF_TEXT = "<|beginoftext|>"
+LONG_RUN = 50_000
+"""Runs of so many blanks are not left to tiktoken, which panics where they have about a million."""
 _SUFFIX = "+beginoftext"
 
 
@@ -58,6 +61,49 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
         mergeable_ranks=encoding._mergeable_ranks,
         special_tokens={**encoding._special_tokens, BEGIN_OF_TEXT: encoding.n_vocab},
     )
+
+
+def encode(text: str, encoding: tiktoken.Encoding) -> np.ndarray:
+    """The tokens of a text, [n] uint32. This is the one way in which text becomes tokens.
+
+    Text is encoded as it stands: a special token written in it is plain text. tiktoken panics on very long runs of
+    blanks, since it looks for their end by recursion. Such a text is split into words by the same pattern here, so
+    that the tokens are the same.
+
+    Args:
+        text: any text.
+        encoding: a tokenizer of :func:`get_tokenizer`.
+
+    Raises:
+        InputError: it is not valid Unicode.
+    """
+    if len(text) > LONG_RUN and regex.search(rf"\s{{{LONG_RUN}}}", text):
+        check_unicode(text, "the text")
+        words = regex.finditer(encoding._pat_str, text)
+        return np.array([token for word in words for token in encoding._encode_single_piece(word[0])], np.uint32)
+    try:
+        return encoding.encode_to_numpy(text, disallowed_special=())
+    except UnicodeEncodeError:
+        check_unicode(text, "the text")
+        raise
+
+
+def check_unicode(text: str, place: str) -> None:
+    """Check that a text can be encoded.
+
+    Args:
+        place: where the text stands, for the error.
+
+    Raises:
+        InputError: it holds half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{place} is not valid Unicode ({error.reason}, at character {error.start}); remove that character from "
+            "the text"
+        ) from None
 
 
 def name_of(encoding: tiktoken.Encoding) -> str:

@@ -12,7 +12,8 @@ version 4   no `tensorboard`
 version 5   no `version`, no `model.prior`
 version 6   no `model.thoughts`
 version 7   no `model.encoder_reads`
-version 8   the current version
+version 8   `text_column` is never null, and "text" also where a benchmark set has a column of its own
+version 9   the current version
 
 A new scheme, and a new setting of one, need no version: :func:`ltm_pyro.config.from_dict` completes schemes by their
 defaults.
@@ -80,6 +81,11 @@ def _before_encoders_of_blocks(values: Values) -> None:
         values["model"].setdefault("encoder_reads", "text")
 
 
+def _before_columns_by_default(values: Values) -> None:
+    if values.get("text_column") == "text":
+        values["text_column"] = None
+
+
 MIGRATIONS: list[Callable[[Values], None]] = [
     _before_the_encoder,
     _when_vi_was_fitted_by_adam,
@@ -89,6 +95,7 @@ MIGRATIONS: list[Callable[[Values], None]] = [
     _before_priors,
     _before_fast_weights,
     _before_encoders_of_blocks,
+    _before_columns_by_default,
 ]
 """The n-th, counted from 0, changes values of version n into those of version n + 1, in place."""
 

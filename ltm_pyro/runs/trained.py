@@ -14,6 +14,7 @@ import torch
 from ltm_pyro.config import TrainConfig
 from ltm_pyro.data import (
     TokenizedTexts,
+    encode,
     end_of_text,
     fingerprint,
     get_tokenizer,
@@ -92,7 +93,7 @@ class TrainedModel:
         if not texts:
             raise ValueError("no texts were given")
         end = end_of_text(self.tokenizer)
-        rows = [[*self.tokenizer.encode_ordinary(text), end] for text in texts]
+        rows = [[*encode(text, self.tokenizer).tolist(), end] for text in texts]
         longest = max(map(len, rows))
         if longest > self.config.model.length:
             raise ValueError(
@@ -164,7 +165,7 @@ def load(
     return TrainedModel(model.to(device), encoding, config, run.path, resolved, checkpoint.read_progress(chosen))
 
 
-def texts_to_score(trained: TrainedModel, data: str | None, text_column: str) -> TokenizedTexts:
+def texts_to_score(trained: TrainedModel, data: str | None, text_column: str | None) -> TokenizedTexts:
     """The texts that `data` names; with None, or where that is the run's own corpus, what the run has held out of it.
 
     Raises:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ltm_pyro.data import encode
 from ltm_pyro.evaluation.figures import chosen_sequences
 from ltm_pyro.inference import PosteriorScheme, SequenceNoise
 from ltm_pyro.models import Sampling
@@ -56,7 +57,7 @@ class TaskContext:
         """The numbers of the items that are asked, out of so many: the same ones every time."""
         return [int(number) for number in chosen_sequences(num_items, self.num_items or num_items)]
 
-    def texts(self, data: str | None, text_column: str) -> list[str]:
+    def texts(self, data: str | None, text_column: str | None) -> list[str]:
         """The documents that `data` names; with None, those that the run has held out of its own corpus.
 
         Raises:
@@ -68,7 +69,7 @@ class TaskContext:
         self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, num_answers: int = 1
     ) -> list[list[str]]:
         """`num_answers` texts that the model writes after each prompt, each given its own draw of z."""
-        tokens = [self.ltm.tokenizer.encode_ordinary(prompt) for prompt in prompts]
+        tokens = [encode(prompt, self.ltm.tokenizer).tolist() for prompt in prompts]
         return [
             [self.ltm.decode(torch.tensor([answer]))[0] for answer in answers]
             for answers in self.written(tokens, [max_new_tokens] * len(prompts), sampling, num_answers)

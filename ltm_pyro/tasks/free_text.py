@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from ltm_pyro import cli
+from ltm_pyro.data import encode
 from ltm_pyro.models import Sampling
 from ltm_pyro.tasks.base import Task, TaskContext, TaskResult
 from ltm_pyro.tasks.text_quality import (
@@ -31,8 +32,8 @@ class FreeText(Task):
     data: str | None = None
     """Texts to compare with: what python -m ltm_pyro.evaluate takes as --data.
     Default: what the run has held out of its own corpus."""
-    text_column: str = "text"
-    """Column that holds the text (.jsonl, .parquet, Hugging Face)."""
+    text_column: str | None = None
+    """Column that holds the text, in files and data sets with columns. Default: text, or a benchmark set's own."""
     max_new_tokens: int = 256
     """Largest number of tokens of a text."""
     scorer: str | None = None
@@ -50,11 +51,13 @@ class FreeText(Task):
             print("note: self-BLEU is omitted; it needs sacrebleu, which the extra 'quality' installs", file=sys.stderr)
         held_out = context.texts(self.data, self.text_column)
         chosen = [held_out[number] for number in context.chosen(len(held_out))]
-        decode, encode = context.ltm.tokenizer.decode, context.ltm.tokenizer.encode_ordinary
+        tokenizer = context.ltm.tokenizer
         answers = context.answers([""] * len(chosen), self.max_new_tokens, self.sampling)
         by_side = {
             "model": [text for (text,) in answers],
-            "held-out text": [decode(encode(text)[: self.max_new_tokens]) for text in chosen],
+            "held-out text": [
+                tokenizer.decode(encode(text, tokenizer)[: self.max_new_tokens].tolist()) for text in chosen
+            ],
         }
         results: list[TaskResult] = []
         read: dict[str, ReadTexts] = {}

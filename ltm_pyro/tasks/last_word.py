@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ltm_pyro.data import encode
 from ltm_pyro.errors import InputError
 from ltm_pyro.models import Sampling
 from ltm_pyro.tasks.base import Task, TaskContext, TaskResult
@@ -16,11 +17,11 @@ class LastWord(Task):
     data: str | None = None
     """Passages, one a document, such as lambada: what python -m ltm_pyro.evaluate takes as --data.
     Default: what the run has held out of its own corpus."""
-    text_column: str = "text"
-    """Column that holds the text (.jsonl, .parquet, Hugging Face)."""
+    text_column: str | None = None
+    """Column that holds the text, in files and data sets with columns. Default: text, or a benchmark set's own."""
 
     def score(self, context: TaskContext) -> list[TaskResult]:
-        encode = context.ltm.tokenizer.encode_ordinary
+        tokenizer = context.ltm.tokenizer
         passages = [text.rstrip() for text in context.texts(self.data, self.text_column) if len(text.split()) > 1]
         if not passages:
             raise InputError("no text has two words, so there is no last word to predict")
@@ -28,8 +29,8 @@ class LastWord(Task):
         for number in context.chosen(len(passages)):
             passage = passages[number]
             before = passage[: -len(passage.split()[-1])].rstrip()
-            prompts.append(encode(before))
-            targets.append(encode(passage[len(before) :]))
+            prompts.append(encode(before, tokenizer).tolist())
+            targets.append(encode(passage[len(before) :], tokenizer).tolist())
         written = context.written(prompts, [len(target) for target in targets], Sampling(temperature=0.0))
         is_right = [answer[: len(target)] == target for (answer,), target in zip(written, targets, strict=True)]
         meaning = "the most likely tokens, one after another, spell the last word; z is one draw given the other words"

@@ -8,7 +8,7 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltm_pyro.data.documents import Documents, TokenizedTexts, encode, token_dtype, tokenize
+from ltm_pyro.data.documents import Documents, TokenizedTexts, encode_document, token_dtype, tokenize
 from ltm_pyro.data.tokenizers import get_tokenizer
 from ltm_pyro.errors import InputError
 
@@ -34,7 +34,7 @@ def test_a_document_is_what_tiktoken_gives_and_its_end(encoding):
     assert documents.sizes.tolist() == [len(tokens) for tokens in expected]
     assert documents.read(0, documents.num_tokens).tolist() == joined(expected)
     for number, text in enumerate(TEXTS):
-        assert encode(text, number, encoding).tolist() == expected[number]
+        assert encode_document(text, encoding).tolist() == expected[number]
         alone = documents.select(np.array([number]))
         assert alone.read(0, alone.num_tokens).tolist() == expected[number]
 
@@ -65,12 +65,12 @@ def test_documents_that_lie_next_to_each_other_are_read_where_they_are():
 
 def test_tokens_take_the_smallest_type_that_holds_them():
     assert [token_dtype(size) for size in (258, 2**16, 2**16 + 1)] == ["<u2", "<u2", "<u4"]
-    assert encode("a", 0, BYTES).dtype == "<u2"
+    assert encode_document("a", BYTES).dtype == "<u2"
 
 
 @ENCODINGS
 def test_a_lone_surrogate_is_refused(encoding):
-    with pytest.raises(InputError, match=r"document 1 .* character 2") as error:
+    with pytest.raises(InputError, match=r"not valid Unicode .* character 2") as error:
         tokenize(["fine", "no\ud800"], encoding)
     assert "\n" not in str(error.value)
 

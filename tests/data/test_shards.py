@@ -44,7 +44,7 @@ def write(folder, texts, encoding, shard_tokens):
     folder.mkdir()
     finished = []
     with ShardWriter(folder, "train", 0, shard_tokens, finished.append) as writer:
-        for documents, _ in encoded(reading(texts), 0, encoding, processes=1):
+        for documents, _ in encoded(reading(texts), encoding, processes=1):
             writer.add(documents)
         writer.end()
     return finished
@@ -96,7 +96,7 @@ def test_several_processes_give_documents_in_their_order(monkeypatch):
     """Chunks take very different times: the first of them longest."""
     monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 2000)
     texts = ["long " * 100_000, *(f"text {number} " * (number % 50 + 1) for number in range(300))]
-    several, alone = (list(encoded(reading(texts), 0, BYTES, processes)) for processes in (3, 1))
+    several, alone = (list(encoded(reading(texts), BYTES, processes)) for processes in (3, 1))
     assert len(several) == len(alone) > 20
     for (documents, share), (expected, other_share) in zip(several, alone, strict=True):
         assert documents.tokens.tolist() == expected.tokens.tolist()
@@ -115,7 +115,7 @@ def test_reading_runs_ahead_by_a_few_chunks_only(monkeypatch):
 
     for processes in (1, 2):
         read.clear()
-        chunks = encoded(documents(), 0, BYTES, processes)
+        chunks = encoded(documents(), BYTES, processes)
         for taken in range(1, 20):
             next(chunks)
             assert len(read) <= taken + 2 * processes
@@ -123,13 +123,13 @@ def test_reading_runs_ahead_by_a_few_chunks_only(monkeypatch):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_document_that_is_not_unicode_is_named(processes):
-    with pytest.raises(InputError, match=r"document 12 .* character 2"):
-        list(encoded(reading(["fine", "fine too", "no\ud800"]), 10, BYTES, processes))
+def test_a_document_that_is_not_unicode_is_refused(processes):
+    with pytest.raises(InputError, match=r"not valid Unicode .* character 2"):
+        list(encoded(reading(["fine", "fine too", "no\ud800"]), BYTES, processes))
 
 
 def test_documents_can_be_split_anywhere():
-    ((documents, _),) = encoded(reading(["a", "bcd", "ef"]), 0, BYTES, 1)
+    ((documents, _),) = encoded(reading(["a", "bcd", "ef"]), BYTES, 1)
     for count in (1, 2, 3):
         first, others = documents.split(count)
         assert (len(first), len(others)) == (count, 3 - count)
@@ -157,7 +157,7 @@ from ltm_pyro.data.shards import encoded
 from ltm_pyro.files.lock import locked
 from ltm_pyro.data import get_tokenizer
 with locked(Path(sys.argv[1])):
-    chunks = encoded(((("x" * 2**19), 0.0) for _ in range(10**6)), 0, get_tokenizer("bytes"), 2)
+    chunks = encoded(((("x" * 2**19), 0.0) for _ in range(10**6)), get_tokenizer("bytes"), 2)
     next(chunks)  # the processes that encode must not keep the lock
     print("locked", flush=True)
     time.sleep(1000)

@@ -1,5 +1,7 @@
 """Tokenizers: round trips, the ids of the special tokens, and errors that say what to do."""
 
+import random
+
 import numpy as np
 import pytest
 import requests
@@ -7,7 +9,7 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltm_pyro.data.tokenizers import begin_of_text, end_of_text, fingerprint, get_tokenizer, token_num_bytes
+from ltm_pyro.data.tokenizers import begin_of_text, encode, end_of_text, fingerprint, get_tokenizer, token_num_bytes
 from ltm_pyro.errors import InputError
 
 BYTES = get_tokenizer("bytes")
@@ -18,6 +20,16 @@ def small_encoding(**changes):
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257}
     settings = {"pat_str": r"\w+|\W+", "mergeable_ranks": ranks, "special_tokens": {"<|endoftext|>": 260}}
     return tiktoken.Encoding("small", **(settings | changes))
+
+
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+@pytest.fixture
+def merging():
+    """An encoding with GPT-2's pattern, and merges of blanks."""
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"  ": 256, b"    ": 257, b" a": 258, b"\n\n": 259}
+    return small_encoding(pat_str=GPT2_PATTERN, mergeable_ranks=ranks)
 
 
 @pytest.fixture
@@ -93,3 +105,31 @@ def test_the_fingerprint_is_that_of_the_contents():
         BYTES,
     ]
     assert len({fingerprint(encoding) for encoding in different}) == len(different)
+
+
+BLANKS = {
+    "blanks": "left" + " " * 1_000_000 + "right",
+    "line ends": "left" + "\n" * 1_000_000,
+    "both": "left" + " \n" * 500_000 + "right",
+    "wide blanks": "\u3000" * 1_000_000 + "x",
+}
+
+
+@pytest.mark.parametrize("name", ["bytes", "merging"])
+@pytest.mark.parametrize("run", BLANKS)
+def test_a_run_of_a_million_blanks_is_encoded(name, run, merging):
+    """tiktoken panics on it where the pattern looks for the end of the run, as GPT-2's does."""
+    encoding = get_tokenizer("bytes") if name == "bytes" else merging
+    text = BLANKS[run]
+    assert encoding.decode(encode(text, encoding).tolist()) == text
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_text_with_a_long_run_has_the_tokens_that_tiktoken_gives(seed, merging, monkeypatch):
+    """With a bound so low that every text is taken the other way."""
+    generator = random.Random(seed)
+    characters = " \n\t\r\x0b\x85\u3000ab'sll1.é漢😀<|endoftext|>"
+    text = "".join(generator.choice(characters) for _ in range(200))
+    monkeypatch.setattr("ltm_pyro.data.tokenizers.LONG_RUN", 1)
+    with_runs = text + "  end"
+    assert encode(with_runs, merging).tolist() == merging.encode_ordinary(with_runs)

@@ -94,7 +94,7 @@ def test_a_run_by_vi_of_natural_gradients_stays_one(version, out, tmp_path):
 
 def test_every_step_has_a_file_that_needs_it():
     """A file of version n is taken through the functions from n on, and n is the version it is found to be."""
-    assert VERSION == 8
+    assert VERSION == 9
     for version in range(VERSION):
         values = migrated(values_of(version))
         assert migrated(values | {"version": VERSION}) == values
@@ -115,7 +115,7 @@ def test_a_run_that_was_trained_by_lowrank_of_adam_is_refused(tmp_path):
 def test_a_file_of_a_newer_version_is_refused_in_one_line_that_says_so(version, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values_of(5) | {"version": version, "resolved": {}}))
     with pytest.raises(
-        InputError, match=f"are of version {version}, but this ltm_pyro reads versions up to 8"
+        InputError, match=f"are of version {version}, but this ltm_pyro reads versions up to 9"
     ) as error:
         Run(tmp_path).read_config()
     assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ltm_pyro.data.corpora.base import CorpusKind, CorpusSource, NotFound
@@ -44,6 +44,9 @@ class Corpus:
     validation: list[str]
     """The documents held out."""
 
+    parts: dict[str, str] = field(default_factory=dict)
+    """What became of the files or rows of the corpus, for a reader: a line for each split, and for what is not read."""
+
     @property
     def sha256(self) -> str:
         """The SHA-256 (hexadecimal) of all documents in their order and the side on which they are: two figures
@@ -67,7 +70,7 @@ class Texts:
         return _sha256(self.documents)
 
 
-def open_corpus(data: str, text_column: str = "text", streaming: bool = False) -> CorpusSource:
+def open_corpus(data: str, text_column: str | None = None, streaming: bool = False) -> CorpusSource:
     """Finds a corpus, whose documents are then read one after the other: never are all of them in memory.
 
     A split `validation` (or `valid`, `val`, `dev`) is there to validate on; a split `test` is never read. Documents
@@ -75,7 +78,8 @@ def open_corpus(data: str, text_column: str = "text", streaming: bool = False) -
 
     Args:
         data: the name or the path of a corpus; each kind in :data:`CORPORA` says what it recognises.
-        text_column: the column that holds the text, in files and data sets with columns.
+        text_column: the column that holds the text, in files and data sets with columns. None: "text", or for a
+            benchmark set its own.
         streaming: read a data set of the hub as it is downloaded, every time anew, instead of keeping it on the disk.
 
     Raises:
@@ -86,14 +90,14 @@ def open_corpus(data: str, text_column: str = "text", streaming: bool = False) -
     return _find(data, lambda kind: (kind.stream if streaming else kind.open)(data, text_column))
 
 
-def load_corpus(data: str, text_column: str = "text") -> Corpus:
+def load_corpus(data: str, text_column: str | None = None) -> Corpus:
     """Loads all documents of a corpus, and holds out a part of it where it brings no validation split of its own.
 
     What is then held out is the choice of :func:`~ltm_pyro.data.corpora.holding_out.hold_out`.
 
     Args:
         data: as in :func:`open_corpus`.
-        text_column: the column that holds the text, in files and data sets with columns.
+        text_column: as in :func:`open_corpus`.
 
     Raises:
         InputError: there is no such corpus, it cannot be read, or it holds no text.
@@ -105,10 +109,26 @@ def load_corpus(data: str, text_column: str = "text") -> Corpus:
     train, validation = (train, source.validation.documents()) if source.validation else hold_out(train)
     if not (train and validation):
         raise InputError(f"{data} holds no text to validate on; give more text")
-    return Corpus(source.name, train, validation)
+    sizes = [sum(len(utf8(text)) for text in texts) for texts in (train, validation)]
+    parts = parts_of(source, (len(train), sizes[0]), (len(validation), sizes[1]))
+    return Corpus(source.name, train, validation, parts)
 
 
-def load_texts(data: str, text_column: str = "text") -> Texts:
+def parts_of(source: CorpusSource, train: tuple[int, int], validation: tuple[int, int]) -> dict[str, str]:
+    """What became of a source, as in :class:`Corpus`, given the texts and bytes of both sides."""
+    origins = {
+        "train": source.train.origin,
+        "validation": source.validation.origin if source.validation else "held out of train",
+    }
+    counts = dict(zip(origins, (train, validation), strict=True))
+    parts = {
+        part: f"{count:,} text{'s' * (count != 1)}, {size:,} bytes{f': {origins[part]}' if origins[part] else ''}"
+        for part, (count, size) in counts.items()
+    }
+    return parts | {part: f"not read: {origin}" for part, origin in source.unread.items()}
+
+
+def load_texts(data: str, text_column: str | None = None) -> Texts:
     """Loads documents to score. Nothing is held out of them.
 
     Each kind in :data:`CORPORA` says which of its documents are scored. Documents without a visible character are
@@ -116,7 +136,7 @@ def load_texts(data: str, text_column: str = "text") -> Texts:
 
     Args:
         data: as in :func:`open_corpus`.
-        text_column: the column that holds the text, in files and data sets with columns; benchmark sets know theirs.
+        text_column: as in :func:`open_corpus`.
 
     Raises:
         InputError: there are no such texts, they cannot be read, or there is nothing to score in them.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ltm_pyro.errors import InputError
@@ -35,6 +35,9 @@ class Split:
     read: Callable[[], Reading]
     """Gives all texts, blank ones too."""
 
+    origin: str = ""
+    """What it consists of, for a reader: its files, or its rows."""
+
     def __iter__(self) -> Reading:
         """The documents, none of them blank, each with the share of the split that has been read with it."""
         return ((text, share) for text, share in self.read() if is_document(text))
@@ -44,14 +47,14 @@ class Split:
         return [text for text, _ in self]
 
     @classmethod
-    def of(cls, texts: Callable[[], list[str]]) -> Split:
+    def of(cls, texts: Callable[[], list[str]], origin: str = "") -> Split:
         """A split whose texts are made all at once, when they are asked for."""
 
         def read() -> Reading:
             made = texts()
             return ((text, number / len(made)) for number, text in enumerate(made, 1))
 
-        return cls(1, read)
+        return cls(1, read, origin)
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,52 @@ class CorpusSource:
     validation: Split | None = None
     """The documents that the corpus brings to validate on."""
 
-    @classmethod
-    def of_splits(cls, data: str, name: str, splits: Mapping[str, Split]) -> CorpusSource:
-        """The source with these splits; one called `test` is never learnt from.
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """What else there is and is not read, such as a split `test`: names, and what they consist of."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits that a file, a folder or a data set has."""
+
+    name: str
+    """A short name that is fit for the name of a folder."""
+
+    parts: Mapping[str, Split]
+    """The splits by their names; `train` alone where there are none."""
+
+    whole: str | None = None
+    """What all of it is called, where it has no splits."""
+
+    left_out: str = ""
+    """Files that belong to no split, for a reader."""
+
+    def to_learn(self, data: str) -> CorpusSource:
+        """The source with these splits: `train`, and the first for validation. None other is ever read.
 
         Raises:
             InputError: there is no split `train` among them.
         """
-        if "train" not in splits:
-            raise InputError(f"{data} has no split 'train' to learn from, only {', '.join(sorted(splits))}")
-        return cls(name, splits["train"], first_split(splits, VALIDATION_SPLITS))
+        if "train" not in self.parts:
+            raise InputError(f"{data} has no split 'train' to learn from, only {', '.join(sorted(self.parts))}")
+        validation = next((name for name in VALIDATION_SPLITS if name in self.parts), None)
+        unread = {name: split.origin for name, split in self.parts.items() if name not in ("train", validation)}
+        unread |= {"left out": self.left_out} if self.left_out else {}
+        return CorpusSource(self.name, self.parts["train"], self.parts[validation] if validation else None, unread)
+
+    def to_score(self, data: str, names: Sequence[str]) -> tuple[str, Split]:
+        """The first split of these names, or all of what has no splits; and a name that says which.
+
+        Raises:
+            InputError: none of them is there.
+        """
+        if self.whole:
+            return f"{self.name}, all of {self.whole}", self.parts["train"]
+        found = next((name for name in names if name in self.parts), None)
+        if found is None:
+            wanted = " or ".join(map(repr, names[:2]))
+            raise InputError(f"{data} has no split {wanted} to score, only {', '.join(sorted(self.parts))}")
+        return f"{self.name}, split {found}", self.parts[found]
 
 
 class CorpusKind(abc.ABC):
@@ -99,19 +138,20 @@ class CorpusKind(abc.ABC):
         """
 
     @abc.abstractmethod
-    def open(self, data: str, text_column: str) -> CorpusSource:
+    def open(self, data: str, text_column: str | None) -> CorpusSource:
         """The corpus that `data` names, to learn from.
 
         Args:
             data: what this kind recognises.
-            text_column: the column that holds the text, where there are columns.
+            text_column: the column that holds the text, where there are columns; None for `text`, or for what the
+                corpus knows itself.
 
         Raises:
             NotFound: there is no such corpus after all.
             InputError: it is not there to learn from, or cannot be read.
         """
 
-    def stream(self, data: str, text_column: str) -> CorpusSource:
+    def stream(self, data: str, text_column: str | None) -> CorpusSource:
         """The same corpus, read while it is downloaded, every time anew, instead of being kept on the disk.
 
         Raises:
@@ -121,22 +161,18 @@ class CorpusKind(abc.ABC):
         raise InputError(f"--streaming is for data sets of the Hugging Face hub, and {data} is not one: leave it out")
 
     @abc.abstractmethod
-    def open_to_score(self, data: str, text_column: str) -> tuple[str, Split]:
+    def open_to_score(self, data: str, text_column: str | None) -> tuple[str, Split]:
         """What is scored of the corpus that `data` names: its short name, and the documents.
 
         Args:
             data: what this kind recognises.
-            text_column: the column that holds the text, where there are columns.
+            text_column: the column that holds the text, where there are columns; None for `text`, or for what the
+                corpus knows itself.
 
         Raises:
             NotFound: there is no such corpus after all.
             InputError: nothing in it is there to be scored, or it cannot be read.
         """
-
-
-def first_split(splits: Mapping[str, Split], names: Iterable[str]) -> Split | None:
-    """The first of these splits that exists."""
-    return next((splits[name] for name in names if name in splits), None)
 
 
 def is_document(text: str) -> bool:

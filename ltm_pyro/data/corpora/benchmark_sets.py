@@ -16,6 +16,7 @@ entry in `BENCHMARK_SETS`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -24,17 +25,16 @@ from pathlib import Path
 
 from ltm_pyro.data.corpora import detokenization
 from ltm_pyro.data.corpora.base import (
-    VALIDATION_SPLITS,
     CorpusKind,
     CorpusSource,
     Split,
+    Splits,
     existing_path,
-    first_split,
     reason,
 )
 from ltm_pyro.data.corpora.formats import FORMATS, FileFormat, FileReading, text_format
 from ltm_pyro.data.corpora.hub import quiet, read_rows
-from ltm_pyro.data.corpora.local import SPLIT_NAME, local_splits
+from ltm_pyro.data.corpora.local import local_splits
 from ltm_pyro.errors import InputError
 
 
@@ -180,7 +180,6 @@ _COPY_FORMATS = (
     text_format("raw UTF-8 text", ".raw"),
     text_format("word-tokenised UTF-8 text", ".tokens"),
 )
-_COPY_SPLIT_NAME = re.compile(rf"(?:\w+\.)?{SPLIT_NAME.pattern}")  # `wiki.valid`, `ptb.test`
 
 
 class BenchmarkSets(CorpusKind):
@@ -188,11 +187,9 @@ class BenchmarkSets(CorpusKind):
     be scored only.
 
     The rows of a copy are the lines of a text file, where `.raw` and `.tokens` count as text as well, or the column of
-    that set in a `.jsonl`, `.json` or `.parquet` file. In a folder of such files, the split to score of
-    that set is scored, else the split `test`, else the one to validate on, else all of it; files may have a prefix
-    (`wiki.test.tokens`). A copy is read as a whole.
-
-    The column that holds the text is that of the set, whatever was asked for.
+    that set, or the one asked for, in a file with columns. All of a file is scored. Of a folder, whose splits are told
+    as for any other (`wiki.test.tokens`), the split that the field scores of that set is scored, else the split `test`,
+    the one to validate on, or `train`. A copy is read as a whole.
     """
 
     label = ", ".join(BENCHMARK_SETS)
@@ -206,21 +203,25 @@ class BenchmarkSets(CorpusKind):
         # Another name before a path is a mistake that `open` explains, unless a file or folder is called so.
         return name in BENCHMARK_SETS or bool(is_copy and re.fullmatch(r"[\w.-]+", name) and not existing_path(data))
 
-    def open(self, data: str, text_column: str) -> CorpusSource:
+    def open(self, data: str, text_column: str | None) -> CorpusSource:
         name, is_copy, path = data.partition("=")
         benchmark = _set_of(name)
         if not is_copy:
             raise InputError(f"the benchmark set {data} is for evaluation; to train on a local copy, give {data}=PATH")
-        return CorpusSource.of_splits(data, name, _copy_splits(path, benchmark))
+        return _copy_splits(name, path, benchmark, text_column).to_learn(data)
 
-    def open_to_score(self, data: str, text_column: str) -> tuple[str, Split]:
+    def open_to_score(self, data: str, text_column: str | None) -> tuple[str, Split]:
         name, is_copy, path = data.partition("=")
         benchmark = _set_of(name)
         if not is_copy:
-            return name, Split.of(lambda: benchmark.documents(_rows_on_hub(name, benchmark)))
-        splits = _copy_splits(path, benchmark)
-        preferred = ("test",) if benchmark.split == "test" else VALIDATION_SPLITS
-        return name, first_split(splits, (*preferred, "test", *VALIDATION_SPLITS)) or splits["train"]
+            if text_column is not None and text_column != benchmark.column:
+                raise InputError(f"--text-column {text_column}: the text of {name} is in its column {benchmark.column}")
+            of_hub = Split.of(
+                lambda: benchmark.documents(_rows_on_hub(name, benchmark)), f"{benchmark.num_rows:,} rows"
+            )
+            return f"{name}, split {benchmark.split}", of_hub
+        splits = _copy_splits(name, path, benchmark, text_column)
+        return splits.to_score(data, (benchmark.split, "test", "validation", "train"))
 
 
 def _set_of(name: str) -> BenchmarkSet:
@@ -229,22 +230,23 @@ def _set_of(name: str) -> BenchmarkSet:
     return BENCHMARK_SETS[name]
 
 
-def _copy_splits(path: str, benchmark: BenchmarkSet) -> dict[str, Split]:
+def _copy_splits(name: str, path: str, benchmark: BenchmarkSet, text_column: str | None) -> Splits:
     """The splits of a local copy of a benchmark set."""
     found = existing_path(path)
     if not found:
         raise InputError(f"there is no file or folder {path!r}; check the path")
 
     def read(file: Path, file_format: FileFormat) -> FileReading:
-        for text, share in file_format.read(file, benchmark.column):
+        for text, share in file_format.read(file, text_column or benchmark.column):
             rows = [text] if file_format.has_rows else text.split("\n")
             yield from ((row, share) for row in rows)
 
     def documents(split: Split) -> list[str]:
         return benchmark.documents([row for row, _ in split.read()])
 
-    _, splits = local_splits(found, read, _COPY_FORMATS, _COPY_SPLIT_NAME)
-    return {name: Split.of(functools.partial(documents, split)) for name, split in splits.items()}
+    splits = local_splits(found, read, _COPY_FORMATS)
+    parts = {part: Split.of(functools.partial(documents, split), split.origin) for part, split in splits.parts.items()}
+    return dataclasses.replace(splits, name=name, parts=parts)
 
 
 def _rows_on_hub(name: str, benchmark: BenchmarkSet) -> list[str]:

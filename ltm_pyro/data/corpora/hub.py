@@ -20,11 +20,11 @@ from ltm_pyro.data.corpora.base import (
     NotFound,
     Reading,
     Split,
-    first_split,
+    Splits,
     reason,
 )
-from ltm_pyro.data.corpora.formats import FORMATS, check_column, extensions
-from ltm_pyro.errors import InputError
+from ltm_pyro.data.corpora.formats import FORMATS, PACKED, check_column, extensions
+from ltm_pyro.data.tokenizers import check_unicode
 
 if TYPE_CHECKING:  # `datasets` takes a second to import, and only what lies on the hub needs it
     from datasets import Dataset, IterableDataset
@@ -47,32 +47,30 @@ class HuggingFaceHub(CorpusKind):
     summary = "NAME or NAME:CONFIG of a data set of the hub"
 
     def recognises(self, data: str) -> bool:
-        return _HUB_NAME.fullmatch(data) is not None and not data.lower().endswith(tuple(extensions(FORMATS)))
+        return _HUB_NAME.fullmatch(data) is not None and not data.lower().endswith((*extensions(FORMATS), PACKED))
 
-    def open(self, data: str, text_column: str) -> CorpusSource:
-        return CorpusSource.of_splits(data, *self._stored_splits(data, text_column))
+    def open(self, data: str, text_column: str | None) -> CorpusSource:
+        return self._stored_splits(data, text_column).to_learn(data)
 
-    def stream(self, data: str, text_column: str) -> CorpusSource:
+    def stream(self, data: str, text_column: str | None) -> CorpusSource:
         def split_of(name: str, rows: IterableDataset) -> Split:
             said = (rows.info.splits or {}).get(name)  # by the description of the set, if it has one
             num_rows = (said and said.num_examples) or None
-            return Split(num_rows, functools.partial(_read_stream, rows, num_rows, text_column, data))
+            read = functools.partial(_read_stream, rows, num_rows, text_column or "text", f"{data}, split {name}")
+            return Split(num_rows, read, f"{num_rows:,} rows" if num_rows else "rows as they are downloaded")
 
         splits = {name: split_of(name, rows) for name, rows in _load(data, streaming=True).items()}
-        return CorpusSource.of_splits(data, _folder_name(data), splits)
+        return Splits(_folder_name(data), splits).to_learn(data)
 
-    def open_to_score(self, data: str, text_column: str) -> tuple[str, Split]:
-        name, splits = self._stored_splits(data, text_column)
-        scored = first_split(splits, ("test", *VALIDATION_SPLITS))
-        if not scored:
-            raise InputError(f"{data} has no split 'test' or 'validation' to score, only {', '.join(sorted(splits))}")
-        return name, scored
+    def open_to_score(self, data: str, text_column: str | None) -> tuple[str, Split]:
+        return self._stored_splits(data, text_column).to_score(data, ("test", *VALIDATION_SPLITS))
 
-    def _stored_splits(self, data: str, text_column: str) -> tuple[str, dict[str, Split]]:
-        def split_of(rows: Dataset) -> Split:
-            return Split(len(rows), functools.partial(read_rows, rows, text_column, data))
+    def _stored_splits(self, data: str, text_column: str | None) -> Splits:
+        def split_of(name: str, rows: Dataset) -> Split:
+            read = functools.partial(read_rows, rows, text_column or "text", f"{data}, split {name}")
+            return Split(len(rows), read, f"{len(rows):,} rows")
 
-        return _folder_name(data), {name: split_of(rows) for name, rows in _load(data).items()}
+        return Splits(_folder_name(data), {name: split_of(name, rows) for name, rows in _load(data).items()})
 
 
 def _load(data: str, **options: bool) -> Mapping[str, Any]:
@@ -140,6 +138,7 @@ def _read_tables(tables: Iterator[Table], num_rows: int | None, text_column: str
             # What a data set says of itself may be wrong: once there are more rows, nothing is known.
             share = number / num_rows if num_rows and number <= num_rows else None
             if text is not None:
+                check_unicode(text, f"row {number} of {source}")
                 yield text, share
 
 

@@ -36,11 +36,13 @@ class PythonDocs(CorpusKind):
     def recognises(self, data: str) -> bool:
         return data == PYTHON_DOCS
 
-    def open(self, data: str, text_column: str) -> CorpusSource:
-        return CorpusSource(PYTHON_DOCS, Split.of(read_python_docs))
+    def open(self, data: str, text_column: str | None) -> CorpusSource:
+        return CorpusSource(PYTHON_DOCS, Split.of(read_python_docs, "documentation of this Python"))
 
-    def open_to_score(self, data: str, text_column: str) -> tuple[str, Split]:
-        return PYTHON_DOCS, Split.of(lambda: hold_out(self.open(data, text_column).train.documents())[1])
+    def open_to_score(self, data: str, text_column: str | None) -> tuple[str, Split]:
+        return f"{PYTHON_DOCS}, held-out part", Split.of(
+            lambda: hold_out(self.open(data, text_column).train.documents())[1]
+        )
 
 
 def read_python_docs() -> list[str]:

@@ -67,7 +67,7 @@ def test_a_benchmark_set_is_read_from_the_hub(monkeypatch, name):
         return datasets.Dataset.from_dict({"label": rows, benchmark.column: rows})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    texts = load_texts(name, text_column="label")
+    texts = load_texts(name)
     [((path,), options)] = asked_for
     assert path == benchmark.path
     assert options == {
@@ -75,7 +75,7 @@ def test_a_benchmark_set_is_read_from_the_hub(monkeypatch, name):
         "split": benchmark.split,
         "revision": benchmark.revision,
     }
-    assert texts.name == name
+    assert texts.name == f"{name}, split {benchmark.split}"
     assert texts.documents == benchmark.documents(rows)
 
 
@@ -109,13 +109,14 @@ def test_the_files_of_a_benchmark_set_are_found_as_the_hub_lays_them_out(tmp_pat
 )
 def test_a_local_copy_of_a_benchmark_set_as_text(write, name):
     texts = load_texts(f"wikitext-2={write(name, chr(10).join(ARTICLES))}")
-    assert (texts.name, texts.documents) == ("wikitext-2", JOINED)
+    assert (texts.name, texts.documents) == (f"wikitext-2, all of {name}", JOINED)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json"])
 def test_a_local_copy_of_a_benchmark_set_as_rows(write, name, json_lines):
     file = write(name, json_lines(ARTICLES))
-    assert load_texts(f"wikitext-103={file}", text_column="other").documents == JOINED
+    assert load_texts(f"wikitext-103={file}").documents == JOINED
+    assert load_texts(f"ag-news={write('b.jsonl', json_lines(['a b'], 'body'))}", "body").documents == ["a b"]
 
 
 def test_a_local_copy_of_a_benchmark_set_as_parquet(tmp_path):
@@ -193,7 +194,7 @@ def test_a_copy_without_the_column_of_its_set(write, json_lines, refusal, docume
     assert message.endswith("id, text")
 
 
-@pytest.mark.parametrize("data", ["wiki.valid.raw", "wiki.test.tokens", "ptb=a.csv", "lm1b=news.en.heldout-00000"])
+@pytest.mark.parametrize("data", ["wiki.valid.raw", "wiki.test.tokens", "ptb=a.pdf", "lm1b=news.en.heldout-00000"])
 def test_extensions_of_benchmark_sets_are_read_of_them_only(write, data, refusal):
     write(data.split("=")[-1], "text")
     assert "none of the extensions that can be read" in refusal(data, load_texts)

@@ -1,13 +1,19 @@
 """Formats of files: the documents that a file holds, and one line for whatever is wrong with it."""
 
+import csv
+import io
 import json
 import logging
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from pyarrow import parquet
 
-from ltm_pyro.data.corpora import load_corpus, open_corpus
+from ltm_pyro.data.corpora import load_corpus, load_texts, open_corpus
+from ltm_pyro.data.corpora.formats import check_column
 from ltm_pyro.errors import InputError
 
 
@@ -123,3 +129,102 @@ def test_rows_that_have_no_columns(write, rows, refusal):
 @pytest.mark.parametrize("rows", ['{"text": 1}\n', '{"text": "a"}\n{"text": 2}\n', '{"text": ["a"]}\n'])
 def test_a_column_that_is_not_text(write, rows, refusal):
     assert "not text" in refusal(write("a.jsonl", rows))
+
+
+# --- every way in which text is stored
+
+
+def as_arrow(kind, texts):
+    if kind == "categories":
+        return pa.array(texts).dictionary_encode()
+    if kind == "runs":
+        return pc.run_end_encode(pa.array(texts))
+    if kind == "large categories":
+        return pa.array(texts, pa.large_string()).dictionary_encode()
+    return pa.array(texts, {"large": pa.large_string(), "view": pa.string_view(), "text": pa.string()}[kind])
+
+
+@pytest.mark.parametrize("kind", ["categories", "large categories", "large", "view", "text"])
+def test_every_arrow_type_that_is_text(in_a_folder_of_its_own, kind, documents):
+    parquet.write_table(pa.table({"text": as_arrow(kind, [*documents, None])}), "a.parquet")
+    corpus = load_corpus("a.parquet")
+    assert sorted(corpus.train + corpus.validation) == sorted(documents)
+
+
+@pytest.mark.parametrize("kind", ["categories", "large", "view", "runs"])
+def test_every_arrow_type_that_is_text_passes_the_check_of_columns(kind):
+    table = pa.table({"text": as_arrow(kind, ["one", "two"])})
+    check_column(table.schema, "text", "a table")
+    with pytest.raises(InputError, match="not text"):
+        check_column(pa.schema({"text": pa.dictionary(pa.int8(), pa.int64())}), "text", "a table")
+
+
+def test_a_column_that_stands_twice(in_a_folder_of_its_own, refusal, write):
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    parquet.write_table(twice, "a.parquet")
+    assert "'text' stands 2 times in a.parquet" in refusal("a.parquet")
+    assert "'text' stands 2 times" in refusal(write("a.csv", "text,id,text\na,1,b\n"))
+
+
+@pytest.mark.parametrize(("extension", "delimiter"), [("csv", ","), ("tsv", "\t"), ("csv.gz", ","), ("tsv.gz", "\t")])
+def test_a_column_of_a_table(write, extension, delimiter, documents):
+    file = io.StringIO()
+    rows = csv.writer(file, delimiter=delimiter)
+    rows.writerow(["id", "body"])
+    rows.writerows((number, f'{document}"quoted", and\ttabbed') for number, document in enumerate(documents))
+    corpus = load_corpus(write(f"rows.{extension}", "\ufeff" + file.getvalue()), text_column="body")
+    assert sorted(corpus.train + corpus.validation) == sorted(f'{text}"quoted", and\ttabbed' for text in documents)
+
+
+def test_a_long_cell_of_a_table(write):
+    assert load_texts(write("a.csv", f"text\n{'x' * 2**20}\n")).documents == ["x" * 2**20]
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [("text,id\none,1\ntwo\n", "row 2 (line 3) has 1 columns"), ('text\n"one\n', "unexpected end of data")],
+)
+def test_a_table_that_is_damaged(write, contents, expected, refusal):
+    message = refusal(write("a.csv", contents))
+    assert "a.csv cannot be read as CSV" in message
+    assert expected in message
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.md", "a.jsonl", "a.jsonl.gz", "a.json", "a.csv"])
+def test_a_byte_order_mark_is_no_text(write, name, mark):
+    contents = {"json": '{"text": "one"}\n', "csv": "text\none\n"}
+    kind = "json" if "json" in name else "csv" if "csv" in name else ""
+    assert load_texts(write(name, mark + contents.get(kind, "one"))).documents == ["one"]
+
+
+@pytest.mark.parametrize("name", ["wiki.tokens.gz", "wiki.raw.gz", "wiki.md.gz", "wiki.csv.gz"])
+def test_whatever_can_be_read_can_be_read_packed(write, name):
+    contents = "text\none\n" if "csv" in name else "one"
+    assert load_texts(f"wikitext-2={write(name, contents)}").documents == ["one"]
+
+
+def test_packed_parquet(write, in_a_folder_of_its_own):
+    parquet.write_table(pa.table({"text": ["one"]}), "a.parquet")
+    assert load_texts(write("b.parquet.gz", Path("a.parquet").read_bytes())).documents == ["one"]
+
+
+@pytest.mark.parametrize("before", ["", "\n\n", " \n\t\n", "\ufeff", "\ufeff\n"])
+def test_a_json_list_behind_blank_lines(write, before):
+    rows = json.dumps([{"text": "one"}, {"text": "two"}], indent=1)
+    assert load_texts(write("a.json", before + rows)).documents == ["one", "two"]
+    assert load_texts(write("a.jsonl", before + '{"text": "one"}\n\n{"text": "two"}')).documents == ["one", "two"]
+
+
+def test_an_object_over_several_lines_is_one_row(write, refusal):
+    assert load_texts(write("a.json", json.dumps({"text": "one", "id": 3}, indent=1))).documents == ["one"]
+    assert "line 4, column 1" in refusal(write("b.json", '\n{\n "text": "one",\n}\n'))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_text_that_is_not_unicode_is_named_by_file_and_row(write, name, refusal, in_a_folder_of_its_own):
+    """Half of an emoji, in the 41st row."""
+    rows = [json.dumps({"text": f"text {number}"}) for number in range(40)]
+    message = refusal(write(name, "\n".join([*rows, '{"text": "half \\ud83d"}']) + "\n"))
+    assert f"row 41 of {in_a_folder_of_its_own}/{name} is not valid Unicode" in message
+    assert "at character 5" in message

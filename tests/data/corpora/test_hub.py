@@ -67,7 +67,7 @@ def test_how_far_a_stream_has_come_is_known_as_far_as_its_description_holds(said
 def test_a_stream_without_the_column_lists_those_there_are(repository):
     datasets.Dataset.from_dict({"id": [1], "body": ["x"]}).to_parquet(repository / "train.parquet")
     train = open_corpus("name", streaming=True).train
-    with pytest.raises(InputError, match=r"name has no column 'text'; .*: id, body$"):
+    with pytest.raises(InputError, match=r"name, split train has no column 'text'; .*: id, body$"):
         next(iter(train))
 
 
@@ -83,7 +83,7 @@ def test_a_stream_that_breaks_off_says_so_in_one_line(monkeypatch, capfd, caplog
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": stream})
     with pytest.raises(CutOff) as error:
         list(open_corpus("name", streaming=True).train)
-    assert str(error.value) == "name cannot be read to its end: the network is gone"
+    assert str(error.value) == "name, split train cannot be read to its end: the network is gone"
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
 
@@ -115,7 +115,7 @@ def test_of_a_data_set_of_the_hub_one_split_is_scored(monkeypatch, splits):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     texts = load_texts("group/name:config", text_column="body")
     assert asked_for == [("group/name", "config")]
-    assert (texts.name, texts.documents) == ("group-name-config", [f"text of {splits[0]}"])
+    assert (texts.name, texts.documents) == (f"group-name-config, split {splits[0]}", [f"text of {splits[0]}"])
 
 
 def test_a_data_set_without_training_texts(monkeypatch, refusal, documents):

@@ -23,10 +23,9 @@ def test_a_folder_may_bring_its_own_validation(write, validation, json_lines):
     write("data/train-00-of-02.jsonl.gz", json_lines(["one"]))
     write("data/train-01-of-02.jsonl", json_lines(["two"]))
     write("data/test.jsonl", json_lines(["never"]))
-    write("data/validate_me.jsonl", json_lines(["three"]))
     write(f"data/{validation}.jsonl", json_lines(["held out"]))
     corpus = load_corpus("data")
-    assert (corpus.train, corpus.validation) == (["one", "two", "three"], ["held out"])
+    assert (corpus.train, corpus.validation) == (["one", "two"], ["held out"])
 
 
 def test_splits_may_be_folders(write):
@@ -62,7 +61,7 @@ def test_reading_tells_how_far_it_has_come_and_starts_anew_when_asked_again(writ
 def test_all_of_a_file_is_scored(write, json_lines, documents):
     rows = ["one", "", "two", " \n", *documents]
     texts = load_texts(write("rows.jsonl", json_lines(rows, "body")), text_column="body")
-    assert (texts.name, texts.documents) == ("rows", ["one", "two", *documents])
+    assert (texts.name, texts.documents) == ("rows, all of rows.jsonl", ["one", "two", *documents])
     assert load_texts(write("one.txt", "All of it.\r\n")).documents == ["All of it.\n"]
 
 
@@ -72,7 +71,8 @@ def test_of_a_folder_one_split_is_scored(write, splits, json_lines):
         write(f"data/{split}-0.jsonl", json_lines([split]))
         write(f"data/{split}-1.jsonl", json_lines([split, split]))
     texts = load_texts("data")
-    assert (texts.name, texts.documents) == ("data", [splits[0]] * 3)
+    scored = "validation" if splits[0] in ("valid", "dev") else splits[0]
+    assert (texts.name, texts.documents) == (f"data, split {scored}", [splits[0]] * 3)
 
 
 def test_all_of_a_folder_without_splits_is_scored(write):
@@ -95,8 +95,8 @@ def test_a_folder_of_several_formats(write, json_lines, refusal):
 
 
 def test_an_extension_that_cannot_be_read(write, refusal):
-    message = refusal(write("a.csv", "text"))
-    assert "a.csv" in message
+    message = refusal(write("a.pdf", "text"))
+    assert "a.pdf" in message
     assert ".jsonl" in message
 
 

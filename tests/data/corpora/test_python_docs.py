@@ -140,6 +140,6 @@ def test_a_twentieth_of_its_documents_is_held_out(read_already, python_docs):
 
 def test_what_is_held_out_is_scored(read_already):
     texts, corpus = load_texts("python-docs"), load_corpus("python-docs")
-    assert texts.name == "python-docs"
+    assert texts.name == "python-docs, held-out part"
     assert texts.documents == corpus.validation
     assert texts.sha256 != corpus.sha256
