@@ -11,7 +11,6 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pyro
@@ -19,6 +18,7 @@ import torch
 import tyro
 
 from ltm_pyro.errors import InputError, RunError
+from ltm_pyro.files.output import Output
 
 __version__ = "0.1.0"
 """The version of this package, for which pyproject.toml looks here."""
@@ -100,14 +100,14 @@ def require_seed(seed: int) -> None:
         raise InputError(f"--seed must be at least 0 and below 2^32, not {seed}")
 
 
-def require_file_path(option: str, path: str | None) -> None:
-    """Check that an option's file could be written: it is not a folder, and its folder exists. None: not given.
-
-    Raises:
-        InputError: if it could not.
-    """
-    if path is not None and (not Path(path).absolute().parent.is_dir() or Path(path).is_dir()):
-        raise InputError(f"{option} {path}: its folder does not exist")
+@contextlib.contextmanager
+def result_alone(result: Output | None) -> Iterator[None]:
+    """Within the block, what is printed goes to standard error if a result is to stand on standard output alone."""
+    if result is None or not result.is_standard_output:
+        yield
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 @contextlib.contextmanager

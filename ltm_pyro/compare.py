@@ -203,7 +203,7 @@ def main(args: Sequence[str]) -> int:
     inferences = [within_budget(inference_of(trained.config, name), config) for name in names]
     texts = texts_to_score(trained, config.data, config.text_column)
     packed = PACKING[trained.config.packing](texts.documents, trained.tokenizer, trained.config.model.length)
-    num_validation = num_validation_sequences(trained, config.data, trained.config.model.length)
+    num_validation = num_validation_sequences(trained, texts, trained.config.model.length)
     chosen = figures.chosen_sequences(len(packed), config.num_sequences, num_validation)
     batch, document_ids = packed.batch(chosen).to(device), packed.document_ids[torch.from_numpy(chosen)]
     written, observed = trained.texts(batch), {"tokens": batch.tokens.cpu().numpy()}
@@ -220,9 +220,9 @@ def main(args: Sequence[str]) -> int:
         finally:
             # Also after Ctrl-C: what is finished is not lost.
             if results:
-                comparison.write(results, out)
                 print(f"{config.run} on {texts.name}: {len(batch)} sequences, {result.bound.num_tokens:,} tokens")
                 comparison.print_table(results)
+                comparison.write(results, out)
                 print(f"\ntable, plots, and draws (NAME/posterior.nc, for ArviZ): {out}")
             elif not any(out.iterdir()):
                 out.rmdir()

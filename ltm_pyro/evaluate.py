@@ -10,6 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, of_mod
 from ltm_pyro.evaluation.inferred import Inference, inferences_of
 from ltm_pyro.evaluation.report import Row, ScoredRun
 from ltm_pyro.files.numbering import free_path
+from ltm_pyro.files.output import Output
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.models import TokenBatch
 from ltm_pyro.runs.trained import load, num_validation_sequences, texts_to_score
@@ -83,9 +85,9 @@ class EvaluateConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is cuda where there is one."""
     json: str | None = None
-    """File for all figures, replaced where it exists."""
+    """File for all figures, replaced where it exists; - for standard output, where nothing else is printed then."""
     plot: str | None = None
-    """File for the plot over --fast-steps (.png), replaced where it exists.
+    """File for the plot over --fast-steps (.png, .pdf or .svg), replaced where it exists.
     Default, for several of them: fast-steps.png in the folder of the first run, numbered if that exists."""
 
 
@@ -108,11 +110,13 @@ def parse(args: Sequence[str]) -> EvaluateConfig:
         raise InputError(f"give at least one of --estimators {' '.join(WITH_Z)}")
     if config.length is not None:
         cli.require_at_least(config, length=1)
-    if config.plot is not None and not config.plot.endswith(".png"):
-        raise InputError(f"--plot {config.plot} must end in .png")
-    cli.require_file_path("--json", config.json)
-    cli.require_file_path("--plot", config.plot)
+    if config.plot is not None and _plot_format(config.plot) not in report.PLOT_FORMATS:
+        raise InputError(f"--plot {config.plot} must end in {', '.join(f'.{name}' for name in report.PLOT_FORMATS)}")
     return config
+
+
+def _plot_format(path: str) -> str:
+    return Path(path).suffix.lower().removeprefix(".")
 
 
 def load_run(path: str, config: EvaluateConfig, device: torch.device) -> ScoredRun:
@@ -127,7 +131,7 @@ def load_run(path: str, config: EvaluateConfig, device: torch.device) -> ScoredR
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")
     texts = texts_to_score(trained, config.data, config.text_column)
     packed = PACKING[trained.config.packing](texts.documents, trained.tokenizer, length)
-    return ScoredRun(trained, texts, packed, num_validation_sequences(trained, config.data, length))
+    return ScoredRun(trained, texts, packed, num_validation_sequences(trained, texts, length))
 
 
 def default_estimators(config: TrainConfig) -> tuple[str, ...]:
@@ -172,30 +176,40 @@ def main(args: Sequence[str]) -> int:
     loaded = [load_run(path, config, device) for path in config.runs]
     # For all runs before the first is scored: one may not have what is asked for.
     plan = [(run, inferences_of(run.trained.config, config.inference, config.fast_steps)) for run in loaded]
+    json = Output("--json", config.json) if config.json else None
+    plot_path = config.plot
+    if plot_path is None and len(set(config.fast_steps)) > 1:
+        plot_path = str(free_path(loaded[0].trained.results, "fast-steps", ".png"))
+    plot = Output("--plot", plot_path) if plot_path else None
     rows: list[Row] = []
     certificates: list[dict[str, Any]] = []
-    with cli.numerics_of_commands():
+
+    def contents() -> bytes:
+        return report.figures_json(dataclasses.asdict(config), rows, certificates)
+
+    with cli.numerics_of_commands(), cli.result_alone(json):
         try:
             for run, ways in plan:
                 for inference in ways:
                     rows += (new := score(run, inference, config))
-                    save(config, rows, certificates)
+                    if json:
+                        json.update(contents())
                     if not sys.stdout.isatty():
                         for row in new:
                             print(f"{row.run.name}: {row.figure}", flush=True)
                     if config.certify and run.trained.config.inference != NO_INFERENCE:
                         certificates.append(certified(run, inference, config))
-                        save(config, rows, certificates)
         finally:
             # Also after Ctrl-C: the figures that are finished are not lost.
             if rows:
                 report.print_report(rows, certificates)
-    if config.plot or len(set(config.fast_steps)) > 1:
-        path = config.plot or free_path(loaded[0].trained.results, "fast-steps", ".png")
-        report.plot(rows, path)
-        print(f"\nplot: {path}")
-    if config.json:
-        print(f"\nall figures: {config.json}")
+            if rows and json:
+                json.finish(contents())
+        if json:
+            print(f"\nall figures: {config.json}")
+        if plot and plot_path:
+            plot.finish(report.plot(rows, _plot_format(plot_path)))
+            print(f"\nplot: {plot_path}")
     return 0
 
 
@@ -204,12 +218,6 @@ def certified(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> d
     certificate = certify(run.trained.model, inference, config.settings, config.certify, config.batch_size, config.seed)
     names = {"run": run.name, "inference": inference.name, "fast_steps": inference.scheme.num_steps}
     return names | certificate.record()
-
-
-def save(config: EvaluateConfig, rows: list[Row], certificates: list[dict[str, Any]]) -> None:
-    """Write the JSON file, if one is asked for."""
-    if config.json:
-        report.write_json(config.json, dataclasses.asdict(config), rows, certificates)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ from ltm_pyro.config import NO_INFERENCE, InferenceName, TrainConfig, scheme_of
 from ltm_pyro.data import encode, token_num_bytes
 from ltm_pyro.data.corpora.formats import read_text
 from ltm_pyro.errors import InputError
+from ltm_pyro.files.output import Output
 from ltm_pyro.inference import PRIOR, SCHEMES, PosteriorScheme, SequenceNoise
 from ltm_pyro.models import Sampling
 from ltm_pyro.runs.continuation import Continuation, Reader, Rethinking, Tokens, block_size_of, infer_thoughts
-from ltm_pyro.runs.thoughts import load_thoughts, save_thoughts
+from ltm_pyro.runs.thoughts import load_thoughts, thoughts_file
 from ltm_pyro.runs.trained import TrainedModel, load
 
 
@@ -103,7 +104,6 @@ def parse(args: Sequence[str]) -> GenerateConfig:
         )
     if config.inference == NO_INFERENCE and (config.rethink or config.fast_steps):
         raise InputError("--inference none infers nothing: leave out --fast-steps and --rethink")
-    cli.require_file_path("--save-thought", config.save_thought)
     return config
 
 
@@ -298,6 +298,7 @@ def print_text(config: GenerateConfig, plan: Plan, number: int, tokens: Tokens) 
 def main(args: Sequence[str]) -> int:
     config = parse(args)
     plan = load_plan(config)
+    thoughts = Output("--save-thought", config.save_thought) if config.save_thought else None
     ltm, length = plan.ltm, plan.ltm.config.model.length
     rng, generator = SequenceNoise(config.seed), torch.Generator(ltm.device).manual_seed(config.seed)
     max_new_tokens = length if config.max_new_tokens is None else config.max_new_tokens
@@ -320,8 +321,8 @@ def main(args: Sequence[str]) -> int:
                 for number, tokens in enumerate(texts.finish(max_new_tokens, rethinking), start):
                     print_text(config, plan, number, tokens)
             last_z.append(texts.z_BLSD)
-    if config.save_thought is not None:
-        save_thoughts(config.save_thought, torch.cat(last_z))
+    if thoughts is not None:
+        thoughts.finish(thoughts_file(torch.cat(last_z)))
     return 0
 
 

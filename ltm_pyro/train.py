@@ -34,7 +34,9 @@ from ltm_pyro.data import (
     PACKING,
     PackedSequences,
     TokenizedCorpus,
+    absolute,
     get_tokenizer,
+    is_there,
     load_tokenized_corpus,
 )
 from ltm_pyro.data.prepared import is_prepared, verify
@@ -56,6 +58,7 @@ from ltm_pyro.training.progress import time_text
 from ltm_pyro.training.tensorboard import TensorBoard
 
 CHANGEABLE = {
+    "data",
     "steps",
     "device",
     "compile",
@@ -180,6 +183,8 @@ def _options_of(scheme: type[Any]) -> type[Any]:
 class Loaded:
     """What the settings of a run name: its corpus, tokenizer and model, before the first step."""
 
+    data: str
+    """Where the corpus is."""
     corpus: TokenizedCorpus
     tokenizer: tiktoken.Encoding
     model: LatentThoughtModel
@@ -191,7 +196,8 @@ class Loaded:
     def resolved(self, processes: Processes) -> dict[str, str]:
         """What the settings were resolved to."""
         parts = {f"corpus_{part.replace(' ', '_')}": text for part, text in self.corpus.parts.items()}
-        return resolved_against(self.corpus.sha256, self.tokenizer, self.device, processes.size) | parts
+        place = {"corpus_path": absolute(self.data)}
+        return resolved_against(self.corpus.sha256, self.tokenizer, self.device, processes.size) | place | parts
 
 
 def load(config: TrainConfig, processes: Processes) -> Loaded:
@@ -224,6 +230,7 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
     if config.compile:
         model.decoder.compile()
     return Loaded(
+        config.data,
         corpus,
         tokenizer,
         model,
@@ -260,15 +267,20 @@ def resume_run(run: Run, config: TrainConfig, processes: Processes, open_until_e
     Args:
         open_until_end: as in :func:`start_run`.
     """
-    loaded = processes.by_all(lambda: load(config, processes))
+    old, before = run.read_config()
+    # Its name may lead nowhere, or elsewhere, from this folder. What it is, is checked by its hash.
+    place = before.get("corpus_path", config.data)
+    place = place if config.data == old.data and is_there(place) else config.data
+    loaded = processes.by_all(lambda: load(dataclasses.replace(config, data=place), processes))
     resolved = loaded.resolved(processes)
 
     def restore() -> Progress:
-        _, before = run.read_config()
         for name in ("corpus_sha256", "tokenizer_sha256"):
             if before.get(name) != resolved[name]:
                 what = name.removesuffix("_sha256")
                 raise InputError(f"the {what} is not the one that {run.path} was trained with: its hash has changed")
+        if config.steps < (reached := checkpoint.read_progress(run.newest_checkpoint()).step):
+            raise InputError(f"--steps {config.steps}: {run.path} has taken {reached} steps already; give no fewer")
         progress, damage = run.restore(loaded.model, loaded.optimizer.adamw)
         if damage:
             print(f"warning: {damage}", file=sys.stderr)
@@ -333,7 +345,8 @@ def carry_out(training: Training) -> int:
         f"{run.path}: {training.trained.num_weights:,} weights on {training.device.type}"
         f"{f', in each of {num_processes} processes' if num_processes > 1 else ''}, "
         f"{'no z' if config.inference == NO_INFERENCE else thinking}; "
-        f"{len(training.train):,} sequences to train on, {len(training.validation):,} held out",
+        f"{len(training.train):,} sequences to train on, {len(training.validation):,} held out"
+        f"{f'; continuing after step {training.progress.step:,}' if training.progress.step else ''}",
         flush=True,
     )
     cli.print_parts(training.corpus.name, training.corpus.parts)

@@ -145,7 +145,7 @@ def test_the_text_is_what_the_run_held_out_or_what_is_given(command, runs):
     Path("ptb.valid.txt").write_text("the dog 's tail is <unk>\nN men saw it\n")
     assert command("none", "--data", "ptb=ptb.valid.txt", "--json", "ptb.json")[0] == 0
     (ptb,) = figures_of("ptb.json")
-    assert (ptb["data"], ptb["num_bytes"]) == ("ptb", len("the dog's tail is ?\n1 men saw it"))
+    assert (ptb["data"], ptb["num_bytes"]) == ("ptb, all of ptb.valid.txt", len("the dog's tail is ?\n1 men saw it"))
 
 
 def test_other_text_of_a_run_is_not_compared(command, runs, train_run):

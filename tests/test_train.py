@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import ltm_pyro
-from ltm_pyro import cli, config, evaluate, train
+from ltm_pyro import cli, config, evaluate, prepare, train
 from ltm_pyro.evaluation import figures
 from ltm_pyro.inference import SCHEMES, svi
 from ltm_pyro.inference.objectives import OBJECTIVES, prefix
@@ -100,7 +100,7 @@ def test_report_and_evaluate_score_nothing_that_a_checkpoint_was_chosen_by(comma
         assert not scored & validated
     seen.clear()
     other = Path(data).with_name("other.txt")
-    other.write_text(Path(data).read_text())
+    other.write_text(Path(data).read_text() + "One sentence more.\n")
     with pytest.raises(SystemExit):
         cli.run(
             evaluate.main, ["run", "--device", "cpu", "--num-sequences", "0", "--data", str(other), *shlex.split(FEW)]
@@ -463,6 +463,49 @@ def test_resume_without_a_checkpoint_or_on_another_text_is_bad_input(command, te
     status, _, err = command("--out", "run", "--resume")
     assert status == 2
     assert "no checkpoint" in err
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "set", "prepared"])
+def test_a_run_goes_on_and_is_scored_wherever_its_corpus_lies(command, kind, text, monkeypatch, tmp_path, run_main):
+    """The hash says what the corpus is, and not the path, which is relative or leads nowhere any more."""
+    Path("texts").mkdir()
+    text.rename("texts/train.txt")
+    Path("texts/validation.txt").write_text("This is held out. " * 20)
+    data = {"file": "texts/train.txt", "folder": "texts", "set": "lm1b=texts", "prepared": "prepared"}[kind]
+    if kind == "prepared":
+        assert run_main(prepare.main, "texts", "--out", "prepared")[0] == 0
+    assert command("--steps", "1", "--out", "run", data=data)[0] == 0
+    Path("else/where").mkdir(parents=True)
+    monkeypatch.chdir("else/where")
+    run = "../../run"
+    status, out, _ = command("--steps", "2", "--out", run, "--resume", data=None)
+    assert status == 0
+    assert "continuing after step 1" in out
+    of_run = score(run_main, run)
+    # Where it lies now, it is still what the run was trained on, and only what is held out of it is scored.
+    prefix, path = ("lm1b=", "texts") if kind == "set" else ("", data)
+    Path(f"../../{path}").rename(f"moved{Path(path).suffix}")
+    moved = f"{prefix}moved{Path(path).suffix}"
+    assert score(run_main, run, "--data", moved) == of_run
+    status, _, err = command("--steps", "3", "--out", run, "--resume", data=None)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert command("--steps", "3", "--out", run, "--resume", data=moved)[0] == 0
+    assert score(run_main, run)["num_sequences"] == of_run["num_sequences"]
+
+
+def score(run_main, run: str, *options: str) -> dict:
+    """What `evaluate` says was scored."""
+    assert run_main(evaluate.main, run, *options, "--json", "figures.json")[0] == 0
+    figure = json.loads(Path("figures.json").read_text())["figures"][0]
+    return {key: figure[key] for key in ("data", "data_sha256", "num_sequences", "num_tokens")}
+
+
+def test_fewer_steps_than_were_taken_are_refused(command):
+    assert command("--steps", "3", "--out", "run")[0] == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    status, _, err = command("--steps", "1", "--out", "run", "--resume")
+    assert (status, err) == (2, "error: --steps 1: run has taken 3 steps already; give no fewer\n")
+    assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
 
 
 def poison(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:

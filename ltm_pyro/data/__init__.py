@@ -15,13 +15,13 @@ To add something:
 """
 
 from ltm_pyro.data.batches import batch_indices, stream_positions
-from ltm_pyro.data.corpora import CORPORA, Corpus, Texts, load_corpus, load_texts, open_corpus
+from ltm_pyro.data.corpora import CORPORA, Corpus, Texts, absolute, load_corpus, load_texts, open_corpus
 from ltm_pyro.data.corpora.base import CorpusKind, CorpusSource, Split
 from ltm_pyro.data.corpora.benchmark_sets import BENCHMARK_SETS, BenchmarkSet
 from ltm_pyro.data.documents import Documents, TokenizedCorpus, TokenizedTexts, byte_counts, token_dtype, tokenize
 from ltm_pyro.data.packing import PACKING, PackedSequences, pack_as_stream, pack_by_document
 from ltm_pyro.data.synthetic import TopicLanguage, UniformLanguage, UnigramLanguage, token_batch
-from ltm_pyro.data.tokenized import load_tokenized_corpus, load_tokenized_texts
+from ltm_pyro.data.tokenized import is_local, is_there, load_corpus_sha256, load_tokenized_corpus, load_tokenized_texts
 from ltm_pyro.data.tokenizers import begin_of_text, encode, end_of_text, fingerprint, get_tokenizer, token_num_bytes
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "TopicLanguage",
     "UniformLanguage",
     "UnigramLanguage",
+    "absolute",
     "batch_indices",
     "begin_of_text",
     "byte_counts",
@@ -48,7 +49,10 @@ __all__ = [
     "end_of_text",
     "fingerprint",
     "get_tokenizer",
+    "is_local",
+    "is_there",
     "load_corpus",
+    "load_corpus_sha256",
     "load_texts",
     "load_tokenized_corpus",
     "load_tokenized_texts",

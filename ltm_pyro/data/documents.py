@@ -101,6 +101,9 @@ class TokenizedTexts:
     sha256: str
     """A hash of what is scored: two figures compare only where it is equal."""
 
+    is_of_run: bool = False
+    """Whether they are what the run that is scored has held out of its corpus, a part of it for validation."""
+
     def texts(self, encoding: tiktoken.Encoding) -> list[str]:
         """The texts of all documents, without their end-of-text."""
         stops = np.cumsum(self.documents.sizes)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import tiktoken
 
-from ltm_pyro.data.corpora import Texts, load_corpus, load_texts
+from ltm_pyro.data.corpora import Texts, absolute, load_corpus, load_texts
+from ltm_pyro.data.corpora.base import existing_path
 from ltm_pyro.data.documents import TokenizedCorpus, TokenizedTexts, tokenize
-from ltm_pyro.data.prepared import is_prepared, open_prepared
+from ltm_pyro.data.prepared import is_prepared, open_prepared, read_manifest
 
 
 def load_tokenized_corpus(data: str, text_column: str | None, encoding: tiktoken.Encoding) -> TokenizedCorpus:
@@ -30,6 +31,25 @@ def load_tokenized_corpus(data: str, text_column: str | None, encoding: tiktoken
     sha256 = Texts(corpus.name, corpus.validation).sha256
     held_out = TokenizedTexts.held_out_of(corpus.name, validation, sha256)
     return TokenizedCorpus(corpus.name, tokenize(corpus.train, encoding), held_out, corpus.sha256, corpus.parts)
+
+
+def is_local(data: str) -> bool:
+    """Whether a corpus lies in files: not one that comes with Python or from a network."""
+    return absolute(data) != data or Path(data).is_absolute()
+
+
+def is_there(data: str) -> bool:
+    """Whether a corpus that lies in files is there."""
+    return existing_path(data.partition("=")[2] or data) is not None
+
+
+def load_corpus_sha256(data: str, text_column: str | None) -> str:
+    """The hash of the corpus that :func:`load_tokenized_corpus` gives.
+
+    Raises:
+        InputError: there is no such corpus, or it cannot be read.
+    """
+    return read_manifest(Path(data).expanduser()).sha256 if is_prepared(data) else load_corpus(data, text_column).sha256
 
 
 def load_tokenized_texts(data: str, text_column: str | None, encoding: tiktoken.Encoding) -> TokenizedTexts:

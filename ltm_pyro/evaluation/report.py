@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 import platform
 import sys
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -19,7 +19,7 @@ from ltm_pyro.data import PackedSequences, TokenizedTexts
 from ltm_pyro.evaluation import figures, operations
 from ltm_pyro.evaluation.estimators import ESTIMATORS, Meaning
 from ltm_pyro.evaluation.figures import Figure
-from ltm_pyro.files import durable, strict_json
+from ltm_pyro.files import strict_json
 from ltm_pyro.runs.trained import TrainedModel
 
 
@@ -113,17 +113,20 @@ class Row:
         }
 
 
-def write_json(path: str, settings: dict[str, Any], rows: list[Row], certificates: list[dict[str, Any]]) -> None:
-    """Write all figures, whole or not at all."""
-    write_records(path, settings, figures=[row.record(rows) for row in rows], certificates=certificates)
+def figures_json(settings: dict[str, Any], rows: list[Row], certificates: list[dict[str, Any]]) -> bytes:
+    """All figures as JSON."""
+    return records_json(settings, figures=[row.record(rows) for row in rows], certificates=certificates)
 
 
-def write_records(path: str, settings: dict[str, Any], **records: list[dict[str, Any]]) -> None:
-    """Write lists of records by name, whole or not at all; numbers that are not finite become null."""
+def records_json(settings: dict[str, Any], **records: list[dict[str, Any]]) -> bytes:
+    """Lists of records by name, as JSON; numbers that are not finite become null."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": pyro.__version__}
     contents = {"settings": settings, "versions": versions, **records}
-    durable.write(Path(path), f"{strict_json.dumps(contents, indent=2)}\n".encode())
+    return f"{strict_json.dumps(contents, indent=2)}\n".encode()
 
+
+PLOT_FORMATS = ("png", "pdf", "svg")
+"""The formats of plots, by the ends of files' names."""
 
 LEGEND = """\
 nats/token ± standard error over documents. Δ bits/byte: the difference from the same (or the exact) figure of the first
@@ -259,8 +262,12 @@ def _certificate_text(certificate: dict[str, Any]) -> str:
     )
 
 
-def plot(rows: list[Row], path: str | Path) -> None:
-    """Bits per byte against the steps of inference, for the valid figures; models without z are level lines."""
+def plot(rows: list[Row], file_format: str) -> bytes:
+    """Bits per byte against the steps of inference, for the valid figures; models without z are level lines.
+
+    Args:
+        file_format: one of :data:`PLOT_FORMATS`.
+    """
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import FixedLocator, ScalarFormatter
 
@@ -302,4 +309,6 @@ def plot(rows: list[Row], path: str | Path) -> None:
     axes.set_title(f"{names}: {figure.num_sequences} sequences", fontsize="medium")
     canvas.legend(loc="outside right upper", fontsize="small")
     axes.grid(alpha=0.3)
-    canvas.savefig(path, dpi=150)
+    image = io.BytesIO()
+    canvas.savefig(image, format=file_format, dpi=150)
+    return image.getvalue()

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ltm_pyro.errors import InputError
-from ltm_pyro.files import durable
 
 NAME = "z"
 
 
-def save_thoughts(path: str, z_BLSD: Tensor) -> None:
-    """Write z of B texts, replacing the file where it exists.
-
-    Raises:
-        WriteError: if it cannot be written; a file that was there before is then unchanged.
-    """
-    durable.write(Path(path), save({NAME: z_BLSD.float().cpu().contiguous()}))
+def thoughts_file(z_BLSD: Tensor) -> bytes:
+    """The contents of a file with z of B texts."""
+    return save({NAME: z_BLSD.float().cpu().contiguous()})
 
 
 def load_thoughts(path: str, latent_shape: tuple[int, int, int]) -> Tensor:

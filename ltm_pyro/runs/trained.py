@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ import torch
 
 from ltm_pyro.config import TrainConfig
 from ltm_pyro.data import (
+    TokenizedCorpus,
     TokenizedTexts,
     encode,
     end_of_text,
     fingerprint,
     get_tokenizer,
+    is_local,
+    load_corpus_sha256,
     load_tokenized_corpus,
     load_tokenized_texts,
     token_num_bytes,
@@ -168,35 +172,38 @@ def load(
 def texts_to_score(trained: TrainedModel, data: str | None, text_column: str | None) -> TokenizedTexts:
     """The texts that `data` names; with None, or where that is the run's own corpus, what the run has held out of it.
 
+    A corpus is the run's own by its hash, wherever it lies.
+
     Raises:
         InputError: if they cannot be loaded, or the corpus is no longer the one the run was trained on, so that what is
             held out of it now may have been trained on.
     """
     config, encoding = trained.config, trained.tokenizer
-    if data is not None and not is_own_corpus(trained, data):
-        return load_tokenized_texts(data, text_column, encoding)
-    try:
-        corpus = load_tokenized_corpus(config.data, config.text_column, encoding)
-    except InputError as error:
-        raise InputError(f"the corpus of {trained.path}: {error}; give other text with --data") from None
-    if corpus.sha256 != trained.resolved.get("corpus_sha256"):
-        raise InputError(
-            f"{config.data} is not the corpus that {trained.path} was trained on: its hash has changed, so texts "
-            "that are held out of it now may have been trained on; give another text with --data"
+    if data is not None and not _names_own_corpus(trained, data):
+        own = _own_corpus_at(trained, data)
+        return load_tokenized_texts(data, text_column, encoding) if own is None else _of_run(own)
+    error: InputError | None = None
+    # Where it was when the run was trained, and where the same name leads now, from another folder or machine.
+    for place in dict.fromkeys((trained.resolved.get("corpus_path", config.data), config.data)):
+        try:
+            corpus = load_tokenized_corpus(place, config.text_column, encoding)
+        except InputError as reason:
+            error = error or InputError(f"the corpus of {trained.path}: {reason}; give other text with --data")
+            continue
+        if corpus.sha256 == trained.resolved.get("corpus_sha256"):
+            return _of_run(corpus)
+        error = InputError(
+            f"{place} is not the corpus that {trained.path} was trained on: its hash has changed, so texts that are "
+            "held out of it now may have been trained on; give another text with --data"
         )
-    return corpus.validation
+    raise error or AssertionError("there is one place at least")
 
 
-def num_validation_sequences(trained: TrainedModel, data: str | None, length: int) -> int:
-    """How many sequences of this length, of the texts that `data` names, validation may have seen in training.
-
-    0 for other texts than the run's own. In sequences of another length, pieces of them stand everywhere.
-    """
-    is_same = data is None or is_own_corpus(trained, data)
-    return trained.config.validation_sequences if is_same and length == trained.config.model.length else 0
+def _of_run(corpus: TokenizedCorpus) -> TokenizedTexts:
+    return dataclasses.replace(corpus.validation, is_of_run=True)
 
 
-def is_own_corpus(trained: TrainedModel, data: str) -> bool:
+def _names_own_corpus(trained: TrainedModel, data: str) -> bool:
     """Whether a value of `--data` names the corpus of the run, however it spells its path."""
     other = trained.config.data
     if data == other:
@@ -205,3 +212,23 @@ def is_own_corpus(trained: TrainedModel, data: str) -> bool:
         return Path(data).expanduser().samefile(Path(other).expanduser())
     except (OSError, RuntimeError):  # one of them is no path
         return False
+
+
+def _own_corpus_at(trained: TrainedModel, data: str) -> TokenizedCorpus | None:
+    """The corpus of the run, if it is what `data` names by its hash."""
+    config = trained.config
+    try:
+        if not is_local(data) or load_corpus_sha256(data, config.text_column) != trained.resolved.get("corpus_sha256"):
+            return None
+        return load_tokenized_corpus(data, config.text_column, trained.tokenizer)
+    except InputError:  # it is other text, which may be there to be scored alone
+        return None
+
+
+def num_validation_sequences(trained: TrainedModel, texts: TokenizedTexts, length: int) -> int:
+    """How many sequences of this length, of these texts, validation may have seen in training.
+
+    0 for other texts than what the run has held out. In sequences of another length, pieces of them stand everywhere.
+    """
+    is_same = texts.is_of_run and length == trained.config.model.length
+    return trained.config.validation_sequences if is_same else 0

@@ -17,7 +17,8 @@ from ltm_pyro import cli
 from ltm_pyro.config import NO_INFERENCE, InferenceName
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation.inferred import inferences_of
-from ltm_pyro.evaluation.report import number_text, print_rows, write_records
+from ltm_pyro.evaluation.report import number_text, print_rows, records_json
+from ltm_pyro.files.output import Output
 from ltm_pyro.inference import SCHEMES
 from ltm_pyro.runs.trained import load
 from ltm_pyro.tasks import TASKS, Task, TaskContext
@@ -92,7 +93,6 @@ def parse(args: Sequence[str]) -> tuple[str, TasksConfig]:
     cli.require_seed(config.seed)
     if any(steps < 0 for steps in config.fast_steps):
         raise InputError("--fast-steps must not be negative")
-    cli.require_file_path("--json", config.json)
     return name, config
 
 
@@ -106,8 +106,13 @@ def main(args: Sequence[str]) -> int:
         for path, ltm in zip(config.runs, models, strict=True)
         for inference in inferences_of(ltm.config, config.inference, config.fast_steps)
     ]
+    json = Output("--json", config.json) if config.json else None
     records: list[dict[str, Any]] = []
-    with cli.numerics_of_commands():
+
+    def contents() -> bytes:
+        return records_json({"task": name, **dataclasses.asdict(config)}, tasks=records)
+
+    with cli.numerics_of_commands(), cli.result_alone(json):
         try:
             for path, ltm, inference in plan:
                 context = TaskContext(ltm, inference.scheme, config.num_items, config.batch_size, config.seed)
@@ -120,14 +125,16 @@ def main(args: Sequence[str]) -> int:
                 }
                 results = config.task_settings.score(context)
                 records += [about | dataclasses.asdict(result) for result in results]
-                if config.json is not None:
-                    write_records(config.json, {"task": name, **dataclasses.asdict(config)}, tasks=records)
+                if json:
+                    json.update(contents())
         finally:
             # Also after Ctrl-C, so that results that are finished are not lost.
             if records:
                 print_results(records)
-    if config.json is not None:
-        print(f"\nall results: {config.json}")
+            if records and json:
+                json.finish(contents())
+        if json:
+            print(f"\nall results: {config.json}")
     return 0
 
 

@@ -148,6 +148,11 @@ def load_texts(data: str, text_column: str | None = None) -> Texts:
     return Texts(name, documents)
 
 
+def absolute(data: str) -> str:
+    """The same corpus, named so that it is found from any folder."""
+    return next((kind.absolute(data) for kind in CORPORA.values() if kind.recognises(data)), data)
+
+
 def _find(data: str, opened: Callable[[CorpusKind], Opened]) -> Opened:
     """What is opened by the first kind of corpus that recognises `data`."""
     for kind in CORPORA.values():

@@ -137,6 +137,10 @@ class CorpusKind(abc.ABC):
             InputError: what `data` names cannot be looked at.
         """
 
+    def absolute(self, data: str) -> str:
+        """The same corpus, named so that it is found from any folder."""
+        return data
+
     @abc.abstractmethod
     def open(self, data: str, text_column: str | None) -> CorpusSource:
         """The corpus that `data` names, to learn from.

@@ -203,6 +203,10 @@ class BenchmarkSets(CorpusKind):
         # Another name before a path is a mistake that `open` explains, unless a file or folder is called so.
         return name in BENCHMARK_SETS or bool(is_copy and re.fullmatch(r"[\w.-]+", name) and not existing_path(data))
 
+    def absolute(self, data: str) -> str:
+        name, is_copy, path = data.partition("=")
+        return f"{name}={Path(path).expanduser().absolute()}" if is_copy else data
+
     def open(self, data: str, text_column: str | None) -> CorpusSource:
         name, is_copy, path = data.partition("=")
         benchmark = _set_of(name)

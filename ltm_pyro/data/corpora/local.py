@@ -51,6 +51,9 @@ class LocalFiles(CorpusKind):
     def recognises(self, data: str) -> bool:
         return existing_path(data) is not None
 
+    def absolute(self, data: str) -> str:
+        return str(Path(data).expanduser().absolute())
+
     def open(self, data: str, text_column: str | None) -> CorpusSource:
         return self._splits(data, text_column).to_learn(data)
 
