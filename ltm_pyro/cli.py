@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import itertools
@@ -10,8 +11,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import pyro
 import torch
@@ -44,7 +45,9 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except ValueError as error:  # raised by a dataclass's own checks, where its options have no prefix
-        raise InputError(f"{error} (--help lists the options)") from None
+        sections = [section for section in vars(default).values() if dataclasses.is_dataclass(section)]
+        names = [*vars(default), *(name for section in sections for name in vars(section))]
+        raise InputError(f"{with_flags(str(error), '', names)} (--help lists the options)") from None
     except SystemExit as exit:
         if not exit.code:
             raise
@@ -54,20 +57,60 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
         lines = [line.strip("│ ") for line in text.splitlines() if line.strip()][1:]
         lines = lines[1:] if _is_rule(lines[0]) else lines
         message = " ".join(itertools.takewhile(lambda line: not _is_rule(line), lines))
-        raise InputError(f"{message} (--help lists the options)") from None
+        raise InputError(f"{_readable(message, default, args)} (--help lists the options)") from None
+
+
+def _readable(message: str, default: object, args: Sequence[str]) -> str:
+    """tyro's message about the arguments, with options in the place of fields, and choices in their order."""
+    if section := re.match(r"Error parsing ([^-:][^:]*): ", message):
+        settings = getattr(default, section[1].replace("-", "_"), None) or default
+        return with_flags(message[section.end() :], f"{section[1]}.", vars(settings))
+    if missing := re.match(r"Missing value for argument '(--[\w.-]+)'", message):
+        following = [value for option, value in itertools.pairwise(args) if option == missing[1]]
+        if following and following[0].startswith("-"):
+            return f"{message} A value that begins with a dash is given as {missing[1]}={following[0]}"
+    if choices := re.search(r"Expected one of \((.*)\)", message):
+        names = {name.strip("'") for name in choices[1].split(", ")} - {"None"}
+        order = next((order for order in _orders(type(default)) if set(order) == names), tuple(sorted(names)))
+        return message[: choices.start()] + f"Expected one of {', '.join(order)}"
+    return message
+
+
+def _orders(hint: Any) -> Iterator[tuple[str, ...]]:
+    """The choices in a type, or in those of a dataclass's fields, in the order in which they were written."""
+    if dataclasses.is_dataclass(hint):
+        for part in get_type_hints(hint).values():
+            yield from _orders(part)
+    elif get_origin(hint) is Literal:
+        yield tuple(map(str, get_args(hint)))
+    else:
+        for part in get_args(hint):
+            yield from _orders(part)
+
+
+def with_flags(message: str, prefix: str, settings: Iterable[str]) -> str:
+    """A message of a dataclass's own checks, in which its settings are called as the options of a command are.
+
+    Args:
+        prefix: what stands before the names of these settings in options, such as "optimizer.".
+        settings: the names of the settings.
+    """
+    for name in sorted(settings, key=len, reverse=True):
+        message = re.sub(rf"(?<![\w.-]){name}(?![\w-])", f"--{prefix}{name.replace('_', '-')}", message)
+    return message
 
 
 def _is_rule(line: str) -> bool:
     return re.match("[─-]{3}", line) is not None
 
 
-def choices(text: str, registry: Mapping[str, object]) -> Any:
+def choices(text: str, registry: Mapping[str, object], metavar: str | None = None) -> Any:
     """The help of an option that takes names from a registry: a text, then a line for each name.
 
     What a name stands for is the first sentence of its entry's docstring, or the entry's `summary` if it has one.
     """
     lines = [f"{name}: {getattr(entry, 'summary', None) or _first_sentence(entry)}" for name, entry in registry.items()]
-    return tyro.conf.arg(help="\n".join([text, *lines]))
+    return tyro.conf.arg(help="\n".join([text, *lines]), metavar=metavar)
 
 
 def _first_sentence(entry: object) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ltm_pyro import cli
-from ltm_pyro.config import NO_INFERENCE
+from ltm_pyro.config import NO_INFERENCE, SchemeSettings, parse_naming_schemes
 from ltm_pyro.data import PACKING
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import comparison, figures
@@ -80,13 +80,13 @@ class CompareConfig:
     """Folder for the table, the draws and the plots. Default: RUN/comparison, numbered if that exists."""
 
 
-def parse(args: Sequence[str]) -> CompareConfig:
-    """The settings.
+def parse(args: Sequence[str]) -> tuple[CompareConfig, SchemeSettings]:
+    """The settings, and those of schemes.
 
     Raises:
         InputError: if they cannot be used.
     """
-    config = cli.parse(CompareConfig(), args, "compare")
+    config, settings = parse_naming_schemes(CompareConfig(), args, "compare")
     if not config.run:
         raise InputError("give the folder of a RUN that python -m ltm_pyro.train has written")
     if not config.inference:
@@ -97,7 +97,10 @@ def parse(args: Sequence[str]) -> CompareConfig:
     cli.require_seed(config.seed)
     if config.out is not None:
         check_is_free(config.out)
-    return config
+    for name, given in settings.items():
+        if "num_chains" in given:
+            raise InputError(f"--{name}.num-chains: all schemes of chains have the same number here; give --num-chains")
+    return config, settings
 
 
 def within_budget(inference: Inference, config: CompareConfig) -> Inference:
@@ -194,9 +197,9 @@ def compared(
 
 
 def main(args: Sequence[str]) -> int:
-    config = parse(args)
+    config, settings = parse(args)
     device = cli.pick_device(config.device)
-    trained = load(config.run, device)
+    trained = load(config.run, device).with_settings(settings)
     if trained.config.inference == NO_INFERENCE:
         raise InputError(f"{config.run} is a model without z: there is no posterior to compare")
     names = dict.fromkeys(config.inference)

@@ -6,10 +6,12 @@ A preset is a complete set of them. What is given on the command line takes prec
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
 
 from ltm_pyro import cli
 from ltm_pyro.data import CORPORA, PACKING
@@ -40,6 +42,9 @@ else:
     ObjectiveName = Literal[tuple(OBJECTIVES)]
     PackingName = Literal[tuple(PACKING)]
 Scheme = TypeVar("Scheme", bound=PosteriorScheme)
+Config = TypeVar("Config")
+SchemeSettings = dict[str, dict[str, Any]]
+"""Settings of schemes that a command gives, by the names of schemes and of settings."""
 PresetName = Literal["tiny", "small", "medium", "large"]
 
 
@@ -49,7 +54,7 @@ class TrainConfig:
 
     inference: Annotated[
         InferenceName,
-        cli.choices("How z is inferred. Default: map with --infer-from past, and otherwise vi.", INFERENCES),
+        cli.choices("How z is inferred. Default: map with --infer-from past, and otherwise vi.", INFERENCES, "NAME"),
     ] = DEFAULT_SCHEME
     preset: PresetName = "tiny"
     """The sizes and training settings to start from. Other options change them one by one.
@@ -221,6 +226,99 @@ def preset(
 
 def _needs_encoder(inference: str) -> bool:
     return inference in SCHEMES and SCHEMES[inference].needs_encoder
+
+
+def options_of_scheme(scheme: type[Any], is_optional: bool = False) -> type[Any]:
+    """The class of a scheme's settings as options of a command, in which those that are no options are hidden.
+
+    Args:
+        is_optional: every setting is None if it is not given, for a command that takes the others from a run.
+    """
+    fields: list[tuple[str, Any, Any]] = []
+    hints = get_type_hints(scheme)
+    for setting in dataclasses.fields(scheme):
+        if setting.name in NOT_OPTIONS:
+            fields.append((setting.name, tyro.conf.Suppress[int], field(default=setting.default)))
+        elif is_optional:
+            fields.append((setting.name, hints[setting.name] | None, field(default=None)))
+    bases = (scheme,)
+    options = dataclasses.make_dataclass(scheme.__name__, fields, bases=bases, frozen=True)
+    if is_optional:
+        options.__post_init__ = lambda self: None  # type: ignore[attr-defined]  # None is in no range
+    return options
+
+
+def parse_naming_schemes(default: Config, args: Sequence[str], command: str) -> tuple[Config, SchemeSettings]:
+    """The settings of a command, and what it says of the schemes that its `--inference` names.
+
+    Raises:
+        InputError: if the arguments cannot be understood.
+    """
+    used = [name for name in _values_of("--inference", args) if name in SCHEMES]
+    refuse_unused_settings(args, used)
+    sections = {name: options_of_scheme(SCHEMES[name], is_optional=True) for name in used}
+    fields = [(name, section, field(default=section())) for name, section in sections.items()]
+    options = dataclasses.make_dataclass(type(default).__name__, fields, bases=(type(default),), frozen=True)
+    options.__doc__ = type(default).__doc__
+    given = vars(cli.parse(options(**vars(default)), args, command))
+    settings = {
+        name: {key: value for key, value in vars(given[name]).items() if value is not None and key not in NOT_OPTIONS}
+        for name in sections
+    }
+    return type(default)(**{name: given[name] for name in vars(default)}), settings
+
+
+def with_settings(config: TrainConfig, settings: SchemeSettings) -> TrainConfig:
+    """The settings of a run, changed by what a command says of schemes.
+
+    Raises:
+        InputError: if a setting is out of range.
+    """
+    schemes = dict(config.schemes)
+    for name, given in settings.items():
+        try:
+            schemes[name] = dataclasses.replace(schemes[name], **given)
+        except ValueError as error:
+            raise InputError(cli.with_flags(str(error), f"{name}.", given)) from None
+    return dataclasses.replace(config, schemes=schemes)
+
+
+def refuse_unused_settings(args: Sequence[str], schemes: Collection[str], objective: str | None = None) -> None:
+    """Check that no option is a setting of a scheme or an objective that is not used: it would do nothing.
+
+    Args:
+        schemes: the names of the schemes that are used.
+        objective: the name of the objective that is used; None for a command that has none.
+
+    Raises:
+        InputError: if there is one.
+    """
+    for arg in args:
+        option = arg.partition("=")[0]
+        scheme, dot, _ = option.removeprefix("--").partition(".")
+        if option.startswith("--") and dot and scheme in SCHEMES and scheme not in schemes:
+            raise InputError(
+                f"{option} is a setting of {scheme}, which is not used: add --inference {scheme}, or leave it out"
+            )
+        for name, other in OBJECTIVES.items() if objective is not None else ():
+            if name != objective and option in {f"--{one.name.replace('_', '-')}" for one in dataclasses.fields(other)}:
+                raise InputError(
+                    f"{option} is a setting of --infer-from {name}, but the run has {objective}: leave it out"
+                )
+
+
+def _values_of(option: str, args: Sequence[str]) -> list[str]:
+    """The values of an option that takes one or more."""
+    values: list[str] = []
+    is_its = False
+    for arg in args:
+        if arg.startswith("--"):
+            name, equals, value = arg.partition("=")
+            is_its = name == option and not equals
+            values += [value] if name == option and equals else []
+        elif is_its:
+            values.append(arg)
+    return values
 
 
 def scheme_of(config: TrainConfig, inference: str | None = None, fast_steps: int | None = None) -> PosteriorScheme:

@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from ltm_pyro import cli
-from ltm_pyro.config import NO_INFERENCE, InferenceName, TrainConfig
+from ltm_pyro.config import NO_INFERENCE, InferenceName, SchemeSettings, TrainConfig, parse_naming_schemes
 from ltm_pyro.data import CORPORA, PACKING
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import figures, operations, report
@@ -91,15 +91,15 @@ class EvaluateConfig:
     Default, for several of them: fast-steps.png in the folder of the first run, numbered if that exists."""
 
 
-def parse(args: Sequence[str]) -> EvaluateConfig:
-    """The settings.
+def parse(args: Sequence[str]) -> tuple[EvaluateConfig, SchemeSettings]:
+    """The settings, and those of schemes.
 
     Raises:
         InputError: if they cannot be used.
     """
     if any(arg.partition("=")[0] == "--task" for arg in args):
         raise InputError("tasks have a separate command: python -m ltm_pyro.tasks TASK RUN [RUN ...]")
-    config = cli.parse(EvaluateConfig(), args, "evaluate")
+    config, settings = parse_naming_schemes(EvaluateConfig(), args, "evaluate")
     if not config.runs:
         raise InputError("give at least one RUN, a folder that python -m ltm_pyro.train has written")
     cli.require_at_least(config, batch_size=1, num_sequences=0, certify=0)
@@ -112,26 +112,45 @@ def parse(args: Sequence[str]) -> EvaluateConfig:
         cli.require_at_least(config, length=1)
     if config.plot is not None and _plot_format(config.plot) not in report.PLOT_FORMATS:
         raise InputError(f"--plot {config.plot} must end in {', '.join(f'.{name}' for name in report.PLOT_FORMATS)}")
-    return config
+    return config, settings
 
 
 def _plot_format(path: str) -> str:
     return Path(path).suffix.lower().removeprefix(".")
 
 
-def load_run(path: str, config: EvaluateConfig, device: torch.device) -> ScoredRun:
+def load_run(path: str, config: EvaluateConfig, settings: SchemeSettings, device: torch.device) -> ScoredRun:
     """The model of a run and the text to score with it.
 
     Raises:
         InputError: if there is no such run, or its text cannot be read.
     """
-    trained = load(path, device)
+    trained = load(path, device).with_settings(settings)
     length = config.length or trained.config.model.length
     if (config.settings.block_size or 0) > length:
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")
     texts = texts_to_score(trained, config.data, config.text_column)
     packed = PACKING[trained.config.packing](texts.documents, trained.tokenizer, length)
     return ScoredRun(trained, texts, packed, num_validation_sequences(trained, texts, length))
+
+
+def refuse_what_does_nothing(config: EvaluateConfig, runs: Sequence[TrainConfig]) -> None:
+    """Check that every option has something to act on.
+
+    Raises:
+        InputError: if one has nothing.
+    """
+    with_z = [run for run in runs if run.inference != NO_INFERENCE]
+    for option in ("inference", "fast_steps", "estimators", "certify"):
+        if getattr(config, option) and not with_z:
+            flag = option.replace("_", "-")
+            raise InputError(f"--{flag}: there is no z to infer in {' '.join(config.runs)}; leave it out")
+    chosen = config.estimators or [name for run in with_z for name in default_estimators(run)]
+    used = {setting for name in [*chosen, *(["ais"] if config.certify else [])] for setting in ESTIMATORS[name].uses}
+    for setting, value in vars(config.settings).items():
+        if value != getattr(EstimatorSettings(), setting) and setting not in used:
+            of = ", ".join(name for name, estimator in ESTIMATORS.items() if setting in estimator.uses)
+            raise InputError(f"--{setting.replace('_', '-')} is a setting of {of}, which is not among --estimators")
 
 
 def default_estimators(config: TrainConfig) -> tuple[str, ...]:
@@ -171,10 +190,11 @@ def score(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> list[
 
 
 def main(args: Sequence[str]) -> int:
-    config = parse(args)
+    config, settings = parse(args)
     device = cli.pick_device(config.device)
-    loaded = [load_run(path, config, device) for path in config.runs]
+    loaded = [load_run(path, config, settings, device) for path in config.runs]
     # For all runs before the first is scored: one may not have what is asked for.
+    refuse_what_does_nothing(config, [run.trained.config for run in loaded])
     plan = [(run, inferences_of(run.trained.config, config.inference, config.fast_steps)) for run in loaded]
     json = Output("--json", config.json) if config.json else None
     plot_path = config.plot

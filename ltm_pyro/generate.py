@@ -20,7 +20,14 @@ import tyro
 from torch import Tensor
 
 from ltm_pyro import cli
-from ltm_pyro.config import NO_INFERENCE, InferenceName, TrainConfig, scheme_of
+from ltm_pyro.config import (
+    NO_INFERENCE,
+    InferenceName,
+    SchemeSettings,
+    TrainConfig,
+    parse_naming_schemes,
+    scheme_of,
+)
 from ltm_pyro.data import encode, token_num_bytes
 from ltm_pyro.data.corpora.formats import read_text
 from ltm_pyro.errors import InputError
@@ -82,13 +89,13 @@ class GenerateConfig:
     """Print a JSON object for each text, one a line."""
 
 
-def parse(args: Sequence[str]) -> GenerateConfig:
-    """The settings.
+def parse(args: Sequence[str]) -> tuple[GenerateConfig, SchemeSettings]:
+    """The settings, and those of schemes.
 
     Raises:
         InputError: if they cannot be used.
     """
-    config = cli.parse(GenerateConfig(), args, "generate")
+    config, settings = parse_naming_schemes(GenerateConfig(), args, "generate")
     if not config.run:
         raise InputError("give the folder of a RUN that python -m ltm_pyro.train has written")
     cli.require_at_least(config, num_samples=1, batch_size=1, max_new_tokens=0, fast_steps=0, rethink=0)
@@ -104,7 +111,7 @@ def parse(args: Sequence[str]) -> GenerateConfig:
         )
     if config.inference == NO_INFERENCE and (config.rethink or config.fast_steps):
         raise InputError("--inference none infers nothing: leave out --fast-steps and --rethink")
-    return config
+    return config, settings
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
@@ -160,7 +167,7 @@ class Plan:
     """The z from a file, [1 or one for each prompt, L, S, D]."""
 
 
-def load_plan(config: GenerateConfig) -> Plan:
+def load_plan(config: GenerateConfig, settings: SchemeSettings) -> Plan:
     """Load the model, the prompts and the thoughts, and check that they fit together.
 
     Raises:
@@ -168,7 +175,7 @@ def load_plan(config: GenerateConfig) -> Plan:
     """
     device = cli.pick_device(config.device)
     prompts = read_prompts(config)
-    ltm = load(config.run, device)
+    ltm = load(config.run, device).with_settings(settings)
     scheme, latent_shape = scheme_for(config, ltm.config), ltm.config.model.latent_shape
     z = None if config.thought is None else load_thoughts(config.thought, latent_shape).to(device)
     if z is not None and config.prompt_file is None:
@@ -296,8 +303,8 @@ def print_text(config: GenerateConfig, plan: Plan, number: int, tokens: Tokens) 
 
 
 def main(args: Sequence[str]) -> int:
-    config = parse(args)
-    plan = load_plan(config)
+    config, settings = parse(args)
+    plan = load_plan(config, settings)
     thoughts = Output("--save-thought", config.save_thought) if config.save_thought else None
     ltm, length = plan.ltm, plan.ltm.config.model.length
     rng, generator = SequenceNoise(config.seed), torch.Generator(ltm.device).manual_seed(config.seed)

@@ -29,7 +29,17 @@ import torch
 import tyro
 
 from ltm_pyro import cli
-from ltm_pyro.config import NO_INFERENCE, NOT_OPTIONS, TrainConfig, differences, option_of, preset, scheme_of, validate
+from ltm_pyro.config import (
+    NO_INFERENCE,
+    TrainConfig,
+    differences,
+    option_of,
+    options_of_scheme,
+    preset,
+    refuse_unused_settings,
+    scheme_of,
+    validate,
+)
 from ltm_pyro.data import (
     PACKING,
     PackedSequences,
@@ -151,9 +161,16 @@ def parse_options(default: TrainConfig, args: Sequence[str]) -> TrainConfig:
     # tyro makes options of the fields of a class. Which schemes there are is known to the registry alone, so this class
     # is put together here: it has a field for each scheme in the place of the one for all of them. So it is with the
     # objectives, whose options have no prefix.
+    # Only what is used has options: the scheme and the objective of the run.
     hidden = Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress]
-    sections = {name: _options_of(scheme) for name, scheme in SCHEMES.items()}
-    unprefixed = {name: Annotated[objective, tyro.conf.arg(name="")] for name, objective in OBJECTIVES.items()}
+    used = [default.inference] if default.inference in SCHEMES else []
+    refuse_unused_settings(args, used, default.infer_from)
+    sections = {name: options_of_scheme(SCHEMES[name]) for name in used}
+    unprefixed = {
+        name: Annotated[OBJECTIVES[name], tyro.conf.arg(name="")]
+        for name in [default.infer_from]
+        if dataclasses.fields(OBJECTIVES[name])
+    }
     fields = [
         *((name, hidden, field(default=None)) for name in ("schemes", "objectives")),
         *((name, section, field(default=None)) for name, section in {**sections, **unprefixed}.items()),
@@ -161,22 +178,12 @@ def parse_options(default: TrainConfig, args: Sequence[str]) -> TrainConfig:
     options = dataclasses.make_dataclass("TrainConfig", fields, bases=(TrainConfig,), frozen=True)
     options.__doc__ = TrainConfig.__doc__
     values = {name: section(**vars(default.schemes[name])) for name, section in sections.items()}
-    values |= default.objectives
+    values |= {name: default.objectives[name] for name in unprefixed}
     given = vars(cli.parse(options(**vars(default) | values | {"schemes": None, "objectives": None}), args, "train"))
-    schemes = {name: scheme(**vars(given[name])) for name, scheme in SCHEMES.items()}
-    objectives = {name: given[name] for name in OBJECTIVES}
+    schemes = {**default.schemes, **{name: SCHEMES[name](**vars(given[name])) for name in sections}}
+    objectives = {**default.objectives, **{name: given[name] for name in unprefixed}}
     settings = {name: given[name] for name in vars(default)}
     return TrainConfig(**settings | {"schemes": schemes, "objectives": objectives})
-
-
-def _options_of(scheme: type[Any]) -> type[Any]:
-    """The scheme's class, in which the settings that are not options are hidden."""
-    hidden: list[tuple[str, Any, Any]] = [
-        (setting.name, tyro.conf.Suppress[int], field(default=setting.default))
-        for setting in dataclasses.fields(scheme)
-        if setting.name in NOT_OPTIONS
-    ]
-    return dataclasses.make_dataclass(scheme.__name__, hidden, bases=(scheme,), frozen=True)
 
 
 @dataclass(frozen=True)

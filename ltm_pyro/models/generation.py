@@ -19,8 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ltm_pyro.errors import RunError
 from ltm_pyro.models.decoder import Decoder
 from ltm_pyro.models.vector_products import logits_of_many_tokens
+
+LARGEST_PENALTY = 1000.0
+"""Beyond it, and below its inverse, a penalised logit would leave the numbers that float32 has."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,11 @@ class Sampling:
             raise ValueError(f"top_k must be at least 1, or 0 for all tokens, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        if not 1 / LARGEST_PENALTY <= self.repetition_penalty <= LARGEST_PENALTY:
+            raise ValueError(
+                f"repetition_penalty must be from {1 / LARGEST_PENALTY:g} to {LARGEST_PENALTY:g}, not "
+                f"{self.repetition_penalty}"
+            )
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
             raise ValueError("temperature 0 takes the most likely token, so it cannot be combined with top_k or top_p")
 
@@ -60,7 +67,12 @@ class Sampling:
             logits_BV: the model's logits.
             is_used_BV: whether prompt or text have each token already; only read if there is a penalty.
             generator: a generator on the device of the logits; None for torch's global one.
+
+        Raises:
+            RunError: a logit is not finite, so that the model says nothing of the next token.
         """
+        if not logits_BV.isfinite().all():
+            raise RunError("the model's logits are not finite, so it says nothing of the next token")
         logits_BV = self._penalised(logits_BV.float(), is_used_BV)
         if self.temperature == 0:
             return logits_BV.argmax(-1)

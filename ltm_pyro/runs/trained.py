@@ -12,7 +12,7 @@ from typing import Literal
 import tiktoken
 import torch
 
-from ltm_pyro.config import TrainConfig
+from ltm_pyro.config import SchemeSettings, TrainConfig, with_settings
 from ltm_pyro.data import (
     TokenizedCorpus,
     TokenizedTexts,
@@ -85,6 +85,14 @@ class TrainedModel:
     def device(self) -> torch.device:
         """The device that the model is on."""
         return self.model.decoder.embedding.weight.device
+
+    def with_settings(self, settings: SchemeSettings) -> TrainedModel:
+        """The same model, where z is inferred with other settings of some schemes.
+
+        Raises:
+            InputError: if a setting is out of range.
+        """
+        return dataclasses.replace(self, config=with_settings(self.config, settings))
 
     def batch(self, texts: Sequence[str]) -> TokenBatch:
         """The texts as a batch the model can be run on, each with its end-of-text: [B, T], padded to the longest.

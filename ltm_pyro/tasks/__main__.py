@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ltm_pyro import cli
-from ltm_pyro.config import NO_INFERENCE, InferenceName
+from ltm_pyro.config import NO_INFERENCE, InferenceName, SchemeSettings, parse_naming_schemes
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation.inferred import inferences_of
 from ltm_pyro.evaluation.report import number_text, print_rows, records_json
@@ -73,8 +73,8 @@ class TasksConfig:
     """File for all results, replaced where it exists."""
 
 
-def parse(args: Sequence[str]) -> tuple[str, TasksConfig]:
-    """The name of the task, and the settings.
+def parse(args: Sequence[str]) -> tuple[str, TasksConfig, SchemeSettings]:
+    """The name of the task, the settings, and those of schemes.
 
     Raises:
         InputError: if they cannot be used.
@@ -86,20 +86,20 @@ def parse(args: Sequence[str]) -> tuple[str, TasksConfig]:
             problem = f"{name} is not a TASK" if name else "give a TASK and then a RUN"
             raise InputError(f"{problem}: choose one of {', '.join(TASKS)} (--help explains them)")
         cli.parse(TaskChoice(next(iter(TASKS))), ["--help"], "tasks")
-    config = cli.parse(TasksConfig(task_settings=TASKS[name]()), args[1:], f"tasks {name}")
+    config, settings = parse_naming_schemes(TasksConfig(task_settings=TASKS[name]()), args[1:], f"tasks {name}")
     if not config.runs:
         raise InputError("give at least one RUN, a folder that python -m ltm_pyro.train has written")
     cli.require_at_least(config, num_items=0, batch_size=1)
     cli.require_seed(config.seed)
     if any(steps < 0 for steps in config.fast_steps):
         raise InputError("--fast-steps must not be negative")
-    return name, config
+    return name, config, settings
 
 
 def main(args: Sequence[str]) -> int:
-    name, config = parse(args)
+    name, config, settings = parse(args)
     device = cli.pick_device(config.device)
-    models = [load(path, device) for path in config.runs]
+    models = [load(path, device).with_settings(settings) for path in config.runs]
     # All runs are checked before the first is scored: one may not have what is asked for.
     plan = [
         (path, ltm, inference)

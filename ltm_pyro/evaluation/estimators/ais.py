@@ -34,4 +34,5 @@ AIS = Estimator(
     estimate,
     "annealed importance sampling, as a rule the tightest bound, at some hundred times the cost",
     Meaning.UPPER_BOUND,
+    uses=("num_temperatures", "num_leapfrogs", "num_chains"),
 )

@@ -88,6 +88,8 @@ class Estimator:
     summary: str
     """What `--help` says of it."""
     meaning: Meaning
+    uses: tuple[str, ...] = ()
+    """The names of the settings that it depends on."""
     needs_z: bool = True
     """Whether it is a figure of models with z; the others are figures of models without."""
 

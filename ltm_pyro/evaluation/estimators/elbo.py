@@ -18,4 +18,4 @@ def estimate(inferred: Inferred, settings: EstimatorSettings) -> Estimate:
     )
 
 
-ELBO = Estimator(estimate, "-E log p(x|z) + KL, a bound", Meaning.UPPER_BOUND)
+ELBO = Estimator(estimate, "-E log p(x|z) + KL, a bound", Meaning.UPPER_BOUND, uses=("num_samples",))

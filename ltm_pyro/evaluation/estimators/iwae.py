@@ -27,5 +27,8 @@ def of_weights(weights: ImportanceWeights, z_from: str) -> Estimate:
 
 
 IWAE = Estimator(
-    estimate, "importance-weighted, a tighter bound where q is close to the posterior", Meaning.UPPER_BOUND
+    estimate,
+    "importance-weighted, a tighter bound where q is close to the posterior",
+    Meaning.UPPER_BOUND,
+    uses=("num_samples",),
 )

@@ -60,10 +60,15 @@ def block_size_of(inferred: Inferred, settings: EstimatorSettings) -> int:
     return settings.block_size or default
 
 
-PREQUENTIAL = Estimator(estimate, "every block predicted from the tokens before it, a code length", Meaning.CODE_LENGTH)
+USES = ("num_samples", "block_size")
+
+PREQUENTIAL = Estimator(
+    estimate, "every block predicted from the tokens before it, a code length", Meaning.CODE_LENGTH, uses=USES
+)
 WEIGHTED = Estimator(
     estimate_weighted,
     "as prequential, with draws weighted by how well they explain the tokens before a block; at a cost that grows with "
     "the square of the length",
     Meaning.CODE_LENGTH,
+    uses=USES,
 )

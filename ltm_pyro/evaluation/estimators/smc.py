@@ -25,4 +25,5 @@ SMC = Estimator(
     "sequential Monte Carlo over blocks, a bound and a code; it does not depend on the scheme of inference. At a cost "
     "that grows with the square of the length",
     Meaning.UPPER_BOUND,
+    uses=("block_size", "num_leapfrogs", "num_chains"),
 )
