@@ -76,17 +76,32 @@ class LatentThoughtModel(PyroModule):
             if batch is None:
                 likelihood = TokenSequence(decoder, u, self.end_of_text, self.config.length)
                 return pyro.sample("tokens", likelihood)
-            likelihood = TokenSequence(
-                decoder,
-                u,
-                self.end_of_text,
-                batch.tokens.shape[-1],
-                batch.weights,
-                batch.below_z,
-                batch.previous,
-                batch.num_context,
-            )
-            return pyro.sample("tokens", likelihood, obs=batch.tokens)
+            return pyro.sample("tokens", self._likelihood(u, batch), obs=batch.tokens)
+
+    def _likelihood(self, u: Tensor, batch: TokenBatch) -> TokenSequence:
+        """p(x | u) of the texts of a batch."""
+        return TokenSequence(
+            self.decoder,
+            u,
+            self.end_of_text,
+            batch.tokens.shape[-1],
+            batch.weights,
+            batch.below_z,
+            batch.previous,
+            batch.num_context,
+        )
+
+    @torch.no_grad()
+    def token_log_probs(self, batch: TokenBatch, z: Tensor) -> Tensor:
+        """log p(x_n | z, x_<n) of every token of a batch in nats, [*sample_shape, B, T]; 0 where its weight is 0.
+
+        Weighted, they add up to log p(x | z).
+
+        Args:
+            z: [*sample_shape, B, L, S, D].
+        """
+        log_probs = self._likelihood(self.prior.thoughts(z), batch).token_log_probs(batch.tokens)
+        return log_probs * (batch.weights != 0)
 
     def stream(
         self,
