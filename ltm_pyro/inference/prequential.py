@@ -24,6 +24,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ltm_pyro.errors import require_whole
 from ltm_pyro.inference.base import (
     Batch,
     Model,
@@ -90,10 +91,11 @@ def prequential(
             by all draws, which count by how well they predicted the tokens of the block before it.
 
     Raises:
-        ValueError: if a position weighs anything but 0 or 1, or a block has no position.
+        ValueError: if the batch is empty, a position weighs anything but 0 or 1, a block has no position, or there is
+            to be no draw.
     """
-    if block_size < 1:
-        raise ValueError(f"a block needs at least one position, not {block_size}")
+    require_whole("block_size", block_size, 1)
+    require_whole("num_samples", num_samples, 1)
     require_full_weights(batch)
     stream = Stream(scheme, model, batch, rng) if is_streaming else None
     starts = range(0, num_positions(batch), block_size)

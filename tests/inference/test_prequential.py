@@ -116,6 +116,17 @@ def test_the_parts_of_tokens_are_those_of_a_code_and_add_up_to_the_blocks(ltm, b
         assert torch.allclose(of_next.sum(0), torch.ones(3, 3, 3, dtype=torch.float64), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("block_size", "num_samples", "mentioned"), [(0, 1, "block_size"), (1.5, 1, "block_size"), (1, 0, "num_samples")]
+)
+def test_there_is_a_position_in_a_block_and_a_draw_for_it(ltm, block_size, num_samples, mentioned):
+    batch = token_batch(torch.tensor([[0, 1]]))
+    with pytest.raises(ValueError, match=f"{mentioned} must be a whole number of at least 1"):
+        prequential(ltm, batch, VI(num_steps=1), block_size, num_samples, SequenceNoise(0))
+    with pytest.raises(ValueError, match="the batch is empty"):
+        prequential(ltm, batch[:0], VI(num_steps=1), 1, 1, SequenceNoise(0))
+
+
 def test_padding_costs_no_token(ltm):
     batch = token_batch(torch.tensor([[0, 1, 1, 2, 1], [2, 1, 0, 0, 0]]))
     batch = batch.with_weights(torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 0, 0, 0]]))
