@@ -237,7 +237,7 @@ def scheme_of(config: TrainConfig, inference: str | None = None, fast_steps: int
     inference = config.inference if inference is None else inference
     if inference == NO_INFERENCE:
         return PRIOR
-    if inference not in config.schemes:
+    if inference not in tuple(config.schemes):  # which can be asked of what is no name, too
         raise InputError(f"unknown scheme {inference!r}: choose from {', '.join((*config.schemes, NO_INFERENCE))}")
     if fast_steps is not None:
         require_whole("fast_steps", fast_steps, 0)

@@ -268,7 +268,7 @@ class LTM(TrainedModel):
         if self.config.inference == NO_INFERENCE:
             raise InputError(f"{self.name} is a model without z: there is nothing to infer")
         reads_blocks = self.config.objective.block_size is not None
-        if reads_blocks and fast_steps is None and inference is not None and inference in self.config.schemes:
+        if reads_blocks and fast_steps is None and inference is not None and inference in tuple(self.config.schemes):
             fast_steps = self.config.schemes[inference].num_steps
         scheme, rng = self._scheme(inference, fast_steps), SequenceNoise(seed)
         listed = _listed(texts)

@@ -28,6 +28,10 @@ class Posterior:
     sequence_ids: Tensor
     """[B] int64."""
 
+    def __post_init__(self) -> None:
+        if not self.samples.shape[:2].numel():
+            raise ValueError("a posterior needs at least one draw")
+
     @property
     def mean(self) -> Tensor:
         """[B, *event_shape]: mean over chains and draws."""

@@ -19,6 +19,7 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
+from ltm_pyro.errors import require_whole
 from ltm_pyro.models.batch import TokenBatch
 from ltm_pyro.models.decoder import Decoder, DecoderConfig
 from ltm_pyro.models.encoder import Encoder, RecurrentEncoder
@@ -66,7 +67,11 @@ class LatentThoughtModel(PyroModule):
 
         Returns:
             tokens, [B, T] int64 (more dimensions on the left under outer plates).
+
+        Raises:
+            ValueError: if there is not to be a text.
         """
+        require_whole("the number of texts", num_sequences if batch is None else len(batch), 1)
         decoder, prior = self.decoder, self.prior
         weight = decoder.embedding.weight
         # z stays at least in float32 whatever the decoder computes in.

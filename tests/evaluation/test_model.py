@@ -288,6 +288,11 @@ def test_it_can_be_written_to_a_file(models, tmp_path):
 # --- what makes no sense
 
 
+def posterior_of(ltm: LTM, num_samples: int) -> object:
+    scheme, rng = SCHEMES["vi"](num_steps=1), SequenceNoise(0)
+    return scheme.posterior(infer(scheme, ltm.model, ltm.batch([TEXT]), rng), num_samples, rng)
+
+
 BAD: dict[str, tuple[str, Callable[[LTM], object], str]] = {
     "no such checkpoint": ("vi", lambda ltm: ltm_pyro.load(ltm.path, which="bset"), "newest or best, not 'bset'"),
     "to export it": ("vi", lambda ltm: ltm_pyro.save_pretrained(ltm.path, "new", which="bset"), "not 'bset'"),
@@ -331,6 +336,14 @@ BAD: dict[str, tuple[str, Callable[[LTM], object], str]] = {
     "a prompt's z of none": ("none", lambda ltm: ltm.generate(TEXT, inference="vi"), "without z"),
     "steps of no z": ("none", lambda ltm: ltm.score(TEXT, fast_steps=3), "without z"),
     "rethinking of none": ("none", lambda ltm: ltm.generate(TEXT, rethink=3), "without z"),
+    "schemes": ("map", lambda ltm: ltm.infer(TEXT, inference=["vi"]), "unknown scheme ['vi']"),
+    "fewer texts than one": ("vi", lambda ltm: ltm.model(num_sequences=-1), "number of texts must be"),
+    "an empty batch of a program": (
+        "vi",
+        lambda ltm: ltm.model(ltm.batch([TEXT])[:0]),
+        "the number of texts must be",
+    ),
+    "no draw of a posterior": ("vi", lambda ltm: posterior_of(ltm, 0), "at least one draw"),
     "inference of an empty batch": (
         "vi",
         lambda ltm: infer(SCHEMES["vi"](), ltm.model, ltm.batch([TEXT])[:0], SequenceNoise(0)),
