@@ -3,10 +3,12 @@
 from ltm_pyro import data, inference, models
 from ltm_pyro.cli import __version__
 from ltm_pyro.errors import InputError, WriteError
-from ltm_pyro.runs.pretrained import from_pretrained, save_pretrained
-from ltm_pyro.runs.trained import TrainedModel, load
+from ltm_pyro.evaluation.model import LTM, from_pretrained, load
+from ltm_pyro.runs.pretrained import save_pretrained
+from ltm_pyro.runs.trained import TrainedModel
 
 __all__ = [
+    "LTM",
     "InputError",
     "TrainedModel",
     "WriteError",

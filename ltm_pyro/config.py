@@ -15,7 +15,7 @@ import tyro
 
 from ltm_pyro import cli
 from ltm_pyro.data import CORPORA, PACKING
-from ltm_pyro.errors import InputError
+from ltm_pyro.errors import InputError, require_whole
 from ltm_pyro.inference import COMMON_SCHEME, DEFAULT_SCHEME, PRIOR, SCHEMES, PosteriorScheme
 from ltm_pyro.inference.objectives import OBJECTIVES, Objective
 from ltm_pyro.inference.svi import OptimizerConfig
@@ -329,11 +329,16 @@ def scheme_of(config: TrainConfig, inference: str | None = None, fast_steps: int
         fast_steps: another number of steps than the config's.
 
     Raises:
-        InputError: if the scheme needs an encoder, and the config's model has none.
+        InputError: if there is no such scheme, it needs an encoder and the config's model has none, or the number of
+            steps is not a whole number of at least 0.
     """
-    inference = inference or config.inference
+    inference = config.inference if inference is None else inference
     if inference == NO_INFERENCE:
         return PRIOR
+    if inference not in tuple(config.schemes):  # which can be asked of what is no name, too
+        raise InputError(f"unknown scheme {inference!r}: choose from {', '.join((*config.schemes, NO_INFERENCE))}")
+    if fast_steps is not None:
+        require_whole("fast_steps", fast_steps, 0)
     scheme = config.schemes[inference]
     if scheme.needs_encoder and not config.model.encoder_layers:
         raise InputError(

@@ -1,4 +1,8 @@
-"""The errors that a command reports as one line."""
+"""The errors that a command reports as one line, and checks of numbers that every room needs."""
+
+from __future__ import annotations
+
+import numbers
 
 
 class InputError(ValueError):
@@ -20,3 +24,28 @@ class WriteError(RunError):
 
     It is not an OSError, so that training can tell a full disk from a closed output.
     """
+
+
+def require_whole(name: str, value: object, least: int) -> None:
+    """Check that an argument is a whole number, and not too small.
+
+    Args:
+        name: what the message calls it.
+        least: the smallest value that it may have.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    # A truth value is a number to Python, and never one to a user.
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def require_number(name: str, value: object) -> None:
+    """Check that an argument is a number.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a number, not {value!r}")

@@ -20,23 +20,16 @@ import tyro
 from torch import Tensor
 
 from ltm_pyro import cli
-from ltm_pyro.config import (
-    NO_INFERENCE,
-    InferenceName,
-    SchemeSettings,
-    TrainConfig,
-    parse_naming_schemes,
-    scheme_of,
-)
+from ltm_pyro.config import NO_INFERENCE, InferenceName, SchemeSettings, parse_naming_schemes
 from ltm_pyro.data import encode, token_num_bytes
 from ltm_pyro.data.corpora.formats import read_text
 from ltm_pyro.errors import InputError
 from ltm_pyro.files.output import Output
-from ltm_pyro.inference import PRIOR, SCHEMES, PosteriorScheme, SequenceNoise
+from ltm_pyro.inference import PRIOR, SCHEMES, PosteriorScheme
 from ltm_pyro.models import Sampling
-from ltm_pyro.runs.continuation import Continuation, Reader, Rethinking, Tokens, block_size_of, infer_thoughts
+from ltm_pyro.runs.continuation import Tokens, Writing, block_size_of, scheme_of_prompts
 from ltm_pyro.runs.thoughts import load_thoughts, thoughts_file
-from ltm_pyro.runs.trained import TrainedModel, load
+from ltm_pyro.runs.trained import TrainedModel, load, require_text
 
 
 @dataclass(frozen=True)
@@ -131,27 +124,21 @@ def read_prompts(config: GenerateConfig) -> list[str]:
             raise InputError(f"--prompt-file {config.prompt_file} is empty: give one prompt per line")
         prompts = text.removesuffix("\n").split("\n")  # and not at a form feed, as `splitlines` does
     for prompt in prompts:
-        if any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise InputError(f"the prompt {prompt!r} is not text: a part of it is not UTF-8")
+        require_text(prompt)
     return prompts
 
 
-def scheme_for(config: GenerateConfig, trained: TrainConfig) -> PosteriorScheme:
+def scheme_for(config: GenerateConfig, ltm: TrainedModel) -> PosteriorScheme:
     """How z is inferred from a prompt.
 
     Raises:
         InputError: if what is asked for needs what the run does not have.
     """
-    if trained.inference == NO_INFERENCE:
+    if ltm.config.inference == NO_INFERENCE:
         for option in ("inference", "fast_steps", "rethink", "thought", "save_thought"):
             if getattr(config, option) not in (None, 0, NO_INFERENCE):
                 raise InputError(f"--{option.replace('_', '-')}: {config.run} is a model without z; leave it out")
-        return PRIOR
-    name = config.inference or trained.inference
-    scheme = scheme_of(trained, name, config.fast_steps)
-    if config.fast_steps is None and not scheme.num_steps and not scheme.needs_encoder and scheme is not PRIOR:
-        raise InputError(f"--inference {name}: {config.run} was trained with 0 fast steps; give --fast-steps")
-    return scheme
+    return scheme_of_prompts(ltm, config.inference, config.fast_steps)
 
 
 @dataclass(frozen=True)
@@ -176,7 +163,7 @@ def load_plan(config: GenerateConfig, settings: SchemeSettings) -> Plan:
     device = cli.pick_device(config.device)
     prompts = read_prompts(config)
     ltm = load(config.run, device).with_settings(settings)
-    scheme, latent_shape = scheme_for(config, ltm.config), ltm.config.model.latent_shape
+    scheme, latent_shape = scheme_for(config, ltm), ltm.config.model.latent_shape
     z = None if config.thought is None else load_thoughts(config.thought, latent_shape).to(device)
     if z is not None and config.prompt_file is None:
         prompts *= len(z)
@@ -195,18 +182,6 @@ def load_plan(config: GenerateConfig, settings: SchemeSettings) -> Plan:
             file=sys.stderr,
         )
     return Plan(ltm, scheme, prompts, tokens, z)
-
-
-def first_thoughts(config: GenerateConfig, plan: Plan, rng: SequenceNoise) -> Tensor:
-    """The z that each text begins with, [number of texts, L, S, D], the samples of a prompt one after another."""
-    if plan.z is not None:
-        return plan.z.expand(len(plan.prompts), -1, -1, -1).repeat_interleave(config.num_samples, 0)
-    ltm, size = plan.ltm, config.batch_size
-    parts = [
-        infer_thoughts(ltm, plan.tokens[start : start + size], plan.scheme, config.num_samples, rng, start)
-        for start in range(0, len(plan.tokens), size)
-    ]
-    return torch.cat(parts).flatten(0, 1)
 
 
 def z_source(config: GenerateConfig, plan: Plan, prompt: str) -> str | None:
@@ -243,37 +218,6 @@ class TerminalStream:
         print(self._characters.decode(b"", final=True), flush=True)
 
 
-def rethinking_of(
-    config: GenerateConfig, plan: Plan, rng: SequenceNoise, first_text: int, longest: int
-) -> Rethinking | None:
-    """How z of texts is inferred again as they are written; None where it is not.
-
-    Args:
-        first_text: the number of the first of these texts among all that are written.
-        longest: the most tokens that a text will have, with its prompt.
-    """
-    if not config.rethink:
-        return None
-    if block_size_of(plan.ltm, plan.scheme) is not None:
-        readers: dict[int, Reader] = {}
-
-        def read_on(rows: list[int], texts: list[Tokens], num_before: int) -> Tensor:
-            for row in rows:
-                if row not in readers:
-                    readers[row] = Reader(plan.ltm, plan.scheme, longest, rng, len(plan.prompts) + first_text + row)
-            return torch.cat([readers[row].read(text) for row, text in zip(rows, texts, strict=True)])
-
-        return Rethinking(config.rethink, read_on)
-
-    def infer_again(rows: list[int], texts: list[Tokens], num_before: int) -> Tensor:
-        # Sequence ids that neither the prompts nor an earlier inference had, so that the noise is fresh.
-        num_prompts = len(plan.prompts)
-        first_id = num_prompts + num_prompts * config.num_samples * num_before + first_text
-        return infer_thoughts(plan.ltm, texts, plan.scheme, 1, rng, first_id)[:, 0]
-
-    return Rethinking(config.rethink, infer_again)
-
-
 def print_text(config: GenerateConfig, plan: Plan, number: int, tokens: Tokens) -> None:
     """Print a text: as a JSON object, or after its prompt.
 
@@ -306,27 +250,31 @@ def main(args: Sequence[str]) -> int:
     config, settings = parse(args)
     plan = load_plan(config, settings)
     thoughts = Output("--save-thought", config.save_thought) if config.save_thought else None
-    ltm, length = plan.ltm, plan.ltm.config.model.length
-    rng, generator = SequenceNoise(config.seed), torch.Generator(ltm.device).manual_seed(config.seed)
-    max_new_tokens = length if config.max_new_tokens is None else config.max_new_tokens
-    prompts = [tokens for tokens in plan.tokens for _ in range(config.num_samples)]
-    is_streaming = len(prompts) == 1 and not config.json and sys.stdout.isatty()
-    last_z = []
+    writing = Writing(
+        plan.ltm,
+        plan.scheme,
+        plan.tokens,
+        config.num_samples,
+        config.max_new_tokens,
+        config.sampling,
+        config.rethink,
+        config.batch_size,
+        config.seed,
+        plan.z,
+    )
+    is_streaming = len(plan.tokens) * config.num_samples == 1 and not config.json and sys.stdout.isatty()
+    last_z, number = [], 0
     with cli.numerics_of_commands():
-        z = first_thoughts(config, plan, rng)
-        for start in range(0, len(prompts), config.batch_size):
-            part = slice(start, start + config.batch_size)
-            texts = Continuation(ltm, prompts[part], z[part], config.sampling, generator)
-            longest = max(map(len, prompts[part])) + max_new_tokens
-            rethinking = rethinking_of(config, plan, rng, start, longest)
+        for texts, rethinking in writing.parts():
             if is_streaming:
-                terminal = TerminalStream(ltm.tokenizer, plan.prompts[0])
-                for _, token in texts.write(max_new_tokens, rethinking):
+                terminal = TerminalStream(plan.ltm.tokenizer, plan.prompts[0])
+                for _, token in texts.write(writing.most_new_tokens, rethinking):
                     terminal.print(token)
                 terminal.finish()
             else:
-                for number, tokens in enumerate(texts.finish(max_new_tokens, rethinking), start):
+                for tokens in texts.finish(writing.most_new_tokens, rethinking):
                     print_text(config, plan, number, tokens)
+                    number += 1
             last_z.append(texts.z_BLSD)
     if thoughts is not None:
         thoughts.finish(thoughts_file(torch.cat(last_z)))

@@ -25,6 +25,7 @@ from ltm_pyro.data.tokenizers import END_OF_TEXT
 from ltm_pyro.inference import PRIOR, SCHEMES, SequenceNoise, infer
 from ltm_pyro.models import Sampling
 from ltm_pyro.models import generate as generate_tokens
+from ltm_pyro.runs import continuation
 
 LENGTH = 32
 PROMPT = "Sentence number"
@@ -233,7 +234,7 @@ def test_rethinking_infers_z_from_prompt_and_text_so_far(texts, runs):
     ltm, so_far = ltm_pyro.load(runs / "map"), list(PROMPT.encode())
     scheme = scheme_of(ltm.config)
     for _ in range(2):
-        z = generate.infer_thoughts(ltm, [so_far], scheme, 1, SequenceNoise(0))[0]
+        z = continuation.infer_thoughts(ltm, [so_far], scheme, 1, SequenceNoise(0))[0]
         new = generate_tokens(ltm.model.decoder, z, ltm.model.end_of_text, 4, [so_far], Sampling(temperature=0))
         so_far += new[0].tolist()
     assert ltm.model.end_of_text not in so_far  # or there would have been one inference only
@@ -242,13 +243,13 @@ def test_rethinking_infers_z_from_prompt_and_text_so_far(texts, runs):
 
 
 def test_no_noise_of_inference_serves_twice(command, monkeypatch):
-    infer_thoughts, used = generate.infer_thoughts, []
+    infer_thoughts, used = continuation.infer_thoughts, []
 
     def recorded(ltm, prompts, scheme, num_samples, rng, first_id):
         used.extend(range(first_id, first_id + len(prompts)))
         return infer_thoughts(ltm, prompts, scheme, num_samples, rng, first_id)
 
-    monkeypatch.setattr(generate, "infer_thoughts", recorded)
+    monkeypatch.setattr(continuation, "infer_thoughts", recorded)
     Path("two.txt").write_text("one\ntwo\n")
     args = ("--prompt-file", "two.txt", "--num-samples", "3", "--batch-size", "4", "--rethink", "2")
     assert command("vi", *args, "--max-new-tokens", "6")[0] == 0

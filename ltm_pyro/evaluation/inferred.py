@@ -63,7 +63,7 @@ def inference_of(config: TrainConfig, inference: str | None = None, fast_steps: 
     Raises:
         InputError: if the scheme needs what the model does not have; see :func:`scheme_of`.
     """
-    name = inference or config.inference
+    name = config.inference if inference is None else inference
     if name == NO_INFERENCE:
         return Inference.from_prior()
     scheme = scheme_of(config, name, fast_steps)

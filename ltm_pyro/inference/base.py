@@ -14,11 +14,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, TypeGuard, TypeVar, cast, overload
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    Self,
+    TypeGuard,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 import pyro
 import torch
@@ -28,6 +42,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
+from ltm_pyro.errors import require_number, require_whole
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 
@@ -249,8 +264,39 @@ def absorbs_by_encoder(scheme: PosteriorScheme) -> TypeGuard[StreamingEncoderSch
     return scheme.can_absorb and scheme.needs_encoder
 
 
+def require_settings(settings: Any, *positive: str) -> None:
+    """Check all settings of a scheme, a dataclass, by the types of its fields.
+
+    A whole number is none below 0, another number is not a text, and a `Literal` is one of its values. What else a
+    setting must be, such as the number of chains at least 1, is for the scheme to say.
+
+    Args:
+        positive: names of the numbers that must be above 0.
+
+    Raises:
+        ValueError: if one of them cannot be used.
+    """
+    scheme: Any = type(settings)  # type checkers do not know that a class can be a key
+    for name, kind in _kinds_of_settings(scheme).items():
+        value = getattr(settings, name)
+        if kind is int:
+            require_whole(name, value, 0)
+        elif kind is float:
+            require_number(name, value)
+        elif get_origin(kind) is Literal and value not in get_args(kind):
+            raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(kind)))}, not {value!r}")
+    require_positive(settings, *positive)
+
+
+@functools.cache
+def _kinds_of_settings(scheme: type[Any]) -> dict[str, Any]:
+    """The types of the fields of a scheme; they are resolved once, which takes longer than a step of a small model."""
+    hints = get_type_hints(scheme)
+    return {field.name: hints[field.name] for field in dataclasses.fields(scheme)}
+
+
 def require_positive(settings: Any, *names: str) -> None:
-    """Check the settings of a scheme.
+    """Check settings that are numbers.
 
     Raises:
         ValueError: if one of those named is not a positive number.
@@ -261,12 +307,24 @@ def require_positive(settings: Any, *names: str) -> None:
             raise ValueError(f"{name} must be positive, not {value}")
 
 
-def require_full_weights(batch: Batch) -> None:
-    """Check that every position counts fully or not at all: otherwise a figure would be that of something else.
+def require_texts(batch: Batch) -> None:
+    """Check that a batch has a sequence.
 
     Raises:
-        ValueError: if a position weighs anything but 0 or 1.
+        ValueError: if it has none.
     """
+    if not len(batch):
+        raise ValueError("the batch is empty: give at least one sequence")
+
+
+def require_full_weights(batch: Batch) -> None:
+    """Check that there is something to score, and that every position of it counts fully or not at all: otherwise a
+    figure would be that of something else.
+
+    Raises:
+        ValueError: if the batch is empty, or a position weighs anything but 0 or 1.
+    """
+    require_texts(batch)
     weights = getattr(batch, "weights", None)
     if weights is not None and not ((weights == 0) | (weights == 1)).all():
         raise ValueError("a figure needs position weights of 0 and 1")
@@ -292,7 +350,12 @@ def infer(
 
     Returns:
         the scheme's state.
+
+    Raises:
+        ValueError: if the batch is empty, or the scheme's number of steps is not a whole number of at least 0.
     """
+    require_texts(batch)
+    require_whole("num_steps", scheme.num_steps, 0)  # again here, for schemes of others that do not check it
     with contextlib.ExitStack() as stack:
         if scheme.num_steps:
             batch = stack.enter_context(frozen(model, batch))

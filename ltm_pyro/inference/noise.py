@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltm_pyro.errors import require_whole
+
 
 class Noise(Protocol):
     """A source of random numbers for a batch of sequences.
@@ -81,9 +83,15 @@ class SequenceNoise:
         seed: from 0 to 2**64 - 1.
         device: where normal numbers are drawn. A device other than the CPU draws them by its own generator: this saves
             the time to copy them there, but they are not those of the CPU.
+
+    Raises:
+        ValueError: if the seed is not such a number.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        require_whole("seed", seed, 0)
+        if seed >= 2**64:
+            raise ValueError(f"seed must be below 2**64, not {seed}")
         self.seed = seed
         self.device = torch.device(device)
 

@@ -28,13 +28,21 @@ class Posterior:
     sequence_ids: Tensor
     """[B] int64."""
 
+    def __post_init__(self) -> None:
+        if not self.samples.shape[:2].numel():
+            raise ValueError("a posterior needs at least one draw")
+
     @property
     def mean(self) -> Tensor:
         """[B, *event_shape]: mean over chains and draws."""
         return self.samples.mean((0, 1))
 
     def to_arviz(
-        self, groups: dict[str, dict[str, np.ndarray]] | None = None, texts: Sequence[str] | None = None
+        self,
+        groups: dict[str, dict[str, np.ndarray]] | None = None,
+        texts: Sequence[str] | None = None,
+        dims: dict[str, list[str]] | None = None,
+        coords: dict[str, tuple[str, np.ndarray]] | None = None,
     ) -> Any:
         """The draws as ArviZ's container: `InferenceData` in ArviZ 0.x, `xarray.DataTree` from 1.0 on.
 
@@ -46,29 +54,33 @@ class Posterior:
             groups: variables of further groups, by group and name. Their first dimensions are those of z (chain, draw,
                 sequence); in `observed_data` the first dimension is the sequence.
             texts: the text of each sequence, which becomes the coordinate `text`.
+            dims: by name, the dimensions of variables that have others than the sequence, without chain and draw.
+            coords: further coordinates, by name: the dimension that each stands along, and its values.
         """
         arviz, is_new = import_arviz()
         event_dims = self.samples.dim() - 3
         names = ["layer", "slot", "dim"] if event_dims == 3 else [f"z_dim_{i}" for i in range(event_dims)]
         contents = {"posterior": {"z": self.samples.detach().cpu().numpy()}, **(groups or {})}
-        dims = {"z": ["sequence", *names]}
+        all_dims = {"z": ["sequence", *names]}
         for group, variables in (groups or {}).items():
             shared = 1 if group == "observed_data" else 3
-            dims |= {
+            all_dims |= {
                 name: ["sequence", *(f"{name}_dim_{i}" for i in range(value.ndim - shared))]
                 for name, value in variables.items()
             }
-        labels: dict[str, Any] = {"dims": dims, "coords": {"sequence": self.sequence_ids.cpu().numpy()}}
+        labels: dict[str, Any] = {
+            "dims": all_dims | (dims or {}),
+            "coords": {"sequence": self.sequence_ids.cpu().numpy()},
+        }
         with warnings.catch_warnings():
             # ArviZ warns of fewer draws than chains, which a caller chooses knowingly.
             warnings.filterwarnings("ignore", message="More chains", category=UserWarning)
             data = arviz.from_dict(contents, **labels) if is_new else arviz.from_dict(**contents, **labels)
+        further = dict(coords or {})
         if texts is not None:
-            coordinate = ("sequence", np.array(list(texts), dtype=object))
-            for group in contents:
-                data[group] = (
-                    data[group].to_dataset().assign_coords(text=coordinate)
-                    if is_new
-                    else data[group].assign_coords(text=coordinate)
-                )
+            further["text"] = ("sequence", np.array(list(texts), dtype=object))
+        for group in contents if further else ():
+            dataset = data[group].to_dataset() if is_new else data[group]
+            along = {name: coordinate for name, coordinate in further.items() if coordinate[0] in dataset.dims}
+            data[group] = dataset.assign_coords(along)
         return data

@@ -24,6 +24,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ltm_pyro.errors import require_whole
 from ltm_pyro.inference.base import (
     Batch,
     Model,
@@ -50,6 +51,8 @@ class Prequential:
     """[number of blocks, B] float64; 0 for a block that is all padding."""
     num_samples: int
     """K, the number of draws of z for each block."""
+    token_nats: Tensor | None = None
+    """[B, T] float64: the part of each token, given all before it; 0 for padding. None if it was not asked for."""
 
     @property
     def nats(self) -> Tensor:
@@ -67,6 +70,7 @@ def prequential(
     rng: Noise,
     is_streaming: bool = False,
     density: Density | None = None,
+    by_token: bool = False,
 ) -> Prequential:
     """The code length of each text, whose blocks are scored one after another.
 
@@ -82,17 +86,22 @@ def prequential(
         density: makes a q with a density of a scheme's posterior. Then its draws are weighted, which costs as many
             passes over all that stands before a block as there are draws, and the first block is always scored with
             draws from the prior.
+        by_token: whether to give the part of each token too, for a program with a method `token_log_probs(batch, z)`.
+            It is -log of its probability given all before it, by the chain rule: within a block each token is predicted
+            by all draws, which count by how well they predicted the tokens of the block before it.
 
     Raises:
-        ValueError: if a position weighs anything but 0 or 1, or a block has no position.
+        ValueError: if the batch is empty, a position weighs anything but 0 or 1, a block has no position, or there is
+            to be no draw.
     """
-    if block_size < 1:
-        raise ValueError(f"a block needs at least one position, not {block_size}")
+    require_whole("block_size", block_size, 1)
+    require_whole("num_samples", num_samples, 1)
     require_full_weights(batch)
     stream = Stream(scheme, model, batch, rng) if is_streaming else None
     starts = range(0, num_positions(batch), block_size)
     # Of one piece: small tensors between the large ones, which they outlive, would keep their memory from being freed.
     block_nats = torch.zeros(len(starts), len(batch), dtype=torch.float64)
+    token_nats = torch.zeros(batch.weights.shape, dtype=torch.float64) if by_token else None
     for number, start in enumerate(starts):
         read, block = batch.cut(start), block_of(model, batch, start, start + block_size)
         log_weights = None
@@ -111,10 +120,15 @@ def prequential(
                 q = density(used, state, model, read, noise)
                 draws = q.sample((num_samples,))
                 log_weights = _log_weights(model, read, q, draws)
-        block_nats[number] = _block_nats(model, block, draws, log_weights)
+        if token_nats is None:
+            block_nats[number] = _block_nats(model, block, draws, log_weights)
+        else:
+            of_tokens = _token_nats(model, block, draws, log_weights)
+            token_nats[:, start : start + block_size] = of_tokens[:, -min(block_size, num_positions(batch) - start) :]
+            block_nats[number] = of_tokens.sum(1)
         if stream is not None and start + block_size < num_positions(batch):
             stream.read(block_size)
-    return Prequential(block_nats, num_samples)
+    return Prequential(block_nats, num_samples, token_nats)
 
 
 def _block_nats(model: Model, block: Batch, draws: Tensor, log_weights: Tensor | None) -> Tensor:
@@ -124,6 +138,18 @@ def _block_nats(model: Model, block: Batch, draws: Tensor, log_weights: Tensor |
         log_probs = torch.stack([log_likelihood(model, block, z).double().cpu() for z in draws])
     log_weights = torch.zeros_like(log_probs) if log_weights is None else log_weights
     return log_weights.logsumexp(0) - (log_weights + log_probs).logsumexp(0)
+
+
+def _token_nats(model: Any, block: Batch, draws: Tensor, log_weights: Tensor | None) -> Tensor:
+    """-log of the probability of each token of a block, [B, T], whose sums are those of :func:`_block_nats`.
+
+    With L_n the log of the weighted sum over draws of the probability of the first n tokens, it is L_{n-1} - L_n.
+    """
+    with frozen(model, block) as block:
+        log_probs = torch.stack([model.token_log_probs(block, z).double().cpu() for z in draws])
+    log_weights = torch.zeros(log_probs.shape[:2], dtype=torch.float64) if log_weights is None else log_weights
+    so_far = (log_weights.unsqueeze(2) + log_probs.cumsum(2)).logsumexp(0)
+    return torch.cat([log_weights.logsumexp(0).unsqueeze(1), so_far], 1).diff(dim=1).neg()
 
 
 def _log_weights(model: Model, read: BlockedBatch, q: TorchDistribution, draws: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, kl, log_likelihood, require_positive
+from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, kl, log_likelihood, require_settings
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class OptimizerConfig:
     """The largest norm of the gradient of all weights together. A larger gradient is scaled down to it."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate")
+        require_settings(self, "learning_rate")
         if self.learning_rate > 1:
             raise ValueError(f"learning_rate must be at most 1, not {self.learning_rate}")
         if not self.max_gradient_norm > 0:

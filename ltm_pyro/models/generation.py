@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltm_pyro.errors import RunError
+from ltm_pyro.errors import RunError, require_number, require_whole
 from ltm_pyro.models.decoder import Decoder
 from ltm_pyro.models.vector_products import logits_of_many_tokens
 
@@ -46,10 +46,11 @@ class Sampling:
     where they are below (Keskar et al. 2019). 1: no penalty."""
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            require_number(name, getattr(self, name))
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be at least 0, not {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be at least 1, or 0 for all tokens, not {self.top_k}")
+        require_whole("top_k", self.top_k, 0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if not 1 / LARGEST_PENALTY <= self.repetition_penalty <= LARGEST_PENALTY:
@@ -131,8 +132,10 @@ def stream(
         generator: a generator on the decoder's device; None for torch's global one, which `pyro.set_rng_seed` seeds.
 
     Raises:
-        ValueError: if there are not as many prompts as texts.
+        ValueError: if there are not as many prompts as texts, or the number of tokens is not a whole number of at least
+            0.
     """
+    require_whole("max_new_tokens", max_new_tokens, 0)
     prompts = [()] * len(u_BLSD) if prompts is None else prompts
     if len(prompts) != len(u_BLSD):
         raise ValueError(f"{len(prompts)} prompts need one z each, not {len(u_BLSD)} z")
@@ -188,6 +191,7 @@ def generate(
 
     The arguments and errors are those of :func:`stream`.
     """
+    require_whole("max_new_tokens", max_new_tokens, 0)
     tokens_BN = torch.full((len(u_BLSD), max_new_tokens), end_of_text, device=u_BLSD.device)
     texts = stream(decoder, u_BLSD, end_of_text, max_new_tokens, prompts, sampling, generator)
     for number, tokens_B in enumerate(texts):

@@ -19,6 +19,7 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
+from ltm_pyro.errors import require_whole
 from ltm_pyro.models.batch import TokenBatch
 from ltm_pyro.models.decoder import Decoder, DecoderConfig
 from ltm_pyro.models.encoder import Encoder, RecurrentEncoder
@@ -66,7 +67,11 @@ class LatentThoughtModel(PyroModule):
 
         Returns:
             tokens, [B, T] int64 (more dimensions on the left under outer plates).
+
+        Raises:
+            ValueError: if there is not to be a text.
         """
+        require_whole("the number of texts", num_sequences if batch is None else len(batch), 1)
         decoder, prior = self.decoder, self.prior
         weight = decoder.embedding.weight
         # z stays at least in float32 whatever the decoder computes in.
@@ -76,17 +81,32 @@ class LatentThoughtModel(PyroModule):
             if batch is None:
                 likelihood = TokenSequence(decoder, u, self.end_of_text, self.config.length)
                 return pyro.sample("tokens", likelihood)
-            likelihood = TokenSequence(
-                decoder,
-                u,
-                self.end_of_text,
-                batch.tokens.shape[-1],
-                batch.weights,
-                batch.below_z,
-                batch.previous,
-                batch.num_context,
-            )
-            return pyro.sample("tokens", likelihood, obs=batch.tokens)
+            return pyro.sample("tokens", self._likelihood(u, batch), obs=batch.tokens)
+
+    def _likelihood(self, u: Tensor, batch: TokenBatch) -> TokenSequence:
+        """p(x | u) of the texts of a batch."""
+        return TokenSequence(
+            self.decoder,
+            u,
+            self.end_of_text,
+            batch.tokens.shape[-1],
+            batch.weights,
+            batch.below_z,
+            batch.previous,
+            batch.num_context,
+        )
+
+    @torch.no_grad()
+    def token_log_probs(self, batch: TokenBatch, z: Tensor) -> Tensor:
+        """log p(x_n | z, x_<n) of every token of a batch in nats, [*sample_shape, B, T]; 0 where its weight is 0.
+
+        Weighted, they add up to log p(x | z).
+
+        Args:
+            z: [*sample_shape, B, L, S, D].
+        """
+        log_probs = self._likelihood(self.prior.thoughts(z), batch).token_log_probs(batch.tokens)
+        return log_probs * (batch.weights != 0)
 
     def stream(
         self,

@@ -181,11 +181,18 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     Raises:
         InputError: if they cannot be read, or are those of another model.
     """
-    weights = _read_tensors(checkpoint / WEIGHTS)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"the weights in {checkpoint} do not fit this model: {error}") from None
+    weights, own = _read_tensors(checkpoint / WEIGHTS), model.state_dict()
+    shapes, expected = ({name: list(value.shape) for name, value in each.items()} for each in (weights, own))
+    # One of them says what is wrong; torch would name them all, and settings are wrong for many at once.
+    wrong = [name for name in {**expected, **shapes} if shapes.get(name) != expected.get(name)]
+    if wrong:
+        first, others = wrong[0], f" (and {len(wrong) - 1} others do not fit either)" if len(wrong) > 1 else ""
+        there, here = (each.get(first, "missing") for each in (shapes, expected))
+        raise InputError(
+            f"the weights in {checkpoint} do not fit this model, as its settings describe it: {first} is {there} in "
+            f"the file and {here} in the model{others}"
+        )
+    model.load_state_dict(weights)
 
 
 def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:

@@ -39,7 +39,7 @@ def save_pretrained(
     """
     source, target = Run(Path(run)), Path(folder)
     config, resolved = source.read_config()
-    chosen = source.newest_checkpoint() if which == "newest" else source.best_checkpoint()
+    chosen = source.checkpoint(which)
     progress = checkpoint.read_progress(chosen)
     figures = [r for r in source.read_metrics() if r["step"] == progress.step and r.get("split") != "train"]
     if target.exists():

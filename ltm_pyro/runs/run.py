@@ -77,6 +77,18 @@ class Run:
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         durable.write(self.config_path, text.encode())
 
+    def checkpoint(self, which: str) -> Path:
+        """The checkpoint of that name: newest, or best, which has the best held-out figure of the validations.
+
+        Raises:
+            InputError: if there is none, or the name is another.
+        """
+        if which == "newest":
+            return self.newest_checkpoint()
+        if which == "best":
+            return self.best_checkpoint()
+        raise InputError(f"which must be newest or best, not {which!r}")
+
     def newest_checkpoint(self) -> Path:
         """The newest checkpoint; in a folder of :func:`ltm_pyro.save_pretrained`, the folder itself.
 

@@ -100,26 +100,41 @@ class TrainedModel:
         Sequence ids count the texts from 0.
 
         Raises:
-            ValueError: if there is no text, or one that is longer than the model's sequences.
+            ValueError: if there is no text, one that is longer than the model's sequences, or what is given is not a
+                list of strings.
         """
+        batch = self.token_batch(self.encode(texts))
+        longest, most = batch.tokens.shape[1], self.config.model.length
+        if longest > most:
+            raise ValueError(f"a text has {longest} tokens with its end-of-text, but the model's sequences have {most}")
+        return batch
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, with its end-of-text.
+
+        Raises:
+            ValueError: if there is no text, or what is given is not a list of strings.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Sequence):  # the characters of a string are strings too
+            raise ValueError(f"texts must be a list of strings, not {type(texts).__name__}")
         if not texts:
-            raise ValueError("no texts were given")
+            raise ValueError("there is no text: give at least one")
+        for text in texts:
+            require_text(text)
         end = end_of_text(self.tokenizer)
-        rows = [[*encode(text, self.tokenizer).tolist(), end] for text in texts]
-        longest = max(map(len, rows))
-        if longest > self.config.model.length:
-            raise ValueError(
-                f"a text has {longest} tokens with its end-of-text, but the model's sequences have "
-                f"{self.config.model.length}"
-            )
-        return self.token_batch(rows)
+        return [[*encode(text, self.tokenizer).tolist(), end] for text in texts]
 
     def token_batch(self, rows: Sequence[Sequence[int]], first_id: int = 0) -> TokenBatch:
         """Tokens as a batch, padded to the longest row: [B, T]. No end-of-text is added: a row may be a prefix.
 
         Args:
             first_id: sequence ids count the rows from here.
+
+        Raises:
+            ValueError: if there is no row.
         """
+        if not len(rows):
+            raise ValueError("the batch is empty: give at least one text")
         longest = max(map(len, rows))
         end, num_bytes = end_of_text(self.tokenizer), token_num_bytes(self.tokenizer)
         batch = TokenBatch(
@@ -129,6 +144,11 @@ class TrainedModel:
             torch.tensor([int(num_bytes[list(row)].sum()) for row in rows]),
         )
         return batch.to(self.model.decoder.embedding.weight.device)
+
+    def token_strings(self, tokens: Sequence[int]) -> list[str]:
+        """Each token as text; bytes that are no whole character are shown as \\xNN."""
+        pieces = map(self.tokenizer.decode_single_token_bytes, tokens)
+        return [piece.decode("utf-8", "backslashreplace") for piece in pieces]
 
     def texts(self, batch: TokenBatch) -> list[str]:
         """The texts of the sequences of a batch, without end-of-text and padding."""
@@ -160,8 +180,10 @@ def load(
         which: the newest checkpoint, or the one with the best held-out figure of the validations in training.
 
     Raises:
-        InputError: if the folder holds no run or no such checkpoint, or one that cannot be read.
+        InputError: if the folder holds no run or no such checkpoint, or one that cannot be read, or there is no such
+            device.
     """
+    require_device(device)
     run = Run(Path(path))
     if os.fspath(path) == DEMO and not run.config_path.exists():
         run = Run(DEMO_FOLDER)
@@ -172,9 +194,34 @@ def load(
     with torch.random.fork_rng(devices=[]):
         model = build_model(config, encoding)
     # The checkpoint is chosen once, since a training that is still running may write another one.
-    chosen = run.newest_checkpoint() if which == "newest" else run.best_checkpoint()
+    chosen = run.checkpoint(which)
     checkpoint.load_weights(chosen, model)
     return TrainedModel(model.to(device), encoding, config, run.path, resolved, checkpoint.read_progress(chosen))
+
+
+def require_device(device: torch.device | str) -> None:
+    """Check that a model can be put on a device.
+
+    Raises:
+        InputError: if it cannot, in one line, where torch has one of many for each kind of device.
+    """
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch raises errors of any kind for a device that is not there
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"there is no device {str(device)!r} here; use cpu ({reason})") from None
+
+
+def require_text(text: object) -> None:
+    """Check that something is text which a tokenizer can read.
+
+    Raises:
+        InputError: if it is not a string, or a part of it is no character.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"a text must be a string, not {type(text).__name__}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{text!r} is not text: a part of it is not UTF-8")
 
 
 def texts_to_score(trained: TrainedModel, data: str | None, text_column: str | None) -> TokenizedTexts:

@@ -97,6 +97,45 @@ def test_no_score_changes_with_later_tokens(ltm, scheme, is_streaming, density):
     assert not codes[0].block_nats[3].equal(codes[1].block_nats[3])
 
 
+@pytest.mark.parametrize("density", [None, own_density], ids=["plain", "weighted"])
+@pytest.mark.parametrize("block_size", [1, 3])
+def test_the_parts_of_tokens_are_those_of_a_code_and_add_up_to_the_blocks(ltm, block_size, density):
+    """Of all texts with the same beginning, the probabilities of the next token sum to one."""
+    texts = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    batch = dataclasses.replace(token_batch(texts), sequence_ids=torch.zeros(len(texts), dtype=torch.int64))
+    batch = batch.with_weights(batch.weights.double())
+    args = (ltm, batch, VI(num_steps=2), block_size, NUM_SAMPLES, SequenceNoise(0), False, density)
+    plain, code = prequential(*args), prequential(*args, by_token=True)
+    assert plain.token_nats is None
+    assert code.token_nats.shape == texts.shape
+    assert torch.allclose(code.block_nats, plain.block_nats, rtol=1e-6)
+    assert torch.allclose(code.token_nats.sum(1), code.nats, rtol=1e-12)
+    probabilities = (-code.token_nats).exp().view(3, 3, 3, 3, 4)
+    for position in range(4):
+        of_next = probabilities[..., position].movedim(position, 0)
+        assert torch.allclose(of_next.sum(0), torch.ones(3, 3, 3, dtype=torch.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("block_size", "num_samples", "mentioned"), [(0, 1, "block_size"), (1.5, 1, "block_size"), (1, 0, "num_samples")]
+)
+def test_there_is_a_position_in_a_block_and_a_draw_for_it(ltm, block_size, num_samples, mentioned):
+    batch = token_batch(torch.tensor([[0, 1]]))
+    with pytest.raises(ValueError, match=f"{mentioned} must be a whole number of at least 1"):
+        prequential(ltm, batch, VI(num_steps=1), block_size, num_samples, SequenceNoise(0))
+    with pytest.raises(ValueError, match="the batch is empty"):
+        prequential(ltm, batch[:0], VI(num_steps=1), 1, 1, SequenceNoise(0))
+
+
+def test_padding_costs_no_token(ltm):
+    batch = token_batch(torch.tensor([[0, 1, 1, 2, 1], [2, 1, 0, 0, 0]]))
+    batch = batch.with_weights(torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 0, 0, 0]]))
+    code = prequential(ltm, batch, VI(num_steps=1), 2, NUM_SAMPLES, SequenceNoise(0), by_token=True)
+    assert code.token_nats[1, 2:].tolist() == [0, 0, 0]
+    assert (code.token_nats[0] > 0).all()
+    assert (code.token_nats[1, :2] > 0).all()
+
+
 def test_what_is_inferred_from_earlier_tokens_reaches_a_score(ltm):
     """The window is two tokens and there are two layers: the first token reaches the fourth through z alone, or not."""
     texts = torch.tensor([[0, 1, 1, 1, 1, 1], [2, 1, 1, 1, 1, 1]])

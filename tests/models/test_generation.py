@@ -286,7 +286,7 @@ def test_a_prompt_of_ids_that_are_no_text_is_refused(outside):
         ({"temperature": -0.1}, "temperature must be at least 0"),
         ({"temperature": float("nan")}, "temperature must be at least 0"),
         ({"temperature": float("inf")}, "temperature must be at least 0"),
-        ({"top_k": -1}, "top_k must be at least 1"),
+        ({"top_k": -1}, "top_k must be a whole number"),
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"top_p": 1.1}, "top_p must be above 0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),

@@ -440,16 +440,22 @@ def test_a_run_that_was_never_validated_has_no_best_checkpoint(trained_in):
         ltm_pyro.load(trained_in / "runs/python-docs-tiny-vi", which="best")
 
 
-def test_the_python_example_of_the_readme_runs(trained_in, monkeypatch):
-    monkeypatch.chdir(trained_in)
-    for name in ("demo", "runs/python-docs-tiny-map"):  # a run of a model that is smaller than those of these names
-        Path(name).symlink_to(trained_in / "runs/python-docs-tiny-vi")
+def test_the_python_example_of_the_readme_runs(trained_in, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/python-docs-tiny-map").symlink_to(trained_in / "runs/python-docs-tiny-vi")
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(example, README.name, "exec"), names)
     state, batch, model = names["state"], names["batch"], names["ltm"].model
-    assert state.mean.shape == (len(batch), *model.config.latent_shape) == (2, 2, 2, 16)
+    assert state.mean.shape == (len(batch), *model.config.latent_shape) == names["thoughts"].mean.shape
     assert state.step.tolist() == [16, 16]
     trace = pyro.poutine.trace(model).get_trace(batch)
     assert trace.nodes["z"]["value"].shape == state.mean.shape
     assert torch.equal(trace.nodes["tokens"]["value"], batch.tokens)
+    printed = capsys.readouterr().out
+    assert printed.startswith("It was a dark")
+    assert str(names["score"]) in printed
+    assert printed.count("TokenScore(") == 5
+    assert len(names["score"].tokens) == len("The king was old, and he had no son.") + 1
+    assert ltm_pyro.from_pretrained("my-model").config.data == str(trained_in / "text.txt")

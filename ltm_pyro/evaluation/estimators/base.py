@@ -8,6 +8,7 @@ from enum import Enum
 
 from torch import Tensor
 
+from ltm_pyro.errors import require_whole
 from ltm_pyro.evaluation.inferred import Inferred
 
 
@@ -30,9 +31,8 @@ class EstimatorSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 2 if name == "num_chains" else 1
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+            if value is not None:
+                require_whole(name, value, 2 if name == "num_chains" else 1)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from ltm_pyro.evaluation.estimators.base import BlockNats, Estimate, Estimator, EstimatorSettings, Meaning
 from ltm_pyro.evaluation.inferred import Inferred, density_of
 from ltm_pyro.inference import Noise, PosteriorScheme
-from ltm_pyro.inference.prequential import Density, prequential
+from ltm_pyro.inference.prequential import Density, Prequential, prequential
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 
 LARGEST_BLOCK = 64
@@ -20,9 +20,7 @@ LARGEST_BLOCK = 64
 
 
 def estimate(inferred: Inferred, settings: EstimatorSettings) -> Estimate:
-    limit = inferred.inference.scheme.num_draws
-    num_samples = settings.num_samples if limit is None else limit
-    return _estimate(inferred, settings, num_samples, inferred.inference.name)
+    return _estimate(code_of(inferred, settings), inferred, settings, inferred.inference.name)
 
 
 def estimate_weighted(inferred: Inferred, settings: EstimatorSettings) -> Estimate:
@@ -34,24 +32,35 @@ def estimate_weighted(inferred: Inferred, settings: EstimatorSettings) -> Estima
         used, fitted = density_of(scheme, state, model, read, rng, inference.gaussian)
         return used.distribution(fitted, rng, "weighted")
 
-    return _estimate(inferred, settings, settings.num_samples, inference.z_from, density)
+    return _estimate(code_of(inferred, settings, density), inferred, settings, inference.z_from)
 
 
-def _estimate(
-    inferred: Inferred, settings: EstimatorSettings, num_samples: int, z_from: str, density: Density | None = None
-) -> Estimate:
-    inference, block_size = inferred.inference, block_size_of(inferred, settings)
-    code = prequential(
+def code_of(
+    inferred: Inferred, settings: EstimatorSettings, density: Density | None = None, by_token: bool = False
+) -> Prequential:
+    """The prequential code of the texts of a batch, with as many draws as the settings say or the scheme has.
+
+    Args:
+        density: see :func:`~ltm_pyro.inference.prequential.prequential`; with it the scheme's own draws are not used.
+        by_token: whether to give the part of each token too.
+    """
+    inference, limit = inferred.inference, inferred.inference.scheme.num_draws
+    return prequential(
         inferred.model,
         inferred.batch,
         inference.scheme,
-        block_size,
-        num_samples,
+        block_size_of(inferred, settings),
+        settings.num_samples if limit is None or density is not None else limit,
         inferred.rng,
         is_streaming=inference.block_size is not None,
         density=density,
+        by_token=by_token,
     )
-    return Estimate(code.nats, z_from, num_samples, by_block=BlockNats(block_size, code.block_nats))
+
+
+def _estimate(code: Prequential, inferred: Inferred, settings: EstimatorSettings, z_from: str) -> Estimate:
+    by_block = BlockNats(block_size_of(inferred, settings), code.block_nats)
+    return Estimate(code.nats, z_from, code.num_samples, by_block=by_block)
 
 
 def block_size_of(inferred: Inferred, settings: EstimatorSettings) -> int:

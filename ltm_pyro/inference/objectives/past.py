@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ltm_pyro.errors import require_whole
 from ltm_pyro.inference.base import Model, PosteriorScheme
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.objectives.base import TextBatch
@@ -34,8 +35,7 @@ class Past:
     figure: ClassVar[str] = "prequential"
 
     def __post_init__(self) -> None:
-        if self.block_size < 1:
-            raise ValueError(f"block_size must be at least 1, not {self.block_size}")
+        require_whole("block_size", self.block_size, 1)
 
     def backward(
         self,

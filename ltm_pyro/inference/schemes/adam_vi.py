@@ -27,7 +27,7 @@ from ltm_pyro.inference.base import (
     latent_prior,
     log_joint,
     moments,
-    require_positive,
+    require_settings,
 )
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
@@ -88,7 +88,7 @@ class AdamVI:
         return self.num_steps
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "epsilon", "initial_scale")
+        require_settings(self, "learning_rate", "epsilon", "initial_scale")
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> AdamVIState:
         prior_mean, prior_scale = moments(latent_prior(model, batch))

@@ -25,7 +25,7 @@ from typing import ClassVar
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, BlockEvidence, Guide, Model, StepInfo, require_positive
+from ltm_pyro.inference.base import Batch, BlockEvidence, Guide, Model, StepInfo, require_settings
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
@@ -62,7 +62,7 @@ class Amortized:
     num_draws: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "epsilon", "block_step")
+        require_settings(self, "learning_rate", "epsilon", "block_step")
 
     @property
     def num_gradients(self) -> int:

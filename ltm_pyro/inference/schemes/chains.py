@@ -23,7 +23,7 @@ from ltm_pyro.inference.base import (
     first_fields,
     infer,
     log_joint,
-    require_positive,
+    require_settings,
 )
 from ltm_pyro.inference.guides import guide_of, point
 from ltm_pyro.inference.noise import Noise
@@ -84,10 +84,7 @@ class Chains:
     loss_is_bound: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_positive(self, "num_chains", "num_kept")
-        for name in ("vi_steps", "vi_rank"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        require_settings(self, "num_chains", "num_kept")
         if self.vi_rank and self.vi_steps < 3:
             raise ValueError(f"vi_rank = {self.vi_rank} needs vi_steps of 3 or more, but they are {self.vi_steps}")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ltm_pyro.inference.base import Batch, Model, StepInfo, require_positive
+from ltm_pyro.inference.base import Batch, Model, StepInfo, require_settings
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.metropolis import Metropolis, MetropolisState
 
@@ -28,7 +28,7 @@ class HMC(Metropolis):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "num_leapfrogs")
+        require_settings(self, "num_leapfrogs")
 
     @property
     def num_gradients(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ltm_pyro.inference.base import Batch, Model, StepInfo, log_joint, require_positive
+from ltm_pyro.inference.base import Batch, Model, StepInfo, log_joint, require_settings
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.chains import Chains, ChainState
 
@@ -28,7 +28,7 @@ class Langevin(Chains):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "step_size")
+        require_settings(self, "step_size")
 
     def step(self, model: Model, state: ChainState, batch: Batch, rng: Noise) -> tuple[ChainState, StepInfo]:
         event_shape = state.z.shape[2:]

@@ -41,7 +41,7 @@ from ltm_pyro.inference.base import (
     latent_prior,
     log_joint,
     moments,
-    require_positive,
+    require_settings,
 )
 from ltm_pyro.inference.guides import Sizes, fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
@@ -191,7 +191,7 @@ class LowRank:
     num_draws: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "rank")
+        require_settings(self, "rank")
         self.diagonal  # noqa: B018 - checks the learning rate
 
     @property

@@ -26,7 +26,7 @@ from ltm_pyro.inference.base import (
     latent_prior,
     log_joint,
     moments,
-    require_positive,
+    require_settings,
 )
 from ltm_pyro.inference.guides import guide_of, point
 from ltm_pyro.inference.noise import Noise
@@ -74,7 +74,7 @@ class MAP:
         return self.num_steps
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "epsilon", "block_step")
+        require_settings(self, "learning_rate", "epsilon", "block_step")
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> MAPState:
         z = (moments(latent_prior(model, batch))[0] if warm is None else warm).detach().clone()

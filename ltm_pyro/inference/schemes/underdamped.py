@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Model, StepInfo, require_positive
+from ltm_pyro.inference.base import Batch, Model, StepInfo, require_settings
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.chains import EvaluatedChains, EvaluatedState, evaluate
 
@@ -42,7 +42,7 @@ class Underdamped(EvaluatedChains):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "step_size", "friction")
+        require_settings(self, "step_size", "friction")
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> UnderdampedState:
         start = super().init(model, batch, rng, warm)

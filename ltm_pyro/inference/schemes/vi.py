@@ -62,7 +62,7 @@ from ltm_pyro.inference.base import (
     latent_prior,
     log_joint,
     moments,
-    require_positive,
+    require_settings,
 )
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
@@ -106,7 +106,7 @@ class VI:
     num_draws: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "stride")
+        require_settings(self, "learning_rate", "stride")
         if self.learning_rate > 1:
             raise ValueError(f"learning_rate must be at most 1, not {self.learning_rate}")
         if not 0 <= self.memory <= 1:

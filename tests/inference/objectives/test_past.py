@@ -142,7 +142,7 @@ def test_a_block_whose_gradient_is_not_finite_is_skipped_and_counted(ltm, texts,
 
 
 def test_a_block_needs_a_token():
-    with pytest.raises(ValueError, match="block_size must be at least 1"):
+    with pytest.raises(ValueError, match="block_size must be a whole number of at least 1"):
         Past(block_size=0)
 
 

@@ -69,6 +69,37 @@ def assert_close(state, other, tolerance=1e-6):
         assert difference.numel() == 0 or difference.max() <= tolerance * (1 + value.abs().max()), name
 
 
+# --- the settings
+
+ABSURD = {int: (-3, 2.5, "16", True, None, math.nan), float: ("hot", None, True, math.nan, -1.0)}
+"""Values that no setting of a type may have. (A float that may be 0 or below has to say so here, when there is one.)"""
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_no_setting_can_be_absurd(name):
+    settings = dataclasses.fields(SCHEMES[name])
+    assert "num_steps" in [setting.name for setting in settings]
+    for setting in settings:
+        kind = type(setting.default)
+        for value in ABSURD.get(kind, ("nonsense",)):
+            with pytest.raises(ValueError, match=setting.name):
+                SCHEMES[name](**{setting.name: value})
+
+
+def test_a_scheme_that_checks_nothing_is_checked_where_it_runs(ltm, texts):
+    class Unchecked(SCHEMES["vi"]):
+        def __post_init__(self):
+            """No check."""
+
+    with pytest.raises(ValueError, match="num_steps must be a whole number of at least 0, not -3"):
+        infer(Unchecked(num_steps=-3), ltm, texts, SequenceNoise(0))
+
+
+def test_there_is_nothing_to_infer_of_no_text(scheme, ltm, texts):
+    with pytest.raises(ValueError, match="the batch is empty"):
+        infer(scheme, ltm, texts[:0], SequenceNoise(0))
+
+
 # --- the state is a value
 
 
