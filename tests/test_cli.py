@@ -39,7 +39,7 @@ def message(*args: str) -> str:
         (["--data"], "Missing value for argument '--data'. Expected 1 values. (--help lists the options)"),
         (
             ["--model.num-heads", "0"],
-            "Error parsing model: num_heads must be at least 1, not 0 (--help lists the options)",
+            "--model.num-heads must be at least 1, not 0 (--help lists the options)",
         ),
     ],
 )

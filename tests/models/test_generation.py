@@ -5,11 +5,13 @@ Shapes: B texts, T tokens, L layers, S slots, D width, V vocabulary.
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 
+from ltm_pyro.errors import RunError
 from ltm_pyro.evaluation import operations
 from ltm_pyro.models import Decoder, DecoderConfig, Sampling, TokenSequence, generate, vector_products
 from ltm_pyro.models.generation import stream
@@ -289,7 +291,9 @@ def test_a_prompt_of_ids_that_are_no_text_is_refused(outside):
         ({"top_k": -1}, "top_k must be a whole number"),
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"top_p": 1.1}, "top_p must be above 0"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be from 0.001 to 1000"),
+        ({"repetition_penalty": 1e-39}, "repetition_penalty must be from 0.001 to 1000"),
+        ({"repetition_penalty": 1e4}, "repetition_penalty must be from 0.001 to 1000"),
         ({"temperature": 0.0, "top_k": 5}, "cannot be combined with top_k"),
         ({"temperature": 0.0, "top_p": 0.9}, "cannot be combined with top_k"),
     ],
@@ -302,3 +306,22 @@ def test_settings_that_mean_nothing_are_refused(settings, mentioned):
 def test_settings_of_one_kind_go_together():
     for temperature, penalty in itertools.product((0.0, 1.0), (1.0, 1.3)):
         Sampling(temperature=temperature, repetition_penalty=penalty)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.5}])
+def test_no_token_comes_from_logits_that_are_not_finite(value, settings):
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = value
+    with pytest.raises(RunError, match="logits are not finite"):
+        Sampling(**settings).choose(logits, torch.zeros(2, 5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("penalty", [0.001, 1000.0])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-39, 1e300])
+def test_settings_at_the_ends_of_their_range_give_tokens_of_the_vocabulary(penalty, temperature):
+    """Also for logits near the ends of float32."""
+    logits = torch.tensor([[3e38, -3e38, 1e-45, 0.0, 1.0]])
+    sampling = Sampling(temperature=temperature, repetition_penalty=penalty)
+    for used in (True, False):
+        assert 0 <= sampling.choose(logits, torch.full((1, 5), used)).item() < 5
