@@ -155,14 +155,11 @@ def score(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> list[
         config.settings,
         SequenceNoise(config.seed),
     )
-    settings = trained.config
-    length = config.length or settings.model.length
-    pairing = (run.texts.sha256, settings.tokenizer, settings.packing, length, len(chosen))
     rows = []
     for figure in scored:
         estimator = ESTIMATORS[figure.estimator]
         cost = operations.of_estimate(trained.model, estimator, inference, config.settings, config.length)
-        rows.append(Row(run, figure, inference.name, cost, pairing))
+        rows.append(Row(run, figure, inference.name, cost, run.pairing(len(chosen))))
     return rows
 
 

@@ -40,6 +40,8 @@ from ltm_pyro.inference.streaming import BlockedBatch, Stream, block_of, num_pos
 
 Density = Callable[[PosteriorScheme, Any, Any, Any, Noise], TorchDistribution]
 """A q with a density, batch_shape [B], of a scheme, its state, the model, what z was inferred from, and noise."""
+Watch = Callable[[Any, Tensor], None]
+"""Called with each block and the draws of z that it is scored with, [K, B, *event_shape]."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def prequential(
     rng: Noise,
     is_streaming: bool = False,
     density: Density | None = None,
+    watch: Watch | None = None,
 ) -> Prequential:
     """The code length of each text, whose blocks are scored one after another.
 
@@ -82,6 +85,7 @@ def prequential(
         density: makes a q with a density of a scheme's posterior. Then its draws are weighted, which costs as many
             passes over all that stands before a block as there are draws, and the first block is always scored with
             draws from the prior.
+        watch: called with every block and its draws, in the order of the blocks.
 
     Raises:
         ValueError: if a position weighs anything but 0 or 1, or a block has no position.
@@ -111,6 +115,8 @@ def prequential(
                 q = density(used, state, model, read, noise)
                 draws = q.sample((num_samples,))
                 log_weights = _log_weights(model, read, q, draws)
+        if watch is not None:
+            watch(block, draws)
         block_nats[number] = _block_nats(model, block, draws, log_weights)
         if stream is not None and start + block_size < num_positions(batch):
             stream.read(block_size)

@@ -12,17 +12,17 @@ from pyro.distributions import TorchDistribution
 from ltm_pyro.evaluation.estimators.base import BlockNats, Estimate, Estimator, EstimatorSettings, Meaning
 from ltm_pyro.evaluation.inferred import Inferred, density_of
 from ltm_pyro.inference import Noise, PosteriorScheme
-from ltm_pyro.inference.prequential import Density, prequential
+from ltm_pyro.inference.prequential import Density, Watch, prequential
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 
 LARGEST_BLOCK = 64
 """The largest block, where no size is given [tokens]."""
 
 
-def estimate(inferred: Inferred, settings: EstimatorSettings) -> Estimate:
+def estimate(inferred: Inferred, settings: EstimatorSettings, watch: Watch | None = None) -> Estimate:
     limit = inferred.inference.scheme.num_draws
     num_samples = settings.num_samples if limit is None else limit
-    return _estimate(inferred, settings, num_samples, inferred.inference.name)
+    return _estimate(inferred, settings, num_samples, inferred.inference.name, watch=watch)
 
 
 def estimate_weighted(inferred: Inferred, settings: EstimatorSettings) -> Estimate:
@@ -38,7 +38,12 @@ def estimate_weighted(inferred: Inferred, settings: EstimatorSettings) -> Estima
 
 
 def _estimate(
-    inferred: Inferred, settings: EstimatorSettings, num_samples: int, z_from: str, density: Density | None = None
+    inferred: Inferred,
+    settings: EstimatorSettings,
+    num_samples: int,
+    z_from: str,
+    density: Density | None = None,
+    watch: Watch | None = None,
 ) -> Estimate:
     inference, block_size = inferred.inference, block_size_of(inferred, settings)
     code = prequential(
@@ -50,6 +55,7 @@ def _estimate(
         inferred.rng,
         is_streaming=inference.block_size is not None,
         density=density,
+        watch=watch,
     )
     return Estimate(code.nats, z_from, num_samples, by_block=BlockNats(block_size, code.block_nats))
 
