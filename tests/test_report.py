@@ -29,7 +29,7 @@ from ltm_pyro.inference import SequenceNoise, log_joint
 from ltm_pyro.models import TokenBatch
 from ltm_pyro.runs.run import Run
 
-FAST = shlex.split("--device cpu --num-sequences 5 --num-samples 4")
+FAST = shlex.split("--device cpu --num-sequences 4 --num-samples 4")
 TEXT = 'Grüße <b>{n}</b> & "{n}" © 東京 \u202e\x07 https://example.org/?a={n}&b <script>alert({n})</script>\n'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -71,7 +71,7 @@ def command(
 @pytest.fixture(scope="module")
 def contents(runs: Path) -> dict[str, RunContent]:
     """What the page shows of each run."""
-    scoring = evaluate.EvaluateConfig(num_sequences=5, settings=EstimatorSettings(4), batch_size=2)
+    scoring = evaluate.EvaluateConfig(num_sequences=4, settings=EstimatorSettings(4), batch_size=2)
     found = {}
     for name in ("none", "vi", "map", "past", "past-vi"):
         run = evaluate.load_run(str(runs / name), scoring, torch.device("cpu"))
@@ -128,7 +128,7 @@ class Page(html.parser.HTMLParser):
 
 
 def batch_of(run: ScoredRun) -> TokenBatch:
-    chosen = figures.chosen_sequences(len(run.packed), 5, run.num_validation)
+    chosen = figures.chosen_sequences(len(run.packed), 4, run.num_validation)
     return run.packed.batch(chosen)
 
 
@@ -165,7 +165,7 @@ def test_a_token_of_a_model_without_z_costs_what_the_model_says(contents):
     z = torch.zeros(len(batch), *content.run.trained.model.config.latent_shape)
     so_far = torch.stack(
         [
-            log_joint(content.run.trained.model, batch.prefix(torch.full((5,), size)), z).log_likelihood
+            log_joint(content.run.trained.model, batch.prefix(torch.full((4,), size)), z).log_likelihood
             for size in range(65)
         ]
     ).double()
@@ -242,7 +242,7 @@ def test_what_thinking_changes_is_stated_for_runs_that_think(contents, page):
 
 def test_the_pieces_of_each_panel_are_the_text_and_their_titles_its_bits(contents, page):
     panels = iter(page.panels())
-    for number in range(5):
+    for number in range(4):
         for content in contents.values():
             text = content.texts[number]
             costs, gains = next(panels), None if text.held is None else next(panels)
@@ -291,7 +291,7 @@ def test_nothing_of_a_run_is_markup_and_nothing_is_loaded(contents):
     source = render([dataclasses.replace(hostile, metrics=metrics), contents["past"]])
     page = Page.of(source)
     tags = {tag for tag, _ in page.tags}
-    assert tags.isdisjoint({"img", "i>", "u", "b", "link", "iframe", "object", "base", "a"})
+    assert tags.isdisjoint({"img", "u", "b", "link", "iframe", "object", "base", "a"})
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert samples[0] in page.text
     assert '<i>"&run' in page.text
@@ -303,7 +303,7 @@ def test_nothing_of_a_run_is_markup_and_nothing_is_loaded(contents):
     (script,) = (text for (tag, _), text in zip(page.tags, page.data, strict=True) if tag == "script")
     for code in (style, script):
         assert not re.search(r"https?:|//[a-z]|@import|fetch\(|XMLHttpRequest|import\(", code)
-    assert re.findall(r"url\(([^)]*)\)", source.replace(page.text, "")) == [
+    assert re.findall(r"url\(([^)]*)\)", source) == [
         f"#inside-{name}" for name in re.findall(r'clipPath id="inside-([^"]+)"', source)
     ]
     (policy,) = (attributes["content"] for tag, attributes in page.tags if tag == "meta" and "http-equiv" in attributes)
@@ -318,7 +318,7 @@ def test_the_kl_is_shown_only_where_it_has_a_meaning(contents, page):
     assert cells == expected
     # The slots of a prior of independent numbers share the KL of an ELBO among them, if q's numbers are independent.
     elbo = next(figure for figure in contents["vi"].figures if figure.estimator == "elbo")
-    assert nats.sum().item() == pytest.approx(elbo.kl / 5, rel=1e-4)
+    assert nats.sum().item() == pytest.approx(elbo.kl / 4, rel=1e-4)
     for name, reason in {"none": "has no z", "past": "block by block", "map": "no density"}.items():
         assert contents[name].slots is None
         assert reason in contents[name].no_slots
@@ -361,7 +361,7 @@ def test_the_command_writes_one_file(command, runs):
     text = Page.of((runs / "page.html").read_text(encoding="utf-8")).text
     assert "Grüße <b>" in text
     assert "東京" in text
-    # Another seed, another z of samples; the same seed, the same page.
+    # The same seed gives the same page.
     assert command("none", "past", "--out", "again.html")[0] == 0
     assert (runs / "again.html").read_bytes() == (runs / "page.html").read_bytes()
 
@@ -408,15 +408,63 @@ def test_the_page_is_checked_before_any_work(command, monkeypatch):
     assert command("none", "--out", "nowhere/page.html")[0] == 2
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-@pytest.mark.parametrize(("address", "shown"), [("", 1), ("#text-3", 3), ("#text-99", 5), ("#nonsense", 1)])
-def test_a_browser_shows_the_text_that_the_address_names(address, shown, contents, tmp_path):
-    """Run with its script, which the page's own policy allows, and without an error on its console."""
-    (tmp_path / "page.html").write_text(render([contents["none"], contents["past"]]), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}"]
-    command = [str(CHROMIUM), *options, "--dump-dom", f"{(tmp_path / 'page.html').as_uri()}{address}"]
+def in_browser(source: str, address: str, folder: Path, width: int = 1280) -> Page:
+    """The page as Chromium leaves it once its script has run, without an error on the console."""
+    (folder / "page.html").write_text(source, encoding="utf-8")
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--user-data-dir={folder}",
+    ]
+    options.append(f"--window-size={width},800")
+    command = [str(CHROMIUM), *options, "--dump-dom", f"{(folder / 'page.html').as_uri()}{address}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr
-    texts = [attributes for _, attributes in Page.of(done.stdout).tags if attributes.get("class") == "text"]
-    assert [attributes["id"] for attributes in texts if "hidden" not in attributes] == [f"text-{shown}"]
-    assert f"Text {shown} of 5" in Page.of(done.stdout).text
+    return Page.of(done.stdout)
+
+
+def shown_in(page: Page) -> list[str | None]:
+    texts = [attributes for _, attributes in page.tags if attributes.get("class") == "text"]
+    return [attributes["id"] for attributes in texts if "hidden" not in attributes]
+
+
+NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+
+
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize(("address", "shown"), [("#text-3", 3), ("#text-99", 4), ("#nonsense", 1)])
+def test_a_browser_shows_the_text_that_the_address_names(address, shown, contents, tmp_path):
+    """The page's own policy lets its script run."""
+    page = in_browser(render([contents["none"], contents["past"]]), address, tmp_path)
+    assert shown_in(page) == [f"text-{shown}"]
+    assert f"Text {shown} of 4" in page.text
+
+
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_goes_from_text_to_text_and_shows_the_numbers_of_a_token(width, contents, tmp_path):
+    source = re.sub("<meta http-equiv[^>]*>", "", render(list(contents.values())))  # which forbids any other script
+    press = """<script>
+    const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    const places = [];
+    for (const act of [() => press("ArrowLeft"), () => press("ArrowRight"),
+                       () => document.querySelector(".next").click(), () => document.querySelector(".previous").click(),
+                       () => press("ArrowRight"), () => press("ArrowRight"), () => press("ArrowRight")]) {
+      act();
+      places.push(shown + 1);
+    }
+    const token = document.querySelectorAll(".text:not([hidden]) .gains .tokens")[1].children[2];
+    token.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+    document.title = JSON.stringify([places, location.hash, innerWidth, document.documentElement.scrollWidth,
+                                     token.title, document.querySelector(".numbers").textContent]);
+    </script>"""
+    page = in_browser(source + press, "", tmp_path, width)
+    title = next(text for (tag, _), text in zip(page.tags, page.data, strict=True) if tag == "title")
+    places, address, inner, scroll, of_token, numbers = json.loads(title)
+    assert places == [1, 2, 3, 2, 3, 4, 4]
+    assert address == "#text-4"
+    assert scroll <= inner <= 1280  # nothing is wider than the window
+    assert re.fullmatch(r"[+-].* = .* bits", of_token)
+    assert re.fullmatch(rf"vi: cost [\d.]+ bits; gain {re.escape(of_token)}", numbers)

@@ -22,6 +22,7 @@ from torch import Tensor
 from ltm_pyro.evaluation.by_token import Piece, pieces
 from ltm_pyro.evaluation.estimators import ESTIMATORS, Meaning
 from ltm_pyro.evaluation.figures import Figure
+from ltm_pyro.evaluation.inferred import Inference
 from ltm_pyro.evaluation.page import plots
 from ltm_pyro.evaluation.page.content import CODE, NUM_SAMPLES, SAMPLE_TOKENS, CodedText, RunContent
 from ltm_pyro.evaluation.page.plots import Curve
@@ -300,6 +301,11 @@ def _texts(runs: Sequence[Shown]) -> str:
         for number in range(len(group[0].content.texts))
     ]
     panels = [panel for page in pages for _, panel in page]
+    has_gains = any(panel.gains is not None for panel in panels)
+    of_blocks = (
+        " A dashed bar marks where a block begins. On the first block thinking gains nothing, since nothing has been read "
+        "before it."
+    )
     scales = Scales.of(
         [bits for panel in panels for bits in panel.costs],
         [bits for panel in panels for bits in panel.gains or []],
@@ -310,14 +316,13 @@ def _texts(runs: Sequence[Shown]) -> str:
             "<ul>",
             *(f"<li>{text_of(_how_coded(shown))}</li>" for shown in runs),
             "</ul>",
-            "<p>Where a character takes several tokens, their bits are added. A bar marks where a block begins. On "
-            "the first one thinking gains nothing, as nothing has been read before it.</p>",
-            _legend(scales, any(panel.gains is not None for panel in panels)),
+            f"<p>Where a character takes several tokens, their bits are added.{of_blocks if has_gains else ''}</p>",
+            _legend(scales, has_gains),
             '<nav class="pager" aria-label="texts" hidden>',
             '<button type="button" class="previous">← Previous</button>',
             '<button type="button" class="next">Next →</button>',
             '<span class="count" aria-live="polite"></span>',
-            '<span class="note">or the arrow keys; point at a token for its numbers</span>',
+            '<span class="note">or the arrow keys; point at a token, or tap it, for its numbers</span>',
             '<p class="numbers"></p>',
             "</nav>",
             *(_page(number, page, scales) for number, page in enumerate(pages, 1)),
@@ -336,7 +341,6 @@ def _how_coded(shown: Shown) -> str:
     draws = "one z" if content.code.num_samples == 1 else f"the mean over {content.code.num_samples} draws of z"
     if content.is_streaming:
         how = f"is predicted with {draws} inferred from the blocks before it"
-        start = "with z held where inference starts (T = 0)"
     else:
         how = (
             f"is predicted with {draws} inferred from all tokens before the block, and the first with z from the prior"
@@ -348,6 +352,8 @@ def _how_coded(shown: Shown) -> str:
     )
     if content.held is None:
         return f"{cost} With T = 0 it is inferred in no step, so there is no thinking whose gain could be shown."
+    is_prior = content.held.z_from == Inference.from_prior().name
+    start = "with as many draws of z from the prior" if is_prior else "with z held where inference starts (T = 0)"
     return (
         f"{cost} The gain is the cost {start}, less this cost. Both are code lengths token by token: every probability "
         "is fixed before its token is seen."
@@ -518,7 +524,7 @@ def _why_no_curve(content: RunContent, split: str) -> str:
         return "it has no metrics.jsonl"
     kinds = {str(record.get("estimator")) for record in content.metrics if record.get("split") == split}
     if not kinds:
-        return "its metrics.jsonl has no line of it"
+        return "its metrics.jsonl has none"
     return f"what it has logged ({', '.join(sorted(kinds))}) is no bound, code length or exact figure"
 
 
@@ -533,7 +539,8 @@ def _samples(runs: Sequence[Shown]) -> str:
         start = "as it is before a text is read" if content.is_streaming else "drawn from the prior"
         z_from = f", with z {start}" if content.has_z else ""
         parts.append(f"<h3>{text_of(shown.name)}{z_from}</h3>")
-        parts += ['<div class="samples">', *(f"<pre>{text_of(text)}</pre>" for text in content.samples), "</div>"]
+        # A browser drops a line end at the beginning, which may be one of the text.
+        parts += ['<div class="samples">', *(f"<pre>\n{text_of(text)}</pre>" for text in content.samples), "</div>"]
     return "\n".join(parts)
 
 

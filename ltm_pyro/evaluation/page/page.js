@@ -32,8 +32,9 @@ function point(event) {
   const panels = [...token.closest(".text").querySelectorAll(".tokens")];
   panels.forEach((panel) => panel.children[place].classList.add("here"));
   const run = token.closest(".of-run");
-  const titles = [...run.querySelectorAll(".tokens")].map((panel) => panel.children[place].title);
-  pager.querySelector(".numbers").textContent = `${run.dataset.run}: ${titles.join("; ")}`;
+  const kinds = ["cost", "gain"];  // the panels of a run, in this order
+  const numbers = [...run.querySelectorAll(".tokens")].map((panel, n) => `${kinds[n]} ${panel.children[place].title}`);
+  pager.querySelector(".numbers").textContent = `${run.dataset.run}: ${numbers.join("; ")}`;
 }
 
 if (pager) {

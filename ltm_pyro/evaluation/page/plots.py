@@ -44,7 +44,7 @@ def plot(name: str, curves: Sequence[Curve], x_label: str, y_label: str, has_mar
     low, high = max(0.0, low - space), high + space
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = x / most_x if most_x else 0.0
+        across = x / (1.03 * most_x) if most_x else 0.0  # with room for the last mark
         up = (y - low) / (high - low)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
