@@ -271,6 +271,19 @@ def test_the_pieces_of_each_panel_are_the_text_and_their_titles_its_bits(content
     assert next(panels, None) is None
 
 
+def test_a_run_that_takes_no_step_has_no_gain(contents, runs):
+    """It would be the difference of two ways to draw z without having read anything."""
+    run = contents["vi"].run
+    config = dataclasses.replace(run.trained.config, fast_steps=0)
+    run = dataclasses.replace(run, trained=dataclasses.replace(run.trained, config=config))
+    scoring = evaluate.EvaluateConfig(num_sequences=2, settings=EstimatorSettings(2))
+    content = report.content(run, [], scoring)
+    assert content.held is None
+    assert content.thinking is None
+    assert [text.held for text in content.texts] == [None, None]
+    assert "With T = 0 it is inferred in no step" in Page.of(render([content])).text
+
+
 def test_a_bar_stands_where_each_block_begins(contents, page):
     panels = iter(page.panels())
     for name, content in contents.items():

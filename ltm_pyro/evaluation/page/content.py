@@ -140,6 +140,7 @@ def content_of(
     trained = run.trained
     inference, held = inference_of(trained.config), held_at_start(trained.config)
     rng, has_z = SequenceNoise(seed), trained.config.inference != NO_INFERENCE
+    thinks = has_z and (inference.scheme.num_steps > 0 or inference.scheme.needs_encoder)
     names = [name for name in dict.fromkeys(estimators) if name != CODE] if has_z else list(of_models(with_z=False))
     found = {name: Figure(name, inference.scheme.num_steps) for name in names}
     code, code_held = (Figure(CODE, way.scheme.num_steps) for way in (inference, held))
@@ -157,7 +158,7 @@ def content_of(
         estimate, nats = code_by_token(inferred, of_code)
         code.add(estimate, batch, documents)
         nats_held = None
-        if has_z and held != inference:
+        if thinks:
             # As many draws of z, so that the first block, which nothing is inferred from, is scored by the same ones.
             alike = dataclasses.replace(of_code, num_samples=estimate.num_samples)
             estimate, nats_held = code_by_token(Inferred(trained.model, batch, held, rng), alike)

@@ -216,9 +216,9 @@ def _figures(runs: Sequence[Shown]) -> str:
     if any(shown.content.held for shown in runs):
         notes.append(
             (
-                f"{CODE}, T = 0",
-                "The code length with z held where inference starts, before anything is read: what the same weights "
-                "predict without thinking.",
+                f"{CODE}, the second of a run",
+                "The code length without thinking: with z held where inference starts before anything is read (T = 0), "
+                "or drawn from the prior. It is what the same weights predict with such a z.",
             )
         )
     if any(row["block"] for row in rows):
@@ -303,8 +303,8 @@ def _texts(runs: Sequence[Shown]) -> str:
     panels = [panel for page in pages for _, panel in page]
     has_gains = any(panel.gains is not None for panel in panels)
     of_blocks = (
-        " A dashed bar marks where a block begins. On the first block thinking gains nothing, since nothing has been read "
-        "before it."
+        " A dashed bar marks where a block begins. On the first block thinking gains nothing, since nothing has been "
+        "read before it."
     )
     scales = Scales.of(
         [bits for panel in panels for bits in panel.costs],
