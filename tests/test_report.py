@@ -271,6 +271,29 @@ def test_the_pieces_of_each_panel_are_the_text_and_their_titles_its_bits(content
     assert next(panels, None) is None
 
 
+def test_a_gain_is_what_thinking_saves(contents):
+    """Where z held at its start costs half a bit more than the other for one token, and 2 bits less for the next."""
+    content = contents["past"]
+    texts = []
+    for text in content.texts:
+        bits = torch.tensor([0.5, -2.0]).double().repeat(len(text.tokens))[: len(text.tokens)]
+        texts.append(dataclasses.replace(text, held=text.nats + bits * math.log(2)))
+    panels = Page.of(render([dataclasses.replace(content, texts=texts)])).panels()
+    for text, (_, gains) in zip(texts, zip(panels, panels, strict=True), strict=True):
+        place = 0
+        for piece, attributes in gains:
+            in_text = piece if re.search("⟨[0-9A-F]{4}⟩", piece) is None else chr(int(piece[1:5], 16))
+            size = len(in_text.encode()) or 1  # an end-of-text is one token
+            if "\ufffd" in piece:  # a part of a character, where the sequence begins or ends
+                place = None
+                break
+            expected = sum(0.5 if (place + n) % 2 == 0 else -2.0 for n in range(size))
+            assert attributes["title"].startswith(f"{expected:+.2f} = ")
+            assert attributes["class"][0] == ("p" if expected > 0 else "m")
+            place += size
+        assert place in (None, len(text.tokens))
+
+
 def test_a_run_that_takes_no_step_has_no_gain(contents, runs):
     """It would be the difference of two ways to draw z without having read anything."""
     run = contents["vi"].run
@@ -351,6 +374,10 @@ def test_curves_are_of_valid_losses_only(contents, page):
     ]
     assert len(expected) >= 5
     assert [mark.partition(" after")[0] for mark in marks] == expected
+    line = {"split": "train", "estimator": "reused-noise", "valid_bound": False, "tokens_seen": 9, "bits_per_byte": 1.0}
+    invalid = Page.of(render([dataclasses.replace(contents["none"], metrics=[line, line | {"bits_per_byte": None}])]))
+    assert "none has no curve of its loss in training: what it has logged (reused-noise) is no bound" in invalid.text
+    assert "polyline" not in {tag for tag, _ in invalid.tags}
     nothing = Page.of(render([dataclasses.replace(contents["none"], metrics=[])]))
     assert "none has no curve of its validation: it has no metrics.jsonl" in nothing.text
 
