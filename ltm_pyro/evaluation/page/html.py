@@ -318,6 +318,7 @@ def _texts(runs: Sequence[Shown]) -> str:
             "</ul>",
             f"<p>Where a character takes several tokens, their bits are added.{of_blocks if has_gains else ''}</p>",
             _legend(scales, has_gains),
+            "<div>",  # beyond which the pager does not stay in view
             '<nav class="pager" aria-label="texts" hidden>',
             '<button type="button" class="previous">← Previous</button>',
             '<button type="button" class="next">Next →</button>',
@@ -326,6 +327,7 @@ def _texts(runs: Sequence[Shown]) -> str:
             '<p class="numbers"></p>',
             "</nav>",
             *(_page(number, page, scales) for number, page in enumerate(pages, 1)),
+            "</div>",
         ]
     )
 
