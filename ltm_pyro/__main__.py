@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "ltm_pyro.evaluate",
     "generate": "ltm_pyro.generate",
     "compare": "ltm_pyro.compare",
+    "report": "ltm_pyro.report",
     "tasks": "ltm_pyro.tasks.__main__",
     "prepare": "ltm_pyro.prepare",
     "export": "ltm_pyro.export",

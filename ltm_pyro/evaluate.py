@@ -119,13 +119,18 @@ def _plot_format(path: str) -> str:
     return Path(path).suffix.lower().removeprefix(".")
 
 
-def load_run(path: str, config: EvaluateConfig, settings: SchemeSettings, device: torch.device) -> ScoredRun:
+def load_run(
+    path: str, config: EvaluateConfig, device: torch.device, settings: SchemeSettings | None = None
+) -> ScoredRun:
     """The model of a run and the text to score with it.
+
+    Args:
+        settings: settings of schemes that take the place of the run's.
 
     Raises:
         InputError: if there is no such run, or its text cannot be read.
     """
-    trained = load(path, device).with_settings(settings)
+    trained = load(path, device).with_settings(settings or {})
     length = config.length or trained.config.model.length
     if (config.settings.block_size or 0) > length:
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")
@@ -178,25 +183,22 @@ def score(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> list[
         config.settings,
         SequenceNoise(config.seed),
     )
-    settings = trained.config
-    length = config.length or settings.model.length
-    pairing = (run.texts.sha256, settings.tokenizer, settings.packing, length, len(chosen))
     rows = []
     for figure in scored:
         estimator = ESTIMATORS[figure.estimator]
         cost = operations.of_estimate(trained.model, estimator, inference, config.settings, config.length)
-        rows.append(Row(run, figure, inference.name, cost, pairing))
+        rows.append(Row(run, figure, inference.name, cost, run.pairing(len(chosen))))
     return rows
 
 
 def main(args: Sequence[str]) -> int:
     config, settings = parse(args)
+    json = Output("--json", config.json) if config.json else None
     device = cli.pick_device(config.device)
-    loaded = [load_run(path, config, settings, device) for path in config.runs]
+    loaded = [load_run(path, config, device, settings) for path in config.runs]
     # For all runs before the first is scored: one may not have what is asked for.
     refuse_what_does_nothing(config, [run.trained.config for run in loaded])
     plan = [(run, inferences_of(run.trained.config, config.inference, config.fast_steps)) for run in loaded]
-    json = Output("--json", config.json) if config.json else None
     plot_path = config.plot
     if plot_path is None and len(set(config.fast_steps)) > 1:
         plot_path = str(free_path(loaded[0].trained.results, "fast-steps", ".png"))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,11 @@ import ltm_pyro
 from ltm_pyro import cli, evaluate
 from ltm_pyro.data import load_corpus
 from ltm_pyro.evaluation import operations
+from ltm_pyro.evaluation.estimators import ESTIMATORS
 
-FAST = shlex.split(
-    "--device cpu --num-sequences 5 --num-samples 4 --block-size 16 --num-temperatures 3 --num-leapfrogs 1 "
-    "--num-chains 2"
-)
+FAST = shlex.split("--device cpu --num-sequences 5")
+FEW = {"num_samples": "4", "block_size": "16", "num_temperatures": "3", "num_leapfrogs": "1", "num_chains": "2"}
+"""Settings of figures, with which they take little time."""
 FIGURES = ["elbo", "iwae", "ais", "prequential", "weighted", "reused-noise"]
 
 
@@ -41,7 +40,21 @@ def whole_command(
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs the command in the folder of the runs."""
     monkeypatch.chdir(runs)
-    return functools.partial(run_main, evaluate.main, *FAST)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        names = {name for name in ESTIMATORS if name in args} or {"elbo", "prequential"}
+        names = names | {"ais"} if "--certify" in args else names
+        used = {name for figure in names for name in ESTIMATORS[figure].uses} if with_z(args) else set()
+        given = [f"--{name.replace('_', '-')}={value}" for name, value in FEW.items() if name in used]
+        return run_main(evaluate.main, *FAST, *given, *args)
+
+    return run
+
+
+def with_z(args: Sequence[str]) -> bool:
+    """Whether a run with z is among the arguments."""
+    configs = (Path(arg, "config.yaml") for arg in args)
+    return any(path.exists() and "inference: none" not in path.read_text() for path in configs)
 
 
 @pytest.fixture
@@ -271,14 +284,14 @@ BAD = {
     "a column that is not there": (["vi", "--data", "other.jsonl", "--text-column", "body"], "body"),
     "an unknown set": (["vi", "--data", "nonsense=text.jsonl"], "nonsense"),
     "a block longer than a sequence": (["vi", "--block-size", "33"], "32 tokens"),
-    "an empty block": (["vi", "--block-size", "0"], "block_size"),
+    "an empty block": (["vi", "--block-size", "0"], "--block-size"),
     "a sequence of nothing": (["vi", "--length", "0"], "length"),
     "a block longer than a sequence that is shorter than in training": (
         ["vi", "--length", "12", "--block-size", "16"],
         "12 tokens",
     ),
-    "no draw": (["vi", "--num-samples", "0"], "num_samples"),
-    "one chain": (["vi", "--num-chains", "1"], "num_chains"),
+    "no draw": (["vi", "--num-samples", "0"], "--num-samples"),
+    "one chain": (["vi", "--num-chains", "1"], "--num-chains"),
     "an empty batch": (["vi", "--batch-size", "0"], "batch-size"),
     "less than no sequence": (["vi", "--num-sequences", "-1"], "num-sequences"),
     "less than no step": (["vi", "--fast-steps", "-1"], "fast-steps"),
@@ -288,6 +301,13 @@ BAD = {
     "a folder for JSON": (["vi", "--json", "vi"], "--json"),
     "JSON in no folder": (["vi", "--json", "nowhere/x.json"], "nowhere"),
     "a plot of another kind": (["vi", "--plot", "x.jpg"], "png"),
+    "a setting of a figure that is not asked for": (["vi", "--estimators", "elbo", "--num-chains", "9"], "of ais, smc"),
+    "a setting of a figure that is not the default": (["vi", "--num-chains", "9"], "of ais, smc"),
+    "inference where there is no z": (["none", "--inference", "vi"], "--inference: there is no z"),
+    "steps where there is no z": (["none", "--fast-steps", "3"], "--fast-steps: there is no z"),
+    "draws where there is no z": (["none", "--num-samples", "3"], "--num-samples is a setting of elbo"),
+    "a setting of a scheme that is not named": (["vi", "--mala.num-chains", "3"], "add --inference mala"),
+    "a setting that is out of range": (["vi", "--inference", "hmc", "--hmc.num-leapfrogs", "0"], "--hmc.num-leapfrogs"),
 }
 
 
@@ -315,7 +335,7 @@ def test_tasks_are_said_to_be_a_command_of_their_own(option, command):
 def test_operations_of_training_are_counted_when_they_are_first_shown_and_once_a_run(command, monkeypatch):
     count, counted = operations.of_training, []
     monkeypatch.setattr(operations, "of_training", lambda *args: (counted.append(args), count(*args))[1])
-    config = evaluate.parse(["vi", *FAST])
+    config, _ = evaluate.parse(["vi", *FAST])
     run = evaluate.load_run("vi", config, torch.device("cpu"))
     assert not counted
     assert str(run) == str(run)
@@ -384,3 +404,20 @@ def test_runs_of_other_text_or_packing_are_shown_but_not_compared(command, runs,
     assert [row["difference_bits_per_byte"] for row in rows] == [None, None, None, 0]
     assert rows[2]["num_documents"] == rows[2]["num_sequences"]  # of a stream, each sequence stands for itself
     assert rows[2]["num_tokens"] > rows[0]["num_tokens"]  # and has no padding
+
+
+def test_settings_of_a_scheme_count_where_it_is_named(command):
+    args = ["vi", "--inference", "mala", "--estimators", "elbo"]
+    assert command(*args, "--json", "as-trained.json")[0] == 0
+    assert command(*args, "--mala.num-chains", "1", "--json", "same.json")[0] == 0
+    assert command(*args, "--mala.num-chains", "3", "--json", "three.json")[0] == 0
+    names = ("as-trained", "same", "three")
+    as_trained, same, three = (figures_of(f"{name}.json")[0]["nats_per_token"] for name in names)
+    assert as_trained == same != three
+
+
+def test_json_on_standard_output_stands_there_alone(command):
+    status, out, err = command("none", "--json", "-")
+    assert status == 0
+    assert json.loads(out)["figures"][0]["run"] == "none"
+    assert "| none" in err

@@ -92,6 +92,18 @@ def inferences_of(config: TrainConfig, names: Sequence[str], fast_steps: Sequenc
     return list(dict.fromkeys(inference_of(config, name, number) for name, number in ways))
 
 
+def held_at_start(config: TrainConfig) -> Inference:
+    """The same run without thinking at test time: z stays where inference starts, before anything of a text is read.
+
+    Where z is inferred block by block, that is the run's scheme without steps. A scheme with an encoder, which thinks
+    without any step, has draws from the prior instead, and so has a run whose z is inferred from a text at once.
+    """
+    block_size = config.objective.block_size
+    if block_size is not None and not scheme_of(config).needs_encoder:
+        return inference_of(config, fast_steps=0)
+    return dataclasses.replace(Inference.from_prior(), block_size=block_size)
+
+
 class Inferred:
     """A batch and the posteriors of its texts, which are inferred when a figure first asks for them.
 

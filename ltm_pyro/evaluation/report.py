@@ -39,6 +39,11 @@ class ScoredRun:
         """The folder of the run."""
         return self.trained.name
 
+    def pairing(self, num_sequences: int) -> tuple[object, ...]:
+        """What is equal for runs whose first so many chosen sequences are the same ones."""
+        config = self.trained.config
+        return (self.texts.sha256, config.tokenizer, config.packing, self.packed.length, num_sequences)
+
     @functools.cached_property
     def training_operations_per_token(self) -> float:
         """Operations of training for each token, counted when they are first shown."""

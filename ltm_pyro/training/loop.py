@@ -24,7 +24,7 @@ from ltm_pyro.data import (
 from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import figures
 from ltm_pyro.evaluation.estimators import EstimatorSettings
-from ltm_pyro.evaluation.inferred import Inference, inference_of
+from ltm_pyro.evaluation.inferred import Inference, held_at_start, inference_of
 from ltm_pyro.files.stop import StopSignal
 from ltm_pyro.inference import COMMON_SCHEME, PRIOR, PosteriorScheme, SequenceNoise
 from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer, accumulating
@@ -334,10 +334,8 @@ def report(training: Training, stop: StopSignal) -> None:
     config, corpus, trained = training.config, training.corpus, training.trained
     inferences = [inference_of(config)]
     is_streaming = config.objective.block_size is not None
-    if is_streaming and training.scheme.needs_encoder:  # which thinks without any step
-        inferences.append(dataclasses.replace(Inference.from_prior(), block_size=config.objective.block_size))
-    elif is_streaming:
-        inferences.append(inference_of(config, fast_steps=0))
+    if is_streaming:
+        inferences.append(held_at_start(config))
     elif config.inference != NO_INFERENCE:
         # A run without fast steps does not say how many the common scheme should take: with none, it would be the
         # prior.

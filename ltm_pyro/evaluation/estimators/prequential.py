@@ -20,7 +20,12 @@ LARGEST_BLOCK = 64
 
 
 def estimate(inferred: Inferred, settings: EstimatorSettings) -> Estimate:
-    return _estimate(code_of(inferred, settings), inferred, settings, inferred.inference.name)
+    return estimate_of(code_of(inferred, settings), inferred, settings)
+
+
+def estimate_of(code: Prequential, inferred: Inferred, settings: EstimatorSettings) -> Estimate:
+    """The figure `prequential` of a code that :func:`code_of` has given."""
+    return _estimate(code, inferred, settings, inferred.inference.name)
 
 
 def estimate_weighted(inferred: Inferred, settings: EstimatorSettings) -> Estimate:
