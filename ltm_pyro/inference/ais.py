@@ -22,7 +22,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Model, frozen, log_joint, moments
+from ltm_pyro.inference.base import Batch, Model, frozen, ids_of, log_joint, moments
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.leapfrog import like_events, transition
 from ltm_pyro.inference.schemes.lowrank import units_of
@@ -218,10 +218,11 @@ def _transition(
     step_size: Tensor,
 ) -> tuple[_AnnealedDensity, Tensor]:
     """A Hamiltonian Monte Carlo step at temperature m, and its acceptance, [C, B]."""
-    steps = torch.full_like(batch.sequence_ids, m)
+    ids = ids_of(batch)
+    steps = torch.full_like(ids, m)
     beta = plan.betas[m].expand_as(start.beta)
-    momentum = rng.normal(purpose, batch.sequence_ids, steps, q.event_shape, (plan.num_chains,), like=start.z)
-    uniform = rng.uniform(f"{purpose}-accept", batch.sequence_ids, steps, (plan.num_chains,))
+    momentum = rng.normal(purpose, ids, steps, q.event_shape, (plan.num_chains,), like=start.z)
+    uniform = rng.uniform(f"{purpose}-accept", ids, steps, (plan.num_chains,))
     return transition(
         dataclasses.replace(start, beta=beta),
         lambda z: _evaluate(model, batch, q, z, beta),

@@ -1,8 +1,10 @@
 """The protocol of a posterior scheme, and `infer`, which runs one.
 
 The model is any Pyro program `model(batch)` with a latent site "z" under one plate named "sequences", at dim -1, and
-observed sites. The prior at site "z" is any distribution that can be drawn from and that has a density. The batch is
-any object with `len` and `sequence_ids` ([B] int64). Nothing else is assumed of either, so the schemes are tested on
+observed sites. The prior at site "z" is any distribution over real numbers that can be drawn from and that has a
+density, of any event shape; `unconstrained` (supports.py) makes such a program of one whose z is positive, in an
+interval or on a simplex. The batch is any object with `len`, as a tensor; its `sequence_ids` ([B] int64) name the noise
+of its sequences, and without them they are 0 … B - 1. Nothing else is assumed of either, so the schemes are tested on
 models whose posterior is known exactly.
 
 A scheme is a frozen dataclass of its settings. Its state is a value: a frozen dataclass of detached tensors whose
@@ -26,7 +28,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, constraints, kl_divergence
 
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
@@ -39,14 +41,16 @@ Guide = Callable[..., None]
 
 
 class Batch(Protocol):
-    """What inference asks of a batch."""
-
-    @property
-    def sequence_ids(self) -> Tensor:
-        """[B] int64, on the CPU: names the noise of each sequence."""
-        ...
+    """What inference asks of a batch. It may also name its sequences: see :func:`ids_of`."""
 
     def __len__(self) -> int: ...
+
+
+def ids_of(batch: Batch) -> Tensor:
+    """[B] int64, on the CPU: names the noise of each sequence. The batch's `sequence_ids` if it has them, else 0 …
+    B - 1."""
+    ids: Tensor | None = getattr(batch, "sequence_ids", None)
+    return torch.arange(len(batch)) if ids is None else ids
 
 
 class IndexedBatch(Batch, Protocol):
@@ -88,7 +92,8 @@ class State:
 
 def first_fields(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The fields of `State` before the first step."""
-    return batch.sequence_ids, torch.zeros_like(batch.sequence_ids), torch.zeros_like(batch.sequence_ids)
+    ids = ids_of(batch)
+    return ids, torch.zeros_like(ids), torch.zeros_like(ids)
 
 
 @dataclass(frozen=True)
@@ -326,8 +331,17 @@ def _is_finite(value: Tensor) -> Tensor:
     """Whether all numbers of each sequence are finite, [B]; in one pass over them, and without a copy."""
     if not value.numel():
         return value.new_ones(len(value), dtype=torch.bool)
-    largest: Tensor = torch.linalg.vector_norm(value.unsqueeze(-1).flatten(1), ord=math.inf, dim=1)
+    largest: Tensor = torch.linalg.vector_norm(flat(value), ord=math.inf, dim=1)
     return largest.isfinite()
+
+
+def flat(values: Tensor, num_outer: int = 1) -> Tensor:
+    """All numbers of an event in one dimension, of which a single number is one: [*outer, *event] to [*outer, d].
+
+    Args:
+        num_outer: the number of dimensions before those of the event.
+    """
+    return values.unsqueeze(-1).flatten(num_outer)
 
 
 @overload
@@ -421,8 +435,10 @@ def moments(prior: TorchDistribution) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of p(z) in each dimension, [B, *event_shape], without gradient.
 
     Raises:
-        ValueError: if the distribution has none, as a Cauchy distribution, or cannot state them.
+        ValueError: if the distribution has none, as a Cauchy distribution, or cannot state them; or if it is not one
+            over all real numbers.
     """
+    require_real(prior)
     try:
         mean, stddev = prior.mean.detach(), prior.stddev.detach()
     except NotImplementedError:
@@ -433,6 +449,36 @@ def moments(prior: TorchDistribution) -> tuple[Tensor, Tensor]:
     if not has_moments:
         raise ValueError(f"{prior} has no mean and standard deviation to start from and to scale steps by")
     return mean, stddev
+
+
+def is_real(support: constraints.Constraint) -> bool:
+    """Whether a support is all real numbers, in any number of dimensions."""
+    while inner := getattr(support, "base_constraint", None):  # of dimensions that are independent, or of a mixture
+        support = inner
+    return support is constraints.real
+
+
+def require_real(prior: TorchDistribution) -> None:
+    """Check that p(z) has a density over all real numbers, where gradients can move z.
+
+    A distribution that does not state its support is taken at its word that it has a density there.
+
+    Raises:
+        ValueError: if it is discrete, or constrained.
+    """
+    try:
+        support = prior.support
+    except NotImplementedError:
+        return
+    if support is None:
+        return
+    if support.is_discrete:
+        raise ValueError(f'site "{LATENT}" is discrete ({support}), and has no gradient to infer it by: sum over it')
+    if not is_real(support):
+        raise ValueError(
+            f'site "{LATENT}" is constrained ({support}): infer it in the program '
+            "ltm_pyro.inference.unconstrained(model), which has it on the real numbers"
+        )
 
 
 def exact_kl(q: TorchDistribution, prior: TorchDistribution) -> Tensor | None:

@@ -23,6 +23,7 @@ from ltm_pyro.inference.base import (
     State,
     StepInfo,
     first_fields,
+    ids_of,
     kl,
     latent_prior,
     log_joint,
@@ -96,9 +97,8 @@ class AdamVI:
         log_scale = (self.initial_scale * prior_scale).log().expand_as(mean).clone()
         noise = mean.new_zeros(len(mean), 0)
         if self.noise == "reused":
-            noise = rng.normal(
-                "vi", batch.sequence_ids, torch.zeros_like(batch.sequence_ids), mean.shape[1:], like=mean
-            )
+            ids = ids_of(batch)
+            noise = rng.normal("vi", ids, torch.zeros_like(ids), mean.shape[1:], like=mean)
         return AdamVIState(
             *first_fields(batch),
             mean=mean,

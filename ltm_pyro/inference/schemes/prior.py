@@ -139,12 +139,16 @@ class DrawnPrior(TorchDistribution):
     """
 
     arg_constraints = {}  # noqa: RUF012 - the name and form that torch's distributions have
-    support = constraints.real
     has_rsample = True  # no parameter that is fitted reaches a draw
 
     def __init__(self, priors: tuple[TorchDistribution, ...], seeds: Callable[[], list[int]]) -> None:
         self.priors, self.seeds = priors, seeds
         super().__init__(torch.Size([len(priors)]), priors[0].event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint | None:
+        """That of the priors."""
+        return self.priors[0].support
 
     @property
     def mean(self) -> Tensor:
