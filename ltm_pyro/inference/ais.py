@@ -26,6 +26,7 @@ from ltm_pyro.inference.base import Batch, Model, frozen, ids_of, log_joint, mom
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.leapfrog import like_events, transition
 from ltm_pyro.inference.schemes.lowrank import units_of
+from ltm_pyro.inference.surroundings import entry, normal_tensors
 from ltm_pyro.inference.weights import ImportanceWeights
 
 TARGET_ACCEPTANCE = 0.8
@@ -91,6 +92,7 @@ class _AnnealedDensity:
         return (1 - beta) * self.gradient_q + beta * self.gradient_joint
 
 
+@entry()
 def pilot(
     model: Model,
     batch: Batch,
@@ -139,6 +141,7 @@ def pilot(
     return AnnealingPlan(betas, step_sizes, num_leapfrogs, num_chains)
 
 
+@entry()
 def forward_ais(model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan, rng: Noise) -> AnnealedWeights:
     """Run chains from q to the posterior: E[w] = p(x)."""
     last = len(plan.betas) - 1
@@ -169,6 +172,7 @@ class ReverseWeights:
         return -ImportanceWeights(-self.log_weights).nats
 
 
+@entry()
 def reverse_ais(
     model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan, z: Tensor, rng: Noise
 ) -> ReverseWeights:
@@ -179,6 +183,7 @@ def reverse_ais(
     """
     last = len(plan.betas) - 1
     with frozen(model, batch) as batch:
+        z = normal_tensors(z)
         at = _evaluate(model, batch, q, z.expand(plan.num_chains, *z.shape), plan.betas[-1])
         log_weights = torch.zeros_like(at.log_joint, dtype=torch.float64)
         acceptance_sum = torch.zeros_like(log_weights[0])

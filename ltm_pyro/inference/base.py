@@ -32,6 +32,7 @@ from torch.distributions import Distribution, Independent, Normal, constraints, 
 
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.surroundings import entry, normal_tensors
 
 LATENT = "z"
 PLATE = "sequences"
@@ -277,6 +278,7 @@ def require_full_weights(batch: Batch) -> None:
         raise ValueError("a figure needs position weights of 0 and 1")
 
 
+@entry()
 def infer(
     scheme: PosteriorScheme,
     model: Model,
@@ -299,6 +301,7 @@ def infer(
         the scheme's state.
     """
     with contextlib.ExitStack() as stack:
+        batch, warm = normal_tensors(batch), normal_tensors(warm)
         if scheme.num_steps:
             batch = stack.enter_context(frozen(model, batch))
         else:  # there is nothing to precompute for
@@ -373,7 +376,8 @@ def frozen(model: Model, batch: Batch | None = None) -> AbstractContextManager[A
 
 @contextlib.contextmanager
 def _frozen(model: Model, batch: Batch | None) -> Iterator[Batch | None]:
-    with _frozen_weights(model):
+    with entry(), _frozen_weights(model):
+        batch = normal_tensors(batch)
         precompute = getattr(model, "precompute", None)
         yield batch if batch is None or precompute is None else precompute(batch)
 
@@ -383,7 +387,8 @@ def _frozen_weights(model: Model) -> Iterator[None]:
     if not isinstance(model, torch.nn.Module):
         yield
         return
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    # One that was made in torch's inference mode could not be given its gradient back.
+    weights = [weight for weight in model.parameters() if weight.requires_grad and not weight.is_inference()]
     training = [module for module in model.modules() if module.training]
     try:
         for weight in weights:

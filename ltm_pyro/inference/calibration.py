@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ltm_pyro.inference.base import Batch, Model, PosteriorScheme, flat, frozen, ids_of, infer, log_joint
 from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.surroundings import entry
 
 LOG_LIKELIHOOD = "log p(x | z)"
 
@@ -86,6 +87,7 @@ class Calibration:
         return np.asarray(((self.ranks - middle) ** 2).mean(0) / uniform)
 
 
+@entry()
 def calibrate(
     model: Model, batch: Batch, z: Tensor, scheme: PosteriorScheme, num_draws: int, rng: Noise
 ) -> Calibration:

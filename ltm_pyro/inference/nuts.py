@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ltm_pyro.inference.base import LATENT, Batch, IndexedBatch, Model, frozen, ids_of
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.surroundings import entry
 
 
+@entry()
 def nuts(model: Model, batch: IndexedBatch, num_chains: int, num_warmup: int, num_draws: int, seed: int) -> Posterior:
     """Draw from p(z | x) by the No-U-Turn sampler (Hoffman & Gelman 2014), with a mass for each dimension.
 

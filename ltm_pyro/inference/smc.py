@@ -26,6 +26,7 @@ from ltm_pyro.inference.schemes.leapfrog import like_events, transition
 from ltm_pyro.inference.schemes.lowrank import units_of
 from ltm_pyro.inference.schemes.prior import PRIOR
 from ltm_pyro.inference.streaming import BlockedBatch, block_of, num_positions
+from ltm_pyro.inference.surroundings import entry
 
 NUM_MOVES = 4
 """The steps of Hamiltonian Monte Carlo after each block."""
@@ -61,6 +62,7 @@ class _LogJoint:
     gradient: Tensor
 
 
+@entry()
 def smc(
     model: Model, batch: BlockedBatch, block_size: int, num_particles: int, num_leapfrogs: int, rng: Noise
 ) -> Particles:

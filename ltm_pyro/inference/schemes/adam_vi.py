@@ -34,6 +34,7 @@ from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes.adam import adam_step
+from ltm_pyro.inference.surroundings import entry
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class AdamVI:
         """μ, [B, *event_shape]."""
         return state.mean
 
+    @entry()
     def distribution(self, state: AdamVIState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         return normal(state.mean, state.log_scale.exp(), fresh_noise(state, state.mean, rng, purpose))

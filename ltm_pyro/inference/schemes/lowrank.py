@@ -49,6 +49,7 @@ from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes.units import Units
 from ltm_pyro.inference.schemes.vi import VI, VIState
+from ltm_pyro.inference.surroundings import entry
 
 NODE = math.sqrt(3)
 """The outer node of three-point Gauss-Hermite quadrature, whose middle node cancels from a difference."""
@@ -290,6 +291,7 @@ class LowRank:
         """μ, [B, *event_shape]."""
         return state.mean
 
+    @entry()
     def distribution(self, state: LowRankState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         scale = state.log_scale.exp()

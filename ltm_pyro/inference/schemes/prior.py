@@ -33,6 +33,7 @@ from ltm_pyro.inference.base import (
 from ltm_pyro.inference.guides import Sizes, fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.surroundings import entry
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class PriorScheme:
             return state.prior_mean
         return torch.cat([prior.mean for prior in state.priors])
 
+    @entry()
     def distribution(self, state: AnyPriorState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """p(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         if isinstance(state, GaussianPriorState):

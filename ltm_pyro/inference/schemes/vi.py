@@ -68,6 +68,7 @@ from ltm_pyro.inference.base import (
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.surroundings import entry
 
 DIMENSIONS_A_STEP = 50
 """The number of dimensions for which one more step gives as much reason to trust the curvature of each."""
@@ -236,6 +237,7 @@ class VI:
         """μ, [B, *event_shape]."""
         return state.mean
 
+    @entry()
     def distribution(self, state: VIState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         return normal(state.mean, state.log_scale.exp(), fresh_noise(state, state.mean, rng, purpose))
