@@ -362,7 +362,8 @@ def frozen(model: Model, batch: Batch | None = None) -> AbstractContextManager[A
             log_joint(model, batch, z)
 
     Within the block a module's weights get no gradient, and Pyro's global parameter store sees none of them. A model
-    that is a plain function reads its parameters from that store, as always.
+    that is a plain function reads its parameters from that store, as always. Other threads that infer wait until the
+    block ends, and torch's inference mode is left (see `surroundings.py`).
 
     Args:
         batch: what the program is to be run on. Without it, nothing is precomputed.
@@ -404,6 +405,7 @@ def _frozen_weights(model: Model) -> Iterator[None]:
             module.training = True
 
 
+@entry()
 def latent_prior(model: Model, batch: Batch) -> TorchDistribution:
     """p(z) of every sequence, batch_shape [B]: the distribution at site "z", without running the rest of the program.
 
@@ -518,6 +520,7 @@ class LogJoint:
     """p(z) itself, batch_shape [*sample_shape, B]."""
 
 
+@entry()
 def log_joint(model: Model, batch: Batch, z: Tensor, num_sample_dims: int = 0) -> LogJoint:
     """Evaluate the program at z, [*sample_shape, B, *event_shape], where sample_shape has `num_sample_dims` dimensions.
 
@@ -533,6 +536,7 @@ def log_joint(model: Model, batch: Batch, z: Tensor, num_sample_dims: int = 0) -
     return LogJoint(_log_likelihood(trace), latent["log_prob"], cast(TorchDistribution, latent["fn"]))
 
 
+@entry()
 def log_likelihood(model: Model, batch: Batch, z: Tensor) -> Tensor:
     """log p(x | z) alone, [B], for z of [B, *event_shape]; the errors are those of :func:`log_joint`."""
     return _log_likelihood(_trace_at(model, batch, z, 0))

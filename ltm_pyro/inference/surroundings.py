@@ -1,13 +1,19 @@
-"""What surrounds a call of the library and would change what it does: torch's inference mode.
+"""What surrounds a call of the library and would change what it does: torch's inference mode, and other threads.
 
 Inside of `torch.inference_mode()` no tensor has a gradient, and inference of z needs the gradient of the log joint.
 So every public function that takes one leaves that mode for as long as it runs, and works as under `torch.no_grad()`.
+
+Pyro's handlers and its parameter store, whether weights have a gradient, and torch's generator belong to the process,
+and not to a thread. So every public function that runs a program has the process to itself: threads that infer take
+turns, and each gets what it would get alone. (Torch computes on several cores within a turn.) A thread that runs a
+Pyro program by itself beside them must do so inside of `frozen`, which takes a turn as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -16,15 +22,19 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+_TURN = threading.RLock()
+"""Held by the thread that may run programs now. Public functions call each other, so it may be taken again."""
+
 
 @contextlib.contextmanager
 def entry() -> Iterator[None]:
-    """Within its block, or in the function that it decorates, torch's inference mode is left for `torch.no_grad()`.
+    """Within its block, or in the function that it decorates, no other thread runs a program, and torch's inference
+    mode is left for `torch.no_grad()`.
 
     Raises:
         ValueError: if a gradient is taken through a tensor that was made in inference mode, such as weights.
     """
-    with contextlib.ExitStack() as stack:
+    with _TURN, contextlib.ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())

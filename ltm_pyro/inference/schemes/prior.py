@@ -171,6 +171,7 @@ class DrawnPrior(TorchDistribution):
         """[*sample_shape, B, *event_shape], with no gradient."""
         return self.sample(sample_shape)
 
+    @entry()
     def sample(self, sample_shape: Sizes = ()) -> Tensor:
         """[*sample_shape, B, *event_shape]."""
         draws = []
