@@ -134,9 +134,26 @@ def _print_version() -> int:
     return 0
 
 
+def open_standard_streams() -> None:
+    """Give a process whose standard streams were closed when it began (`>&-`) ones that lead nowhere.
+
+    Python has None in their place, on which nothing can be printed. And the next file that is opened, which may be one
+    of the run, would take the number of the closed one, to which libraries print.
+    """
+    for number in range(3):  # from below: a file that is opened takes the lowest number that is free
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
 def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
     """Run a command and exit with its status: what it returns, 2 after an :class:`InputError`, 130 after Ctrl-C,
     1 after a :class:`RunError` or where something could not be written. With `--version`, say the version instead."""
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a generated character that a terminal lacks is not an error
