@@ -8,6 +8,7 @@ import io
 import itertools
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ from ltm_pyro.errors import InputError, RunError
 __version__ = "0.1.0"
 """The version of this package, for which pyproject.toml looks here."""
 
+LEAST_COLUMNS = 40
+"""The width for which help is laid out in a narrower terminal, which breaks its lines."""
+
 Config = TypeVar("Config")
 
 
@@ -35,7 +39,7 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
     """
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), _terminal_of_some_width():
             return tyro.cli(
                 type(default),
                 prog=f"python -m ltm_pyro.{command}",
@@ -55,6 +59,21 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
         lines = lines[1:] if _is_rule(lines[0]) else lines
         message = " ".join(itertools.takewhile(lambda line: not _is_rule(line), lines))
         raise InputError(f"{message} (--help lists the options)") from None
+
+
+@contextlib.contextmanager
+def _terminal_of_some_width() -> Iterator[None]:
+    """Within its block, a terminal has `LEAST_COLUMNS` at least: in a few, tyro lays out its help without an end."""
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(LEAST_COLUMNS)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["COLUMNS"] = before
+        else:
+            os.environ.pop("COLUMNS", None)
 
 
 def _is_rule(line: str) -> bool:

@@ -110,6 +110,29 @@ def test_output_that_finds_no_room_is_one_line_too():
         assert (result.returncode, result.stderr) == (1, "error: [Errno 28] No space left on device\n")
 
 
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "generate", "compare", "tasks gsm8k", "prepare", "export", ""]
+)
+@pytest.mark.parametrize("columns", [1, 5, 20])
+def test_help_can_be_read_in_a_terminal_of_few_columns(command, columns):
+    """With little memory: laid out in few columns, help once took all of it."""
+    program = """
+import resource, sys
+from ltm_pyro.__main__ import main
+import ltm_pyro.train, ltm_pyro.evaluate, ltm_pyro.tasks.__main__
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
+main()
+"""
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    command_line = [sys.executable, "-c", program, *command.split(), "--help"]
+    result = subprocess.run(command_line, env=environment, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout) > 300
+    boxed = {len(line) for line in result.stdout.splitlines() if line.startswith("│")}
+    assert boxed == ({40} if command else set())
+
+
 CLOSED = {"input": "<&-", "output": ">&-", "messages": "2>&-", "all": "<&- >&- 2>&-"}
 
 
