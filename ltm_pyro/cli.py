@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,9 @@ from ltm_pyro.files.output import Output
 __version__ = "0.1.0"
 """The version of this package, for which pyproject.toml looks here."""
 
+LEAST_COLUMNS = 40
+"""The width for which help is laid out in a narrower terminal, which breaks its lines."""
+
 Config = TypeVar("Config")
 
 
@@ -36,7 +40,7 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
     """
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), _terminal_of_some_width():
             return tyro.cli(
                 type(default),
                 prog=f"python -m ltm_pyro.{command}",
@@ -98,6 +102,21 @@ def with_flags(message: str, prefix: str, settings: Iterable[str]) -> str:
     for name in sorted(settings, key=len, reverse=True):
         message = re.sub(rf"(?<![\w.-]){name}(?![\w-])", f"--{prefix}{name.replace('_', '-')}", message)
     return message
+
+
+@contextlib.contextmanager
+def _terminal_of_some_width() -> Iterator[None]:
+    """Within its block, a terminal has `LEAST_COLUMNS` at least: in a few, tyro lays out its help without an end."""
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(LEAST_COLUMNS)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["COLUMNS"] = before
+        else:
+            os.environ.pop("COLUMNS", None)
 
 
 def _is_rule(line: str) -> bool:
@@ -185,9 +204,26 @@ def _print_version() -> int:
     return 0
 
 
+def open_standard_streams() -> None:
+    """Give a process whose standard streams were closed when it began (`>&-`) ones that lead nowhere.
+
+    Python has None in their place, on which nothing can be printed. And the next file that is opened, which may be one
+    of the run, would take the number of the closed one, to which libraries print.
+    """
+    for number in range(3):  # from below: a file that is opened takes the lowest number that is free
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
 def run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> NoReturn:
     """Run a command and exit with its status: what it returns, 2 after an :class:`InputError`, 130 after Ctrl-C,
     1 after a :class:`RunError` or where something could not be written. With `--version`, say the version instead."""
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a generated character that a terminal lacks is not an error

@@ -110,6 +110,71 @@ def test_output_that_finds_no_room_is_one_line_too():
         assert (result.returncode, result.stderr) == (1, "error: [Errno 28] No space left on device\n")
 
 
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "generate", "compare", "tasks gsm8k", "prepare", "export", ""]
+)
+@pytest.mark.parametrize("columns", [1, 5, 20])
+def test_help_can_be_read_in_a_terminal_of_few_columns(command, columns):
+    """With little memory: laid out in few columns, help once took all of it."""
+    program = """
+import resource, sys
+from ltm_pyro.__main__ import main
+import ltm_pyro.train, ltm_pyro.evaluate, ltm_pyro.tasks.__main__
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
+main()
+"""
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    command_line = [sys.executable, "-c", program, *command.split(), "--help"]
+    result = subprocess.run(command_line, env=environment, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout) > 300
+    boxed = {len(line) for line in result.stdout.splitlines() if line.startswith("│")}
+    assert boxed == ({40} if command else set())
+
+
+CLOSED = {"input": "<&-", "output": ">&-", "messages": "2>&-", "all": "<&- >&- 2>&-"}
+
+
+def with_closed(stream: str, *args: str) -> subprocess.CompletedProcess[str]:
+    command = ["sh", "-c", f'exec "$@" {CLOSED[stream]}', "sh", sys.executable, *args]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("stream", CLOSED)
+def test_a_command_works_with_its_standard_streams_closed(stream, tmp_path):
+    """What it writes to others arrives, and no file takes the place of a closed stream."""
+    program = """
+import os, sys
+from ltm_pyro import cli
+
+def main(args):
+    with open("run.txt", "w") as file:
+        assert file.fileno() > 2
+        os.write(1, b"from a library\\n")
+        os.write(2, b"a warning of a library\\n")
+        print("the result")
+        print("a message", file=sys.stderr)
+        file.write(sys.stdin.read() + "what it made")
+    return 0
+
+cli.run(main, [])
+"""
+    (tmp_path / "program.py").write_text(program)
+    command = ["sh", "-c", f'exec "$@" {CLOSED[stream]}', "sh", sys.executable, "program.py"]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stdout == ("" if stream in ("output", "all") else "from a library\nthe result\n")
+    assert result.stderr == ("" if stream in ("messages", "all") else "a warning of a library\na message\n")
+    assert (tmp_path / "run.txt").read_text() == "what it made"
+
+
+@pytest.mark.parametrize(("stream", "message"), [("output", f"error: {UNKNOWN_OPTION}\n"), ("all", "")])
+def test_a_mistake_has_its_status_with_streams_closed(stream, message):
+    result = with_closed(stream, "-m", "ltm_pyro.train", "--widht", "3")
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
+
+
 def test_a_mistake_of_the_program_is_not_hidden():
     def main(args: object) -> int:
         raise ZeroDivisionError

@@ -22,6 +22,7 @@ from ltm_pyro.inference import Posterior
 from ltm_pyro.inference.base import frozen, latent_prior
 from ltm_pyro.inference.diagnostics import Mixing
 from ltm_pyro.inference.export import DrawTerms
+from ltm_pyro.inference.posterior import import_matplotlib
 
 HIGHEST_R_HAT = 1.1
 """The largest R̂ at which the effective sample size of chains, and their mean (which the Gaussian for the KL is around),
@@ -192,9 +193,7 @@ def write(results: list[Comparison], out: Path) -> None:
 
 
 def _canvas(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
+    return import_matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
 
 
 def bound_plot(results: list[Comparison]) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ltm_pyro.inference import PRIOR, Noise, infer
+from ltm_pyro.inference.posterior import import_matplotlib
 from ltm_pyro.models import LatentThoughtModel, Sampling, TokenBatch
 
 
@@ -36,9 +37,7 @@ def accuracy_by_layers(model: LatentThoughtModel, batch: TokenBatch, z_BLSD: Ten
 
 def plot(accuracies: Tensor, path: str | Path) -> None:
     """Draw the mean over texts of what `accuracy_by_layers` gives, with its standard error."""
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(5, 3.5), layout="constrained")
+    canvas = import_matplotlib().figure.Figure(figsize=(5, 3.5), layout="constrained")
     axes = canvas.add_subplot()
     num_kept, num_texts = accuracies.shape
     error = accuracies.std(1) / num_texts**0.5 if num_texts > 1 else None

@@ -20,6 +20,7 @@ from ltm_pyro.evaluation import figures, operations
 from ltm_pyro.evaluation.estimators import ESTIMATORS, Meaning
 from ltm_pyro.evaluation.figures import Figure
 from ltm_pyro.files import strict_json
+from ltm_pyro.inference.posterior import import_matplotlib
 from ltm_pyro.runs.trained import TrainedModel
 
 
@@ -273,10 +274,8 @@ def plot(rows: list[Row], file_format: str) -> bytes:
     Args:
         file_format: one of :data:`PLOT_FORMATS`.
     """
-    from matplotlib.figure import Figure as Canvas
-    from matplotlib.ticker import FixedLocator, ScalarFormatter
-
-    canvas = Canvas(figsize=(9, 4.5), layout="constrained")
+    matplotlib = import_matplotlib()
+    canvas = matplotlib.figure.Figure(figsize=(9, 4.5), layout="constrained")
     axes = canvas.add_subplot()
     lines: dict[str, list[Row]] = {}
     for row in rows:
@@ -304,9 +303,9 @@ def plot(rows: list[Row], file_format: str) -> bytes:
         where = [point.figure.fast_steps for point in points]
         axes.errorbar(where, bits, yerr=errors, marker="o", capsize=3, label=label)
     axes.set_xscale("symlog", base=2, linthresh=1)
-    axes.xaxis.set_major_locator(FixedLocator(steps))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_locator(FixedLocator([]))
+    axes.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(steps))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    axes.xaxis.set_minor_locator(matplotlib.ticker.FixedLocator([]))
     figure = rows[0].figure
     axes.set_xlabel("steps of inference (T)")
     axes.set_ylabel("bits per byte")

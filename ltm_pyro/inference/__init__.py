@@ -1,4 +1,6 @@
-"""Posteriors over z given x, for any Pyro program with a latent site "z" under the plate "sequences".
+"""Posteriors over z given x, for any Pyro program with a continuous latent site "z" under the plate "sequences".
+
+Where z is constrained (positive, in an interval, on a simplex), `unconstrained(model)` is the program to infer it in.
 
 To add a scheme, write it in a file of its own in `schemes/` that follows the protocol in `base.py`, and add it to
 SCHEMES. The commands then offer it as `--inference NAME`, with its settings as `--NAME.setting`.
@@ -21,6 +23,7 @@ from ltm_pyro.inference.base import (
 from ltm_pyro.inference.noise import BatchNoise, Noise, SequenceNoise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes import COMMON_SCHEME, COMPARED_SCHEMES, DEFAULT_SCHEME, PRIOR, SCHEMES
+from ltm_pyro.inference.supports import unconstrained
 
 __all__ = [
     "COMMON_SCHEME",
@@ -44,4 +47,5 @@ __all__ = [
     "infer",
     "kl",
     "log_joint",
+    "unconstrained",
 ]

@@ -22,10 +22,11 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Model, frozen, log_joint, moments
+from ltm_pyro.inference.base import Batch, Model, frozen, ids_of, log_joint, moments
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.leapfrog import like_events, transition
 from ltm_pyro.inference.schemes.lowrank import units_of
+from ltm_pyro.inference.surroundings import entry, normal_tensors
 from ltm_pyro.inference.weights import ImportanceWeights
 
 TARGET_ACCEPTANCE = 0.8
@@ -91,6 +92,7 @@ class _AnnealedDensity:
         return (1 - beta) * self.gradient_q + beta * self.gradient_joint
 
 
+@entry()
 def pilot(
     model: Model,
     batch: Batch,
@@ -139,6 +141,7 @@ def pilot(
     return AnnealingPlan(betas, step_sizes, num_leapfrogs, num_chains)
 
 
+@entry()
 def forward_ais(model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan, rng: Noise) -> AnnealedWeights:
     """Run chains from q to the posterior: E[w] = p(x)."""
     last = len(plan.betas) - 1
@@ -169,6 +172,7 @@ class ReverseWeights:
         return -ImportanceWeights(-self.log_weights).nats
 
 
+@entry()
 def reverse_ais(
     model: Model, batch: Batch, q: TorchDistribution, plan: AnnealingPlan, z: Tensor, rng: Noise
 ) -> ReverseWeights:
@@ -179,6 +183,7 @@ def reverse_ais(
     """
     last = len(plan.betas) - 1
     with frozen(model, batch) as batch:
+        z = normal_tensors(z)
         at = _evaluate(model, batch, q, z.expand(plan.num_chains, *z.shape), plan.betas[-1])
         log_weights = torch.zeros_like(at.log_joint, dtype=torch.float64)
         acceptance_sum = torch.zeros_like(log_weights[0])
@@ -218,10 +223,11 @@ def _transition(
     step_size: Tensor,
 ) -> tuple[_AnnealedDensity, Tensor]:
     """A Hamiltonian Monte Carlo step at temperature m, and its acceptance, [C, B]."""
-    steps = torch.full_like(batch.sequence_ids, m)
+    ids = ids_of(batch)
+    steps = torch.full_like(ids, m)
     beta = plan.betas[m].expand_as(start.beta)
-    momentum = rng.normal(purpose, batch.sequence_ids, steps, q.event_shape, (plan.num_chains,), like=start.z)
-    uniform = rng.uniform(f"{purpose}-accept", batch.sequence_ids, steps, (plan.num_chains,))
+    momentum = rng.normal(purpose, ids, steps, q.event_shape, (plan.num_chains,), like=start.z)
+    uniform = rng.uniform(f"{purpose}-accept", ids, steps, (plan.num_chains,))
     return transition(
         dataclasses.replace(start, beta=beta),
         lambda z: _evaluate(model, batch, q, z, beta),

@@ -1,8 +1,10 @@
 """The protocol of a posterior scheme, and `infer`, which runs one.
 
 The model is any Pyro program `model(batch)` with a latent site "z" under one plate named "sequences", at dim -1, and
-observed sites. The prior at site "z" is any distribution that can be drawn from and that has a density. The batch is
-any object with `len` and `sequence_ids` ([B] int64). Nothing else is assumed of either, so the schemes are tested on
+observed sites. The prior at site "z" is any distribution over real numbers that can be drawn from and that has a
+density, of any event shape; `unconstrained` (supports.py) makes such a program of one whose z is positive, in an
+interval or on a simplex. The batch is any object with `len`, as a tensor; its `sequence_ids` ([B] int64) name the noise
+of its sequences, and without them they are 0 … B - 1. Nothing else is assumed of either, so the schemes are tested on
 models whose posterior is known exactly.
 
 A scheme is a frozen dataclass of its settings. Its state is a value: a frozen dataclass of detached tensors whose
@@ -40,11 +42,12 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, constraints, kl_divergence
 
 from ltm_pyro.errors import require_number, require_whole
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.surroundings import entry, normal_tensors
 
 LATENT = "z"
 PLATE = "sequences"
@@ -54,14 +57,16 @@ Guide = Callable[..., None]
 
 
 class Batch(Protocol):
-    """What inference asks of a batch."""
-
-    @property
-    def sequence_ids(self) -> Tensor:
-        """[B] int64, on the CPU: names the noise of each sequence."""
-        ...
+    """What inference asks of a batch. It may also name its sequences: see :func:`ids_of`."""
 
     def __len__(self) -> int: ...
+
+
+def ids_of(batch: Batch) -> Tensor:
+    """[B] int64, on the CPU: names the noise of each sequence. The batch's `sequence_ids` if it has them, else 0 …
+    B - 1."""
+    ids: Tensor | None = getattr(batch, "sequence_ids", None)
+    return torch.arange(len(batch)) if ids is None else ids
 
 
 class IndexedBatch(Batch, Protocol):
@@ -103,7 +108,8 @@ class State:
 
 def first_fields(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The fields of `State` before the first step."""
-    return batch.sequence_ids, torch.zeros_like(batch.sequence_ids), torch.zeros_like(batch.sequence_ids)
+    ids = ids_of(batch)
+    return ids, torch.zeros_like(ids), torch.zeros_like(ids)
 
 
 @dataclass(frozen=True)
@@ -330,6 +336,7 @@ def require_full_weights(batch: Batch) -> None:
         raise ValueError("a figure needs position weights of 0 and 1")
 
 
+@entry()
 def infer(
     scheme: PosteriorScheme,
     model: Model,
@@ -357,6 +364,7 @@ def infer(
     require_texts(batch)
     require_whole("num_steps", scheme.num_steps, 0)  # again here, for schemes of others that do not check it
     with contextlib.ExitStack() as stack:
+        batch, warm = normal_tensors(batch), normal_tensors(warm)
         if scheme.num_steps:
             batch = stack.enter_context(frozen(model, batch))
         else:  # there is nothing to precompute for
@@ -389,8 +397,17 @@ def _is_finite(value: Tensor) -> Tensor:
     """Whether all numbers of each sequence are finite, [B]; in one pass over them, and without a copy."""
     if not value.numel():
         return value.new_ones(len(value), dtype=torch.bool)
-    largest: Tensor = torch.linalg.vector_norm(value.unsqueeze(-1).flatten(1), ord=math.inf, dim=1)
+    largest: Tensor = torch.linalg.vector_norm(flat(value), ord=math.inf, dim=1)
     return largest.isfinite()
+
+
+def flat(values: Tensor, num_outer: int = 1) -> Tensor:
+    """All numbers of an event in one dimension, of which a single number is one: [*outer, *event] to [*outer, d].
+
+    Args:
+        num_outer: the number of dimensions before those of the event.
+    """
+    return values.unsqueeze(-1).flatten(num_outer)
 
 
 @overload
@@ -408,7 +425,8 @@ def frozen(model: Model, batch: Batch | None = None) -> AbstractContextManager[A
             log_joint(model, batch, z)
 
     Within the block a module's weights get no gradient, and Pyro's global parameter store sees none of them. A model
-    that is a plain function reads its parameters from that store, as always.
+    that is a plain function reads its parameters from that store, as always. Other threads that infer wait until the
+    block ends, and torch's inference mode is left (see `surroundings.py`).
 
     Args:
         batch: what the program is to be run on. Without it, nothing is precomputed.
@@ -422,7 +440,8 @@ def frozen(model: Model, batch: Batch | None = None) -> AbstractContextManager[A
 
 @contextlib.contextmanager
 def _frozen(model: Model, batch: Batch | None) -> Iterator[Batch | None]:
-    with _frozen_weights(model):
+    with entry(), _frozen_weights(model):
+        batch = normal_tensors(batch)
         precompute = getattr(model, "precompute", None)
         yield batch if batch is None or precompute is None else precompute(batch)
 
@@ -432,7 +451,8 @@ def _frozen_weights(model: Model) -> Iterator[None]:
     if not isinstance(model, torch.nn.Module):
         yield
         return
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    # One that was made in torch's inference mode could not be given its gradient back.
+    weights = [weight for weight in model.parameters() if weight.requires_grad and not weight.is_inference()]
     training = [module for module in model.modules() if module.training]
     try:
         for weight in weights:
@@ -448,6 +468,7 @@ def _frozen_weights(model: Model) -> Iterator[None]:
             module.training = True
 
 
+@entry()
 def latent_prior(model: Model, batch: Batch) -> TorchDistribution:
     """p(z) of every sequence, batch_shape [B]: the distribution at site "z", without running the rest of the program.
 
@@ -484,8 +505,10 @@ def moments(prior: TorchDistribution) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of p(z) in each dimension, [B, *event_shape], without gradient.
 
     Raises:
-        ValueError: if the distribution has none, as a Cauchy distribution, or cannot state them.
+        ValueError: if the distribution has none, as a Cauchy distribution, or cannot state them; or if it is not one
+            over all real numbers.
     """
+    require_real(prior)
     try:
         mean, stddev = prior.mean.detach(), prior.stddev.detach()
     except NotImplementedError:
@@ -496,6 +519,36 @@ def moments(prior: TorchDistribution) -> tuple[Tensor, Tensor]:
     if not has_moments:
         raise ValueError(f"{prior} has no mean and standard deviation to start from and to scale steps by")
     return mean, stddev
+
+
+def is_real(support: constraints.Constraint) -> bool:
+    """Whether a support is all real numbers, in any number of dimensions."""
+    while inner := getattr(support, "base_constraint", None):  # of dimensions that are independent, or of a mixture
+        support = inner
+    return support is constraints.real
+
+
+def require_real(prior: TorchDistribution) -> None:
+    """Check that p(z) has a density over all real numbers, where gradients can move z.
+
+    A distribution that does not state its support is taken at its word that it has a density there.
+
+    Raises:
+        ValueError: if it is discrete, or constrained.
+    """
+    try:
+        support = prior.support
+    except NotImplementedError:
+        return
+    if support is None:
+        return
+    if support.is_discrete:
+        raise ValueError(f'site "{LATENT}" is discrete ({support}), and has no gradient to infer it by: sum over it')
+    if not is_real(support):
+        raise ValueError(
+            f'site "{LATENT}" is constrained ({support}): infer it in the program '
+            "ltm_pyro.inference.unconstrained(model), which has it on the real numbers"
+        )
 
 
 def exact_kl(q: TorchDistribution, prior: TorchDistribution) -> Tensor | None:
@@ -530,6 +583,7 @@ class LogJoint:
     """p(z) itself, batch_shape [*sample_shape, B]."""
 
 
+@entry()
 def log_joint(model: Model, batch: Batch, z: Tensor, num_sample_dims: int = 0) -> LogJoint:
     """Evaluate the program at z, [*sample_shape, B, *event_shape], where sample_shape has `num_sample_dims` dimensions.
 
@@ -545,6 +599,7 @@ def log_joint(model: Model, batch: Batch, z: Tensor, num_sample_dims: int = 0) -
     return LogJoint(_log_likelihood(trace), latent["log_prob"], cast(TorchDistribution, latent["fn"]))
 
 
+@entry()
 def log_likelihood(model: Model, batch: Batch, z: Tensor) -> Tensor:
     """log p(x | z) alone, [B], for z of [B, *event_shape]; the errors are those of :func:`log_joint`."""
     return _log_likelihood(_trace_at(model, batch, z, 0))

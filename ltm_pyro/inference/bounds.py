@@ -29,6 +29,7 @@ from ltm_pyro.inference.guides import normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.adam_vi import AdamVI, AdamVIState
 from ltm_pyro.inference.schemes.vi import VI, VIState
+from ltm_pyro.inference.surroundings import entry
 from ltm_pyro.inference.weights import ImportanceWeights
 
 
@@ -56,6 +57,7 @@ class Elbo:
         return (self.variance / self.num_samples).sqrt()
 
 
+@entry()
 @torch.no_grad()
 def elbo(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> Elbo:
     """Estimate the negative ELBO of q from draws of q.
@@ -97,6 +99,7 @@ def elbo(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> 
     return Elbo(mean, exact.double().cpu(), variance, num_samples)
 
 
+@entry()
 @torch.no_grad()
 def iwae(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> ImportanceWeights:
     """The importance-weighted bound with draws from q (Burda, Grosse & Salakhutdinov 2016, eq. 8).
@@ -125,6 +128,7 @@ def iwae(model: Model, batch: Batch, q: TorchDistribution, num_samples: int) -> 
     return ImportanceWeights(torch.stack(log_weights))
 
 
+@entry()
 @torch.no_grad()
 def reused_noise(model: Model, batch: Batch, scheme: AdamVI, state: AdamVIState) -> Elbo:
     """The figure of the reference implementation: the "ELBO" at the very noise that q was fitted to. It is NO bound.
@@ -143,6 +147,7 @@ def reused_noise(model: Model, batch: Batch, scheme: AdamVI, state: AdamVIState)
     return Elbo(-joint.log_likelihood.double().cpu(), rate, torch.full_like(rate, torch.nan), 1)
 
 
+@entry()
 def gaussian_around(
     scheme: PosteriorScheme, state: State, model: Model, batch: Batch, rng: Noise, fit: VI
 ) -> tuple[VI, VIState]:

@@ -15,8 +15,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ltm_pyro.inference.base import Batch, Model, PosteriorScheme, frozen, infer, log_joint
+from ltm_pyro.inference.base import Batch, Model, PosteriorScheme, flat, frozen, ids_of, infer, log_joint
 from ltm_pyro.inference.noise import Noise
+from ltm_pyro.inference.surroundings import entry
 
 LOG_LIKELIHOOD = "log p(x | z)"
 
@@ -86,6 +87,7 @@ class Calibration:
         return np.asarray(((self.ranks - middle) ** 2).mean(0) / uniform)
 
 
+@entry()
 def calibrate(
     model: Model, batch: Batch, z: Tensor, scheme: PosteriorScheme, num_draws: int, rng: Noise
 ) -> Calibration:
@@ -114,21 +116,19 @@ def calibrate(
             values = _numbers(model, batch, draw)
             smaller += values < truth
             equal += values == truth
+    ids = ids_of(batch)
     # Ties are broken at random, which keeps the rank uniform.
     uniform = torch.stack(
-        [
-            rng.uniform(f"tie-{number}", batch.sequence_ids, torch.zeros_like(batch.sequence_ids))
-            for number in range(truth.shape[1])
-        ],
+        [rng.uniform(f"tie-{number}", ids, torch.zeros_like(ids)) for number in range(truth.shape[1])],
         dim=1,
     )
     ranks = smaller + (uniform * (equal + 1)).floor().long()
     indices = np.ndindex(*z.shape[1:])
-    names = tuple(f"z[{', '.join(map(str, index))}]" for index in indices)
+    names = tuple(f"z[{', '.join(map(str, index))}]" if index else "z" for index in indices)
     return Calibration(ranks.numpy(), (*names, LOG_LIKELIHOOD), num_draws)
 
 
 def _numbers(model: Model, batch: Batch, z: Tensor) -> Tensor:
     """[N, Q]: the dimensions of z, and its log-likelihood, which is the most sensitive (Modrák et al. 2023)."""
     log_likelihood = log_joint(model, batch, z).log_likelihood
-    return torch.cat([z.flatten(1), log_likelihood[:, None]], dim=1).double().cpu()
+    return torch.cat([flat(z), log_likelihood[:, None]], dim=1).double().cpu()

@@ -29,7 +29,7 @@ class Mixing:
 def mixing(posterior: Posterior) -> Mixing | None:
     """Diagnose the chains of each sequence; None for fewer than 4 draws a chain, or if all draws are equal."""
     arviz, is_new = import_arviz()
-    samples = posterior.samples.detach().cpu().double().flatten(3)
+    samples = posterior.samples.detach().cpu().double().unsqueeze(-1).flatten(3)
     if samples.shape[1] < 4 or samples.std((0, 1)).max() == 0:
         return None
     # A number that is the same in all draws says nothing of the others.

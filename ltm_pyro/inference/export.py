@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ltm_pyro.inference.base import Batch, Model, frozen, log_joint
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.surroundings import entry
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class DrawTerms:
         return self.log_likelihood + self.log_prior
 
 
+@entry()
 @torch.no_grad()
 def evaluate_draws(posterior: Posterior, model: Model, batch: Batch) -> DrawTerms:
     """Evaluate the program at every draw.

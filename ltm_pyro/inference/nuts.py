@@ -13,10 +13,12 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from ltm_pyro.inference.base import LATENT, Batch, IndexedBatch, Model, frozen
+from ltm_pyro.inference.base import LATENT, Batch, IndexedBatch, Model, frozen, ids_of
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.surroundings import entry
 
 
+@entry()
 def nuts(model: Model, batch: IndexedBatch, num_chains: int, num_warmup: int, num_draws: int, seed: int) -> Posterior:
     """Draw from p(z | x) by the No-U-Turn sampler (Hoffman & Gelman 2014), with a mass for each dimension.
 
@@ -32,13 +34,13 @@ def nuts(model: Model, batch: IndexedBatch, num_chains: int, num_warmup: int, nu
     """
     sequences = []
     with torch.random.fork_rng():
-        for index, sequence_id in enumerate(batch.sequence_ids.tolist()):
+        for index, sequence_id in enumerate(ids_of(batch).tolist()):
             chains = [
                 _chain(model, batch[index : index + 1], num_warmup, num_draws, [seed, sequence_id, chain])
                 for chain in range(num_chains)
             ]
             sequences.append(torch.stack(chains))
-    return Posterior(torch.cat(sequences, dim=2), batch.sequence_ids)
+    return Posterior(torch.cat(sequences, dim=2), ids_of(batch))
 
 
 def _chain(model: Model, batch: Batch, num_warmup: int, num_draws: int, seeds: list[int]) -> Tensor:

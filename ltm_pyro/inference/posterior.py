@@ -2,21 +2,89 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
+import os
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 
+@functools.cache
 def import_arviz() -> tuple[Any, bool]:
     """ArviZ, and whether it is 1.0 or later. It is imported when it is needed, since that takes seconds."""
-    with warnings.catch_warnings():
+    import_matplotlib()
+    with warnings.catch_warnings(), _folders_for_files():
         warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
         import arviz
     return arviz, int(arviz.__version__.split(".")[0]) >= 1
+
+
+@functools.cache
+def import_matplotlib() -> Any:
+    """Matplotlib with its `figure` and `ticker`. It is imported when it is needed, as ArviZ."""
+    with _folders_for_files():
+        import matplotlib.figure
+        import matplotlib.ticker
+
+        # It asks for its folders once, and warns of one that it cannot write.
+        matplotlib.get_cachedir()
+        matplotlib.get_configdir()
+    return matplotlib
+
+
+@contextlib.contextmanager
+def _folders_for_files() -> Iterator[None]:
+    """Let libraries that keep files in the user's folders do so in a temporary one, where those cannot be written.
+
+    ArviZ notes the day of its last announcement, and Matplotlib the fonts of the machine. In a container there may be
+    no home.
+    """
+    cache, config = os.environ.get("XDG_CACHE_HOME"), os.environ.get("XDG_CONFIG_HOME")
+    of_user = [Path(cache or "~/.cache") / "arviz"]
+    of_matplotlib = os.environ.get("MPLCONFIGDIR")
+    if of_matplotlib:
+        of_user.append(Path(of_matplotlib))
+    else:
+        of_user += [Path(cache or "~/.cache") / "matplotlib", Path(config or "~/.config") / "matplotlib"]
+    if all(map(_can_write_in, of_user)):
+        yield
+        return
+    before, folder = dict(os.environ), _temporary_folder()
+    os.environ.update(XDG_CACHE_HOME=folder, MPLCONFIGDIR=folder)
+    try:
+        yield
+    finally:
+        for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR"):
+            del os.environ[name]
+            if name in before:
+                os.environ[name] = before[name]
+
+
+@functools.cache
+def _temporary_folder() -> str:
+    """A folder that lives as long as this process."""
+    folder = tempfile.TemporaryDirectory(prefix="ltm_pyro-")
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+def _can_write_in(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made if it does not exist."""
+    try:
+        folder = folder.expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except (OSError, RuntimeError):  # the latter where the user has no home
+        return False
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from ltm_pyro.inference.base import (
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.prior import PRIOR
 from ltm_pyro.inference.streaming import BlockedBatch, Stream, block_of, num_positions
+from ltm_pyro.inference.surroundings import entry
 
 Density = Callable[[PosteriorScheme, Any, Any, Any, Noise], TorchDistribution]
 """A q with a density, batch_shape [B], of a scheme, its state, the model, what z was inferred from, and noise."""
@@ -60,6 +61,7 @@ class Prequential:
         return self.block_nats.sum(0)
 
 
+@entry()
 @torch.no_grad()
 def prequential(
     model: Model,

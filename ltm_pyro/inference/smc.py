@@ -20,12 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltm_pyro.inference.base import Model, frozen, infer, log_joint, log_likelihood, require_full_weights
+from ltm_pyro.inference.base import Model, frozen, ids_of, infer, log_joint, log_likelihood, require_full_weights
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.leapfrog import like_events, transition
 from ltm_pyro.inference.schemes.lowrank import units_of
 from ltm_pyro.inference.schemes.prior import PRIOR
 from ltm_pyro.inference.streaming import BlockedBatch, block_of, num_positions
+from ltm_pyro.inference.surroundings import entry
 
 NUM_MOVES = 4
 """The steps of Hamiltonian Monte Carlo after each block."""
@@ -61,6 +62,7 @@ class _LogJoint:
     gradient: Tensor
 
 
+@entry()
 def smc(
     model: Model, batch: BlockedBatch, block_size: int, num_particles: int, num_leapfrogs: int, rng: Noise
 ) -> Particles:
@@ -100,6 +102,7 @@ def _run(
     log_weights = torch.zeros(num_particles, len(batch), dtype=torch.float64)
     block_nats = torch.zeros(len(starts), len(batch), dtype=torch.float64)
     fitted = z.new_zeros(len(starts), NUM_MOVES, len(batch))
+    ids = ids_of(batch)
     smallest = torch.full((len(batch),), float(num_particles), dtype=torch.float64)
     step_size = z.new_full((len(batch),), 0.5 * z[0, 0].numel() ** -0.25)
     for number, start in enumerate(starts):
@@ -115,8 +118,8 @@ def _run(
         smallest = torch.minimum(smallest, size)
         if start + block_size >= num_positions(batch):
             break
-        steps = torch.full_like(batch.sequence_ids, number)
-        uniform = rng.uniform(f"{purpose}-draw", batch.sequence_ids, steps).double().cpu()
+        steps = torch.full_like(ids, number)
+        uniform = rng.uniform(f"{purpose}-draw", ids, steps).double().cpu()
         chosen, log_weights = _drawn(log_weights, uniform, size < num_particles / 2)
         z = z.gather(0, like_events(chosen.to(z.device), z).expand_as(z))
         read = batch.cut(start + block_size)
@@ -126,10 +129,10 @@ def _run(
                 if step_sizes is not None:
                     step_size = step_sizes[number, move]
                 fitted[number, move] = step_size
-                moved = torch.full_like(batch.sequence_ids, number * NUM_MOVES + move)
+                moved = torch.full_like(ids, number * NUM_MOVES + move)
                 shape = (num_particles,)
-                momentum = rng.normal(f"{purpose}-momentum", batch.sequence_ids, moved, z.shape[2:], shape, like=z)
-                accept = rng.uniform(f"{purpose}-accept", batch.sequence_ids, moved, shape)
+                momentum = rng.normal(f"{purpose}-momentum", ids, moved, z.shape[2:], shape, like=z)
+                accept = rng.uniform(f"{purpose}-accept", ids, moved, shape)
                 at, acceptance = transition(
                     at,
                     lambda z, read=read: _evaluate(model, read, z),  # type: ignore[misc]

@@ -41,6 +41,7 @@ from ltm_pyro.inference.base import (
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes.prior import PRIOR
+from ltm_pyro.inference.surroundings import entry, normal_tensors
 
 
 class BlockedBatch(Batch, Protocol):
@@ -90,9 +91,11 @@ class Stream:
             posterior before that block is a constant.
     """
 
+    @entry()
     def __init__(
         self, scheme: PosteriorScheme, model: Model, batch: BlockedBatch, rng: Noise, trains_encoder: bool = False
     ) -> None:
+        batch = normal_tensors(batch)
         self.model, self.batch, self._trains_encoder = model, batch, trains_encoder
         self._rng, self._num_updates = rng, 0
         self._infer_with = scheme
@@ -113,6 +116,7 @@ class Stream:
         """The noise of what is drawn from the present posterior: that of the next one is new."""
         return NoiseOfUpdate(self._rng, self._num_updates)
 
+    @entry()
     def draw(self) -> Tensor:
         """A draw of z given what has been read, [B, *event_shape], without gradient but for that of an encoder."""
         if absorbs_by_encoder(self.scheme):
@@ -126,14 +130,16 @@ class Stream:
         """Draws of z given what has been read."""
         return self.scheme.posterior(self.state, num_samples, self.rng)
 
+    @entry()
     def continued(self, batch: BlockedBatch) -> None:
         """Go on with the same texts, of which more positions are known now."""
-        self.batch = batch
+        self.batch = normal_tensors(batch)
 
     def block(self, size: int) -> Any:
         """The next block, of at most `size` positions."""
         return block_of(self.model, self.batch, self.num_read, min(self.num_read + size, num_positions(self.batch)))
 
+    @entry()
     def read(self, size: int, z: Tensor | None = None, gradient: Tensor | None = None) -> None:
         """Infer z from the next block as well; without effect where all has been read.
 
@@ -224,6 +230,7 @@ class NoiseOfUpdate:
 def gradient_of_block(model: Model, block: Batch, z: Tensor) -> Tensor:
     """The gradient of -log p(block | z) with respect to z, [B, *event_shape]; that of the weights is not touched."""
     with frozen(model), torch.enable_grad():
+        z, block = normal_tensors(z), normal_tensors(block)
         z = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(-log_likelihood(model, block, z).sum(), z)
     return gradient

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, kl, log_likelihood, require_settings
+from ltm_pyro.inference.surroundings import entry, normal_tensors
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,15 @@ class SlowLoss:
         return SlowLoss(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
 
 
+@entry()
+@torch.enable_grad()
 def elbo_backward(model: Model, guide: Guide, batch: Batch, num_tokens: float) -> SlowLoss:
     """Add the gradient of the negative ELBO per token to the weights' `.grad`.
 
     Args:
         num_tokens: what the summed loss is divided by: the predicted tokens of all batches that share one update.
     """
+    batch = normal_tensors(batch)
     # In a store of its own: the global one would hold on to these weights, and confuse them with another model's.
     with pyro.get_param_store().scope():
         traced_model, traced_guide = poutine.trace(model), poutine.trace(guide)
@@ -102,6 +106,8 @@ def elbo_backward(model: Model, guide: Guide, batch: Batch, num_tokens: float) -
     return SlowLoss(nelbo.item(), divergence)
 
 
+@entry()
+@torch.enable_grad()
 def predict_backward(model: Model, z: Tensor, batch: Batch, num_tokens: float) -> tuple[SlowLoss, Tensor]:
     """Add the gradient of -log p(x | z) per token to the weights' `.grad`.
 
@@ -112,6 +118,7 @@ def predict_backward(model: Model, z: Tensor, batch: Batch, num_tokens: float) -
     Returns:
         the loss, and its gradient with respect to z, [B, *event_shape], in nats per unit of z.
     """
+    z, batch = normal_tensors(z), normal_tensors(batch)
     if z.requires_grad:
         z.retain_grad()
     else:
@@ -157,6 +164,7 @@ class WeightOptimizer:
         cosine = (1 + math.cos(math.pi * progress)) / 2
         return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
 
+    @entry()
     def update(self, step: int, is_usable: bool = True) -> bool:
         """Apply the gradients that have been accumulated, and clear them.
 

@@ -27,6 +27,7 @@ from ltm_pyro.data import (
     token_num_bytes,
 )
 from ltm_pyro.errors import InputError
+from ltm_pyro.inference.surroundings import entry
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs import checkpoint
 from ltm_pyro.runs.checkpoint import Progress
@@ -169,6 +170,7 @@ class TrainedModel:
         return texts
 
 
+@entry()
 def load(
     path: str | os.PathLike[str], device: torch.device | str = "cpu", which: Literal["newest", "best"] = "newest"
 ) -> TrainedModel:

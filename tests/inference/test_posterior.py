@@ -1,11 +1,17 @@
 """Draws and their export to ArviZ."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import arviz
 import numpy as np
 import pytest
 import torch
 
 from ltm_pyro.inference import Posterior, SequenceNoise, infer
+from ltm_pyro.inference.posterior import _folders_for_files
 from ltm_pyro.inference.schemes.langevin import Langevin
 
 IDS = torch.tensor([31, 4, 159])
@@ -83,3 +89,50 @@ def test_further_groups_and_the_texts_go_with_the_draws_and_through_a_file(tmp_p
     second = data.posterior["z"].sel(sequence=7)
     assert np.array_equal(second.values, samples[:, :, 1].numpy())
     assert str(second["text"].values) == "two"
+
+
+WITHOUT_A_HOME = """
+import io, torch
+from ltm_pyro.evaluation.comparison import _canvas
+from ltm_pyro.inference import Posterior
+from ltm_pyro.inference.diagnostics import mixing
+posterior = Posterior(torch.randn(2, 20, 1, 3), torch.tensor([0]))
+assert mixing(posterior) is not None
+assert posterior.to_arviz()["posterior"]["z"].shape == (2, 20, 1, 3)
+canvas = _canvas(2, 2)
+canvas.add_subplot().set_title("a title")
+canvas.savefig(io.BytesIO())
+"""
+
+
+@pytest.mark.parametrize("home", ["/proc/nope", "a file", None])
+def test_draws_and_plots_need_no_home(home, tmp_path):
+    """As in a container: no folder that can be made or written, or no name of one. Nobody prints anything either."""
+    (tmp_path / "a file").touch()
+    hidden = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    if home is not None:
+        environment["HOME"] = str(tmp_path / home)
+    else:
+        # Python then asks for the home of the user, which may be one that can be written.
+        environment |= {"XDG_CACHE_HOME": "/proc/nope", "XDG_CONFIG_HOME": "/proc/nope"}
+    command = [sys.executable, "-c", WITHOUT_A_HOME]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["a file"]
+
+
+def test_the_folders_of_libraries_are_only_changed_while_they_are_imported(monkeypatch, tmp_path):
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "a file"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
+    before = dict(os.environ)
+    with _folders_for_files():
+        folder = Path(os.environ["XDG_CACHE_HOME"])
+        assert folder.is_dir()
+        assert os.environ["MPLCONFIGDIR"] == str(folder)
+    assert dict(os.environ) == before
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with _folders_for_files():
+        assert dict(os.environ) == {**before, "HOME": str(tmp_path)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ltm_pyro.inference.base import ids_of
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.objectives.base import AnyTextBatch, InferredAtOnce
 
@@ -21,5 +22,6 @@ class Prefix(InferredAtOnce):
 def random_prefix(batch: AnyTextBatch, rng: Noise) -> AnyTextBatch:
     """Each text weighted up to a split point of its own, uniform from 0 (z from the prior) to all its tokens."""
     num_tokens = batch.weights.sum(1).cpu()
-    fraction = rng.uniform("split", batch.sequence_ids, torch.zeros_like(batch.sequence_ids))
+    ids = ids_of(batch)
+    fraction = rng.uniform("split", ids, torch.zeros_like(ids))
     return batch.prefix((fraction * (num_tokens + 1)).floor())

@@ -23,6 +23,7 @@ from ltm_pyro.inference.base import (
     State,
     StepInfo,
     first_fields,
+    ids_of,
     kl,
     latent_prior,
     log_joint,
@@ -33,6 +34,7 @@ from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes.adam import adam_step
+from ltm_pyro.inference.surroundings import entry
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,8 @@ class AdamVI:
         log_scale = (self.initial_scale * prior_scale).log().expand_as(mean).clone()
         noise = mean.new_zeros(len(mean), 0)
         if self.noise == "reused":
-            noise = rng.normal(
-                "vi", batch.sequence_ids, torch.zeros_like(batch.sequence_ids), mean.shape[1:], like=mean
-            )
+            ids = ids_of(batch)
+            noise = rng.normal("vi", ids, torch.zeros_like(ids), mean.shape[1:], like=mean)
         return AdamVIState(
             *first_fields(batch),
             mean=mean,
@@ -157,6 +158,7 @@ class AdamVI:
         """μ, [B, *event_shape]."""
         return state.mean
 
+    @entry()
     def distribution(self, state: AdamVIState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         return normal(state.mean, state.log_scale.exp(), fresh_noise(state, state.mean, rng, purpose))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ltm_pyro.inference.base import BlockEvidence
+from ltm_pyro.inference.base import BlockEvidence, flat
 
 
 def block_step(
@@ -27,7 +27,7 @@ def block_step(
     """
     gradient = evidence.gradient
     sum_of_squares = sum_of_squares + gradient.square()
-    mean_square = sum_of_squares.flatten(1).mean(1) / (num_steps + 1).to(gradient)
+    mean_square = flat(sum_of_squares).mean(1) / (num_steps + 1).to(gradient)
     rms = mean_square.sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
     scale = length * evidence.share / rms
     return z - scale.view(-1, *[1] * (z.dim() - 1)) * gradient, sum_of_squares

@@ -21,8 +21,10 @@ from ltm_pyro.inference.base import (
     Model,
     State,
     first_fields,
+    flat,
     infer,
     log_joint,
+    require_real,
     require_settings,
 )
 from ltm_pyro.inference.guides import guide_of, point
@@ -104,11 +106,16 @@ class Chains:
         return self._num_gradients_before + self.num_chains * self.num_steps
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> Any:
-        """The chains start at draws of the prior, or of q with `vi_steps`; or all of them at `warm`."""
+        """The chains start at draws of the prior, or of q with `vi_steps`; or all of them at `warm`.
+
+        Raises:
+            ValueError: if p(z) is not a distribution over all real numbers.
+        """
         fit = self._fit
         start: TorchDistribution
         if fit is None:
             start = PRIOR.distribution(PRIOR.init(model, batch, rng), rng, "init")
+            require_real(start)
         else:
             start = fit.distribution(infer(fit, model, batch, rng, warm), rng, "init")
         if warm is None:
@@ -191,7 +198,7 @@ def evaluate(model: Model, batch: Batch, z: Tensor) -> Point:
         (gradient,) = torch.autograd.grad(log_density.sum(), at)
     is_finite = log_density.isfinite()
     for values in (z, gradient):
-        is_finite = is_finite & values.isfinite().unsqueeze(-1).flatten(2).all(-1)
+        is_finite = is_finite & flat(values.isfinite(), 2).all(-1)
     log_density = torch.where(is_finite, log_density.detach(), -torch.inf).to(z)
     return Point(z, log_density, torch.where(like_events(is_finite, z), gradient, 0.0))
 

@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ltm_pyro.inference.base import flat
 from ltm_pyro.inference.schemes.units import Units
 
 
@@ -84,7 +85,7 @@ def transition(
 
 
 def _kinetic(momentum: Tensor) -> Tensor:
-    return 0.5 * momentum.square().unsqueeze(-1).flatten(2).sum(-1)
+    return 0.5 * flat(momentum.square(), 2).sum(-1)
 
 
 def like_events(values: Tensor, z: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from ltm_pyro.inference.base import (
     IndexedBatch,
     Model,
     StepInfo,
+    flat,
     is_independent_normal,
     latent_prior,
     log_joint,
@@ -48,6 +49,7 @@ from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
 from ltm_pyro.inference.schemes.units import Units
 from ltm_pyro.inference.schemes.vi import VI, VIState
+from ltm_pyro.inference.surroundings import entry
 
 NODE = math.sqrt(3)
 """The outer node of three-point Gauss-Hermite quadrature, whose middle node cancels from a difference."""
@@ -262,22 +264,22 @@ class LowRank:
         directions, products, index = state.directions.clone(), state.products.clone(), number % rank
         if number == 0:
             start = rng.normal("lowrank-start", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
-            directions[..., 0] = _unit(start.flatten(1))
+            directions[..., 0] = _unit(flat(start))
         v = directions[..., index]
-        across = noise.flatten(1) - v * (v * noise.flatten(1)).sum(1, keepdim=True)
+        across = flat(noise) - v * (v * flat(noise)).sum(1, keepdim=True)
         nodes = torch.stack([across + NODE * v, across - NODE * v]).view(2, *state.mean.shape)
         with torch.enable_grad():
             z = (state.mean + scale * nodes).detach().requires_grad_()
             joint = log_joint(model, batch, z, num_sample_dims=1)
             log_density = joint.log_likelihood + joint.log_prior
             (gradient,) = torch.autograd.grad(-log_density.sum(), z)
-        one, other = (scale * gradient).flatten(2)
+        one, other = flat(scale * gradient, 2)
         product = (one - other) / (2 * NODE)
         products[..., index] += (product - products[..., index]) / (number // rank + 1)
         if number + 1 < rank:
             new = _orthogonal(product, directions)
             # Where no product leads out of the space that is known already, any other direction may.
-            other = _orthogonal(noise.flatten(1), directions)
+            other = _orthogonal(flat(noise), directions)
             directions[..., number + 1] = torch.where(new.any(1, keepdim=True), new, other)
         # The mean over both nodes counts the second moment along v as 3 instead of 1.
         log_q = normal(state.mean, scale).log_prob(z.detach())
@@ -289,6 +291,7 @@ class LowRank:
         """μ, [B, *event_shape]."""
         return state.mean
 
+    @entry()
     def distribution(self, state: LowRankState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         scale = state.log_scale.exp()
@@ -296,7 +299,7 @@ class LowRank:
         curvature = _shrunk(state.directions.mT @ state.products, is_known)
         eigenvalues, rotation = torch.linalg.eigh(curvature)
         directions = (state.directions * is_known.unsqueeze(-2)) @ rotation
-        of_prior = (directions.square() * (scale / state.prior_scale).square().flatten(1).unsqueeze(-1)).sum(-2)
+        of_prior = (directions.square() * flat((scale / state.prior_scale).square()).unsqueeze(-1)).sum(-2)
         stretch = eigenvalues.maximum(of_prior).rsqrt()
         draw = fresh_noise(state, state.mean, rng, purpose)
         return LowRankNormal(state.mean, scale, directions, stretch, state.mean.dim() - 1, draw)

@@ -33,6 +33,7 @@ from ltm_pyro.inference.base import (
 from ltm_pyro.inference.guides import Sizes, fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.surroundings import entry
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class PriorScheme:
             return state.prior_mean
         return torch.cat([prior.mean for prior in state.priors])
 
+    @entry()
     def distribution(self, state: AnyPriorState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """p(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         if isinstance(state, GaussianPriorState):
@@ -139,12 +141,16 @@ class DrawnPrior(TorchDistribution):
     """
 
     arg_constraints = {}  # noqa: RUF012 - the name and form that torch's distributions have
-    support = constraints.real
     has_rsample = True  # no parameter that is fitted reaches a draw
 
     def __init__(self, priors: tuple[TorchDistribution, ...], seeds: Callable[[], list[int]]) -> None:
         self.priors, self.seeds = priors, seeds
         super().__init__(torch.Size([len(priors)]), priors[0].event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint | None:
+        """That of the priors."""
+        return self.priors[0].support
 
     @property
     def mean(self) -> Tensor:
@@ -165,6 +171,7 @@ class DrawnPrior(TorchDistribution):
         """[*sample_shape, B, *event_shape], with no gradient."""
         return self.sample(sample_shape)
 
+    @entry()
     def sample(self, sample_shape: Sizes = ()) -> Tensor:
         """[*sample_shape, B, *event_shape]."""
         draws = []

@@ -59,6 +59,7 @@ from ltm_pyro.inference.base import (
     State,
     StepInfo,
     first_fields,
+    flat,
     latent_prior,
     log_joint,
     moments,
@@ -67,6 +68,7 @@ from ltm_pyro.inference.base import (
 from ltm_pyro.inference.guides import fresh_noise, guide_of, normal
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior
+from ltm_pyro.inference.surroundings import entry
 
 DIMENSIONS_A_STEP = 50
 """The number of dimensions for which one more step gives as much reason to trust the curvature of each."""
@@ -141,12 +143,12 @@ class VI:
         with torch.no_grad():
             end = log_joint(model, batch, (z - move).nan_to_num())  # a program may refuse what is not a number
         # To second order: log p at the end is log p - ∇log p · move - ½ curvature.
-        along = (gradient * move).flatten(1).sum(1)
+        along = flat(gradient * move).sum(1)
         curvature = 2 * (log_density.detach() - end.log_likelihood - end.log_prior + along)
         # Of what is no more than rounding nothing can be said.
         rounding = 100 * torch.finfo(curvature.dtype).eps * log_density.detach().abs()
         curvature = torch.where(curvature.abs() < rounding, 0, curvature)
-        part = self._part(state.step, (path_gradient * move).flatten(1).sum(1), curvature, move / scale, noise)
+        part = self._part(state.step, flat(path_gradient * move).sum(1), curvature, move / scale, noise)
         # Where the gradient is that of one stiff direction, it says little of the curvature of single dimensions.
         log_scale = self._narrowed(state, self._shrunk(excess, state.step, part.abs()), widest)
         # Not finite where the gradient is not, so that the guard sees it behind the bounds.
@@ -169,11 +171,11 @@ class VI:
         curvature = gradient * (z - state.mean) / scale.square()
         # Each block is the first one for q, which has the posterior before it in the place of the prior.
         number = torch.ones_like(state.step)
-        shared = _by_sequence(curvature.flatten(1).mean(1) * self._shrinkage(number, curvature), curvature)
+        shared = _by_sequence(flat(curvature).mean(1) * self._shrinkage(number, curvature), curvature)
         # What is noise in the curvature may also be negative, or it would add up.
         precision = (before + self._shrunk(curvature, number)).maximum(prior_precision)
         move = (gradient - shared * (z - start)) / precision
-        length = (before * move.square()).flatten(1).mean(1).sqrt()
+        length = flat(before * move.square()).mean(1).sqrt()
         mean = start - move / _by_sequence(length.clamp(min=1), move)
         log_scale = -0.5 * precision.log()
         return VIState(state.sequence_ids, state.step + 1, state.num_skipped, mean, log_scale, state.noise)
@@ -190,8 +192,8 @@ class VI:
         """
         if self.num_steps == 1:
             # No mirrored draw will take out the noise along the move. Its curvature does.
-            square = move.square().flatten(1).sum(1).clamp(min=torch.finfo(move.dtype).tiny)
-            slope = slope - (curvature / square - 1) * (move * noise).flatten(1).sum(1)
+            square = flat(move.square()).sum(1).clamp(min=torch.finfo(move.dtype).tiny)
+            slope = slope - (curvature / square - 1) * flat(move * noise).sum(1)
         part = self._step_sizes(step).to(slope) / self.learning_rate * slope / curvature
         # No way at all to where there is no density.
         return torch.where(curvature > 0, part.clamp(-1, 1), 1).where(~curvature.isnan(), 0)
@@ -217,7 +219,7 @@ class VI:
         Args:
             belief: how much of what the dimensions say beyond their mean is believed, from 0 to 1, [B]. None: all.
         """
-        mean = _by_sequence(excess.flatten(1).mean(1), excess)
+        mean = _by_sequence(flat(excess).mean(1), excess)
         kept = 1 - self._shrinkage(step, excess)
         return mean + _by_sequence(kept if belief is None else kept * belief, excess) * (excess - mean)
 
@@ -235,6 +237,7 @@ class VI:
         """μ, [B, *event_shape]."""
         return state.mean
 
+    @entry()
     def distribution(self, state: VIState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         return normal(state.mean, state.log_scale.exp(), fresh_noise(state, state.mean, rng, purpose))
