@@ -12,8 +12,8 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import pyro
 import torch
@@ -31,16 +31,24 @@ LEAST_COLUMNS = 40
 Config = TypeVar("Config")
 
 
-def parse(default: Config, args: Sequence[str], command: str) -> Config:
+def parse(default: Config, args: Sequence[str], command: str, common: Collection[str] | None = None) -> Config:
     """A config like `default`, changed by the command's arguments. The docstrings of its fields are the `--help`.
+
+    Args:
+        common: the fields that `--help` explains; `--help-all` explains the others too. None: `--help` explains all.
 
     Raises:
         InputError: if the arguments cannot be understood.
         SystemExit: with status 0, after `--help`.
     """
-    errors = io.StringIO()
+    errors, help_text = io.StringIO(), io.StringIO()
+    all_options = default
+    if common is not None and "--help-all" in args:
+        args = [*(arg for arg in args if arg not in ("-h", "--help", "--help-all")), "--help"]
+    elif common is not None and {"-h", "--help"} & set(args):
+        default = _with_others_hidden(default, common)
     try:
-        with contextlib.redirect_stderr(errors), _terminal_of_some_width():
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(help_text), _terminal_of_some_width():
             return tyro.cli(
                 type(default),
                 prog=f"python -m ltm_pyro.{command}",
@@ -54,6 +62,9 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
         raise InputError(f"{with_flags(str(error), '', names)} (--help lists the options)") from None
     except SystemExit as exit:
         if not exit.code:
+            print(_plain(help_text.getvalue()), end="")
+            if default is not all_options:
+                print("These are the common options. --help-all lists all of them.")
             raise
         # tyro prints a title, what is wrong, a rule, and hints, in a box if the terminal can draw
         # one, and otherwise with one more rule.
@@ -62,6 +73,25 @@ def parse(default: Config, args: Sequence[str], command: str) -> Config:
         lines = lines[1:] if _is_rule(lines[0]) else lines
         message = " ".join(itertools.takewhile(lambda line: not _is_rule(line), lines))
         raise InputError(f"{_readable(message, default, args)} (--help lists the options)") from None
+
+
+def _plain(text: str) -> str:
+    """A help text without `None`, which stands for an option that is not given, in lines of the same width."""
+    text = re.sub(r"\{None\}\|(\S+)", lambda shown: shown[1] + " " * len("{None}|"), text)
+    return re.sub(r"\(default: (None)?\)", lambda shown: " " * len(shown[0]), text)
+
+
+def _with_others_hidden(default: Config, shown: Collection[str]) -> Config:
+    """The same config, of a class whose help explains these fields alone."""
+    hints = get_type_hints(type(default), include_extras=True)
+    fields = [
+        (name, Annotated[hints[name], tyro.conf.Suppress], dataclasses.field(default=None))
+        for name in vars(default)
+        if name not in shown
+    ]
+    options = dataclasses.make_dataclass(type(default).__name__, fields, bases=(type(default),), frozen=True)
+    options.__doc__ = type(default).__doc__
+    return cast(Config, options(**vars(default)))
 
 
 def _readable(message: str, default: object, args: Sequence[str]) -> str:

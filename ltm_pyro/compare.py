@@ -74,6 +74,8 @@ class CompareConfig:
     """Sequences to infer z of, drawn from all of the text, the same ones every time."""
     seed: int = 0
     """Seed of all draws."""
+    which: str = "newest"
+    """Checkpoint of a run: newest, best (by the validations in training), or the number of a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is cuda where there is one."""
     out: str | None = None
@@ -199,7 +201,7 @@ def compared(
 def main(args: Sequence[str]) -> int:
     config, settings = parse(args)
     device = cli.pick_device(config.device)
-    trained = load(config.run, device).with_settings(settings)
+    trained = load(config.run, device, config.which).with_settings(settings)
     if trained.config.inference == NO_INFERENCE:
         raise InputError(f"{config.run} is a model without z: there is no posterior to compare")
     names = dict.fromkeys(config.inference)

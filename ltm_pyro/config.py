@@ -59,6 +59,8 @@ class TrainConfig:
     preset: PresetName = "tiny"
     """The sizes and training settings to start from. Other options change them one by one.
     tiny trains on a laptop; small, medium and large are the paper's."""
+    config: str | None = None
+    """A file of settings to start from: the config.yaml of a run, or a part of one. Options take precedence."""
     data: Annotated[
         str, cli.choices("The corpus: a folder that python -m ltm_pyro.prepare has written, or one of these.", CORPORA)
     ] = "python-docs"
@@ -418,6 +420,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     Fields that are not options of the command are left out.
     """
     values = dataclasses.asdict(config)
+    del values["config"]  # what it named has been read
     for name, settings in {**values.pop("objectives"), **values.pop("schemes")}.items():
         section = {key: value for key, value in settings.items() if key not in NOT_OPTIONS}
         if section:

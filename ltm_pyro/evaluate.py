@@ -82,6 +82,8 @@ class EvaluateConfig:
     """Sequences that are scored together. Figures do not depend on it; the texts that --certify draws do."""
     seed: int = 0
     """Seed of all draws."""
+    which: str = "newest"
+    """Checkpoint of a run: newest, best (by the validations in training), or the number of a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is cuda where there is one."""
     json: str | None = None
@@ -130,7 +132,7 @@ def load_run(
     Raises:
         InputError: if there is no such run, or its text cannot be read.
     """
-    trained = load(path, device).with_settings(settings or {})
+    trained = load(path, device, config.which).with_settings(settings or {})
     length = config.length or trained.config.model.length
     if (config.settings.block_size or 0) > length:
         raise InputError(f"--block-size {config.settings.block_size} is more than the {length} tokens of a sequence")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -22,8 +22,8 @@ class ExportConfig:
     """The folder of the run."""
     out: str = ""
     """A new folder for weights, settings and model card."""
-    which: Literal["newest", "best"] = "newest"
-    """Which checkpoint to export: the newest, or the one with the best held-out figure in the validations."""
+    which: str = "newest"
+    """Checkpoint of a run: newest, best (by the validations in training), or the number of a step."""
 
 
 def parse(args: Sequence[str]) -> ExportConfig:

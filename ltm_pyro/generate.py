@@ -76,6 +76,8 @@ class GenerateConfig:
     """Texts that are written together. With the same seed, another batch size draws other texts."""
     seed: int = 0
     """Seed of all draws."""
+    which: str = "newest"
+    """Checkpoint of a run: newest, best (by the validations in training), or the number of a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is cuda where there is one."""
     json: bool = False
@@ -162,7 +164,7 @@ def load_plan(config: GenerateConfig, settings: SchemeSettings) -> Plan:
     """
     device = cli.pick_device(config.device)
     prompts = read_prompts(config)
-    ltm = load(config.run, device).with_settings(settings)
+    ltm = load(config.run, device, config.which).with_settings(settings)
     scheme, latent_shape = scheme_for(config, ltm), ltm.config.model.latent_shape
     z = None if config.thought is None else load_thoughts(config.thought, latent_shape).to(device)
     if z is not None and config.prompt_file is None:

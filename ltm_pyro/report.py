@@ -53,6 +53,8 @@ class ReportConfig:
     """Sequences that are scored together. Figures do not depend on it."""
     seed: int = 0
     """Seed of all draws."""
+    which: str = "newest"
+    """Checkpoint of a run: newest, best (by the validations in training), or the number of a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is cuda where there is one."""
 
@@ -96,6 +98,7 @@ def main(args: Sequence[str]) -> int:
         num_sequences=config.num_sequences,
         batch_size=config.batch_size,
         seed=config.seed,
+        which=config.which,
     )
     # All of them before the first is scored: one may not be what it should.
     loaded = [evaluate.load_run(path, scoring, device) for path in config.runs]

@@ -33,11 +33,13 @@ from ltm_pyro.config import (
     NO_INFERENCE,
     TrainConfig,
     differences,
+    from_dict,
     option_of,
     options_of_scheme,
     preset,
     refuse_unused_settings,
     scheme_of,
+    to_dict,
     validate,
 )
 from ltm_pyro.data import (
@@ -59,13 +61,29 @@ from ltm_pyro.inference.svi import WeightOptimizer
 from ltm_pyro.models import LatentThoughtModel
 from ltm_pyro.runs import checkpoint
 from ltm_pyro.runs.checkpoint import Progress
-from ltm_pyro.runs.run import Run, check_is_free, create_run, resolved_against
+from ltm_pyro.runs.migrations import migrated
+from ltm_pyro.runs.run import Run, check_is_free, create_run, read_settings, resolved_against
 from ltm_pyro.runs.trained import TrainedModel, build_model
 from ltm_pyro.training import tensorboard
 from ltm_pyro.training.loop import Diverged, Training, report, train
 from ltm_pyro.training.processes import Processes, joined
 from ltm_pyro.training.progress import time_text
 from ltm_pyro.training.tensorboard import TensorBoard
+
+COMMON = (
+    "inference",
+    "preset",
+    "config",
+    "data",
+    "infer_from",
+    "steps",
+    "fast_steps",
+    "batch_size",
+    "seed",
+    "out",
+    "resume",
+)
+"""The settings that `--help` explains."""
 
 CHANGEABLE = {
     "data",
@@ -88,7 +106,8 @@ CHANGEABLE = {
 def first_options(args: Sequence[str]) -> argparse.Namespace:
     """The options that decide what the defaults of all others are."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--preset", default=TrainConfig.preset)
+    parser.add_argument("--preset")
+    parser.add_argument("--config")
     parser.add_argument("--inference")
     parser.add_argument("--infer-from")
     parser.add_argument("--model.thoughts", dest="thoughts")
@@ -133,13 +152,13 @@ def parse(args: Sequence[str], resumed: Run | None = None) -> TrainConfig:
             are read here.
     """
     if resumed is None:
-        known = first_options(args)
-        default = preset(known.preset, known.inference, known.infer_from, known.thoughts, known.hidden)
-        config = parse_options(default, args)
+        config = parse_options(default_of(first_options(args)), args)
         validate(config)
         if config.out is not None:
             check_is_free(config.out, can_resume=True)
         return config
+    if first_options(args).config is not None:
+        raise InputError("--config: a run that is resumed has its settings; leave it out")
     old, _ = resumed.read_config()
     config = parse_options(old, args)
     validate(config)
@@ -150,6 +169,47 @@ def parse(args: Sequence[str], resumed: Run | None = None) -> TrainConfig:
                 "start a new run"
             )
     return config
+
+
+def default_of(known: argparse.Namespace) -> TrainConfig:
+    """The settings that the options change: those of the preset, and those of the file that --config names.
+
+    Raises:
+        InputError: if the file cannot be read, or holds something else than settings.
+    """
+    given: dict[str, Any] = {}
+    if known.config is not None:
+        try:
+            given = read_settings(Path(known.config))
+        except FileNotFoundError:
+            raise InputError(f"--config {known.config}: there is no such file") from None
+        given = migrated(given) if "version" in given else given
+        given = {name: value for name, value in given.items() if name not in ("resolved", "out", "resume", "config")}
+    model = given["model"] if isinstance(given.get("model"), dict) else {}
+    default = preset(
+        known.preset or given.get("preset", TrainConfig.preset),
+        known.inference or given.get("inference"),
+        known.infer_from or given.get("infer_from"),
+        known.thoughts or model.get("thoughts"),
+        known.hidden or model.get("hidden"),
+    )
+    if not given:
+        return default
+    first = {"inference": known.inference, "infer_from": known.infer_from, "preset": known.preset}
+    given |= {name: value for name, value in first.items() if value is not None}
+    try:
+        return from_dict(_merged(to_dict(default), given))
+    except InputError as error:
+        raise InputError(f"--config {known.config}: {error}") from None
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Values, of which those that the changes name are replaced; sections are merged."""
+    merged = dict(values)
+    for name, change in changes.items():
+        both = isinstance(values.get(name), dict) and isinstance(change, dict)
+        merged[name] = _merged(values[name], change) if both else change
+    return merged
 
 
 def parse_options(default: TrainConfig, args: Sequence[str]) -> TrainConfig:
@@ -179,7 +239,8 @@ def parse_options(default: TrainConfig, args: Sequence[str]) -> TrainConfig:
     options.__doc__ = TrainConfig.__doc__
     values = {name: section(**vars(default.schemes[name])) for name, section in sections.items()}
     values |= {name: default.objectives[name] for name in unprefixed}
-    given = vars(cli.parse(options(**vars(default) | values | {"schemes": None, "objectives": None}), args, "train"))
+    unchanged = options(**vars(default) | values | {"schemes": None, "objectives": None})
+    given = vars(cli.parse(unchanged, args, "train", COMMON))
     schemes = {**default.schemes, **{name: SCHEMES[name](**vars(given[name])) for name in sections}}
     objectives = {**default.objectives, **{name: given[name] for name in unprefixed}}
     settings = {name: given[name] for name in vars(default)}

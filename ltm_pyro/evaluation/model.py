@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -394,16 +394,15 @@ def _listed(texts: str | Sequence[str]) -> Sequence[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
-def load(
-    path: str | os.PathLike[str], device: torch.device | str = "cpu", which: Literal["newest", "best"] = "newest"
-) -> LTM:
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu", which: str | int = "newest") -> LTM:
     """The model of a run, of a folder of :func:`ltm_pyro.save_pretrained`, or the one that comes with the package.
 
     Args:
         path: the folder; "demo" is the model that comes with the package, unless there is a run in a folder of that
             name.
         device: where the model is put.
-        which: the newest checkpoint, or the one with the best held-out figure of the validations in training.
+        which: the "newest" checkpoint, the one with the "best" held-out figure of the validations in training, or the
+            one of a step, given by its number.
 
     Raises:
         InputError: if the folder holds no run or no such checkpoint, or one that cannot be read, or there is no such

@@ -82,6 +82,11 @@ def all_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that was marked as the best most recently; None if none was."""
     return next((path for path in reversed(all_checkpoints(folder)) if (path / BEST).exists()), None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -25,13 +25,12 @@ from ltm_pyro.runs.run import Run
 from ltm_pyro.runs.trained import TrainedModel, load
 
 
-def save_pretrained(
-    run: str | os.PathLike[str], folder: str | os.PathLike[str], which: Literal["newest", "best"] = "newest"
-) -> None:
+def save_pretrained(run: str | os.PathLike[str], folder: str | os.PathLike[str], which: str | int = "newest") -> None:
     """Write the model of a run into a new folder, whole or not at all.
 
     Args:
-        which: the newest checkpoint, or the one with the best held-out figure of the validations in training.
+        which: the "newest" checkpoint, the one with the "best" held-out figure of the validations in training, or the
+            one of a step, given by its number.
 
     Raises:
         InputError: if the run cannot be read, or the folder exists already.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,10 @@ class Run:
             InputError: if the folder holds no run, or its config cannot be read.
         """
         try:
-            values = _safe_load(self.config_path.read_text("utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+            values = read_settings(self.config_path)
+        except FileNotFoundError:
             raise InputError(f"{self.path} holds no run: it has no config.yaml") from None
-        except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
-            raise InputError(f"{self.config_path} cannot be read: {error}") from None
-        if not isinstance(values, dict) or not isinstance(values.get("resolved"), dict):
+        if not isinstance(values.get("resolved"), dict):
             raise InputError(f"{self.config_path} is not the configuration of a run")
         resolved = values.pop("resolved")
         return from_dict(migrated(values)), resolved
@@ -77,8 +76,8 @@ class Run:
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         durable.write(self.config_path, text.encode())
 
-    def checkpoint(self, which: str) -> Path:
-        """The checkpoint of that name: newest, or best, which has the best held-out figure of the validations.
+    def checkpoint(self, which: str | int) -> Path:
+        """The checkpoint of that name: newest, best (by the held-out figure of the validations), or that of a step.
 
         Raises:
             InputError: if there is none, or the name is another.
@@ -87,7 +86,13 @@ class Run:
             return self.newest_checkpoint()
         if which == "best":
             return self.best_checkpoint()
-        raise InputError(f"which must be newest or best, not {which!r}")
+        if not re.fullmatch("[0-9]+", str(which)):
+            raise InputError(f"which must be newest, best or the number of a step, not {which!r}")
+        there = {checkpoint.step_of(path): path for path in checkpoint.all_checkpoints(self.checkpoints)}
+        if int(which) not in there:
+            steps = ", ".join(map(str, there)) or "no step"
+            raise InputError(f"{self.path} holds no checkpoint of step {int(which)}, but of {steps}")
+        return there[int(which)]
 
     def newest_checkpoint(self) -> Path:
         """The newest checkpoint; in a folder of :func:`ltm_pyro.save_pretrained`, the folder itself.
@@ -162,6 +167,24 @@ class Run:
                 "the file is damaged; correct that line or remove it"
             )
         return [(line, record) for line, record in zip(lines, records, strict=True) if record is not None]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The values of a file of settings.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        values = _safe_load(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise InputError(f"{path} holds no settings")
+    return values
 
 
 def _safe_load(text: str) -> Any:

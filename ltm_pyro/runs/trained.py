@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tiktoken
 import torch
@@ -171,15 +170,14 @@ class TrainedModel:
 
 
 @entry()
-def load(
-    path: str | os.PathLike[str], device: torch.device | str = "cpu", which: Literal["newest", "best"] = "newest"
-) -> TrainedModel:
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu", which: str | int = "newest") -> TrainedModel:
     """The model of a run, of a folder of :func:`ltm_pyro.save_pretrained`, or the one that comes with the package.
 
     Args:
         path: the folder; "demo" is the model that comes with the package, unless there is a run in a folder of that
             name.
-        which: the newest checkpoint, or the one with the best held-out figure of the validations in training.
+        which: the "newest" checkpoint, the one with the "best" held-out figure of the validations in training, or the
+            one of a step, given by its number.
 
     Raises:
         InputError: if the folder holds no run or no such checkpoint, or one that cannot be read, or there is no such

@@ -67,6 +67,8 @@ class TasksConfig:
     """Problems, passages or texts that are answered together. Another size draws other answers."""
     seed: int = 0
     """Seed of all draws."""
+    which: str = "newest"
+    """Checkpoint of a run: newest, best (by the validations in training), or the number of a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is cuda where there is one."""
     json: str | None = None
@@ -99,7 +101,7 @@ def parse(args: Sequence[str]) -> tuple[str, TasksConfig, SchemeSettings]:
 def main(args: Sequence[str]) -> int:
     name, config, settings = parse(args)
     device = cli.pick_device(config.device)
-    models = [load(path, device).with_settings(settings) for path in config.runs]
+    models = [load(path, device, config.which).with_settings(settings) for path in config.runs]
     # All runs are checked before the first is scored: one may not have what is asked for.
     plan = [
         (path, ltm, inference)
