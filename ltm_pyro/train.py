@@ -413,7 +413,8 @@ def carry_out(training: Training) -> int:
         f"{run.path}: {training.trained.num_weights:,} weights on {training.device.type}"
         f"{f', in each of {num_processes} processes' if num_processes > 1 else ''}, "
         f"{'no z' if config.inference == NO_INFERENCE else thinking}; "
-        f"{len(training.train):,} sequences to train on, {len(training.validation):,} held out"
+        f"{len(training.train):,} pieces of up to {config.model.length:,} tokens to train on, "
+        f"{len(training.validation):,} held out"
         f"{f'; continuing after step {training.progress.step:,}' if training.progress.step else ''}",
         flush=True,
     )
@@ -438,6 +439,13 @@ def carry_out(training: Training) -> int:
         print(f"\nstopped by {name}: saved {run.newest_checkpoint()}; {go_on}", flush=True)
         return 128 + stop.received
     print(f"\n{time_text(training.progress.seconds)} of training; the run is in {run.path}")
+    quoted = shlex.quote(str(run.path))
+    print(f"next: python -m ltm_pyro.report {quoted} (a page to look at)")
+    print(f"      python -m ltm_pyro.generate {quoted} --prompt 'Return the'")
+    if config.inference != NO_INFERENCE:
+        print(
+            "      python -m ltm_pyro.train --inference none (the same network without z, to compare with by evaluate)"
+        )
     return 0
 
 

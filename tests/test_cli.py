@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ltm_pyro
-from ltm_pyro import cli
+from ltm_pyro import cli, evaluate, generate, train
 from ltm_pyro.config import preset
 from ltm_pyro.errors import InputError, RunError, WriteError
 from ltm_pyro.inference.schemes.mala import MALA
@@ -215,3 +215,80 @@ def test_the_version_is_the_one_that_is_packaged():
     assert "version" in settings["project"]["dynamic"]
     source = (root / settings["tool"]["hatch"]["version"]["path"]).read_text()
     assert re.findall(r'^__version__ = "(\d+\.\d+\.\d+)"$', source, re.MULTILINE) == [ltm_pyro.__version__]
+
+
+def test_help_of_training_is_one_screen_and_the_rest_is_there_on_request(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    texts = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as exit:
+            cli.run(train.main, [option])
+        assert exit.value.code == 0
+        texts[option] = capsys.readouterr().out
+    assert len(texts["--help"].splitlines()) < 90
+    assert "--help-all" in texts["--help"]
+    assert "--model.width" in texts["--help-all"]
+    assert "--model.width" not in texts["--help"]
+    assert "--map.learning-rate" in texts["--help-all"]
+    assert "--mala" not in texts["--help-all"]
+    assert "None" not in texts["--help"]
+
+
+def test_what_help_does_not_show_is_an_option_all_the_same():
+    assert parse_options(preset("tiny"), ["--model.width", "64"]).model.width == 64
+
+
+@pytest.mark.parametrize(
+    ("main", "args", "order"),
+    [
+        (train.main, ["--inference", "foo"], "map, vi, lowrank"),
+        (evaluate.main, ["run", "--estimators", "foo"], "elbo, iwae, ais"),
+        (generate.main, ["run", "--inference", "foo"], "map, vi, lowrank"),
+        (train.main, ["--packing", "foo"], "document, stream"),
+    ],
+)
+def test_choices_are_listed_in_their_order(main, args, order, run_main):
+    status, _, err = run_main(main, *args)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"Expected one of {order}" in err
+    assert "None" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "flag"),
+    [
+        (["--optimizer.learning-rate", "-1"], "--optimizer.learning-rate must be"),
+        (["--model.width", "7"], "--model.width 7 must be a multiple of 2 x --model.num-heads"),
+        (["--map.learning-rate", "0"], "--map.learning-rate must be"),
+        (["--block-size", "0"], "--block-size must be"),
+        (["--prompt", "-x"], "--prompt=-x"),
+        (["--temperature", "-1"], "--temperature must be"),
+        (["--top-k", "-1"], "--top-k must be"),
+    ],
+)
+def test_messages_name_options_as_they_are_given(args, flag, run_main):
+    status, _, err = (
+        run_main(generate.main, "run", *args)
+        if args[0] in ("--prompt", "--temperature", "--top-k")
+        else run_main(train.main, *args)
+    )
+    assert (status, err.count("\n")) == (2, 1)
+    assert flag in err
+
+
+@pytest.mark.parametrize(
+    ("args", "mentioned"),
+    [
+        (["--vi.stride", "2"], "--vi.stride is a setting of vi, which is not used"),
+        (["--inference", "vi", "--map.learning-rate=1"], "--map.learning-rate is a setting of map"),
+        (
+            ["--inference=vi", "--infer-from=whole", "--block-size", "3"],
+            "--block-size is a setting of --infer-from past",
+        ),
+        (["--inference", "none", "--hmc.num-leapfrogs", "3"], "hmc"),
+    ],
+)
+def test_settings_of_what_is_not_used_are_refused(args, mentioned, run_main):
+    status, _, err = run_main(train.main, *args)
+    assert (status, err.count("\n")) == (2, 1)
+    assert mentioned in err

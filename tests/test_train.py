@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 
 import ltm_pyro
 from ltm_pyro import cli, config, evaluate, prepare, train
+from ltm_pyro.config import preset
 from ltm_pyro.evaluation import figures
 from ltm_pyro.inference import SCHEMES, svi
 from ltm_pyro.inference.objectives import OBJECTIVES, prefix
 from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import LatentThoughtModel
+from ltm_pyro.runs.run import Run
 from ltm_pyro.training import loop
 
 FEW = "--estimators elbo --num-samples 2"
@@ -634,3 +636,70 @@ def test_the_first_command_learns_to_half_of_the_entropy_of_single_bytes_and_thi
     assert thinking["bits_per_byte"] < without["bits_per_byte"] - 0.03
     gain = float(result.stdout.split("thinking changes the code length by ")[1].split()[0])
     assert gain == pytest.approx(thinking["bits_per_byte"] - without["bits_per_byte"], abs=1e-4)
+
+
+def test_a_run_starts_from_the_settings_of_another_or_a_part_of_them(command):
+    assert command("--steps", "1", "--out", "run")[0] == 0
+    before, _ = Run(Path("run")).read_config()
+    again = train.parse(["--config", "run/config.yaml"])
+    assert dataclasses.replace(again, out=before.out, config=None) == before
+    Path("part.yaml").write_text("inference: vi\ninfer_from: whole\nsteps: 7\nmodel: {width: 16}\nvi: {stride: 2}\n")
+    config = train.parse(["--config", "part.yaml", "--seed", "3", "--steps", "9"])
+    assert (config.inference, config.infer_from, config.model.width, config.seed) == ("vi", "whole", 16, 3)
+    assert config.steps == 9  # options come above the file
+    assert config.schemes["vi"].stride == 2
+    assert config.model.num_layers == preset("tiny", "vi", "whole").model.num_layers
+
+
+@pytest.mark.parametrize(
+    ("contents", "mentioned"),
+    [
+        (None, "there is no such file"),
+        ("stepz: 3", "unknown [stepz]"),
+        ("steps: many", "steps is 'many'"),
+        ("model: 3", "cannot be read"),
+        ("- 3", "holds no settings"),
+        ("[", "cannot be read"),
+        ("model: {width: 7}", "width 7"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_bad_input(contents, mentioned, command):
+    if contents is not None:
+        Path("x.yaml").write_text(contents + "\n")
+    status, out, err = command("--config", "x.yaml")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "x.yaml" in err
+    assert mentioned in err
+
+
+def test_a_resumed_run_takes_no_other_settings(command):
+    assert command("--steps", "1", "--out", "run")[0] == 0
+    assert command("--out", "run", "--resume", "--config", "run/config.yaml")[0] == 2
+
+
+def test_every_command_reads_the_checkpoint_that_is_asked_for(command, run_main):
+    assert command("--steps", "4", "--checkpoint-every", "2", "--num-checkpoints", "3", "--out", "run")[0] == 0
+    figures_of = {}
+    for which in ("newest", "4", "2", "0"):
+        assert run_main(evaluate.main, "run", "--which", which, "--json", "x.json")[0] == 0
+        figures_of[which] = json.loads(Path("x.json").read_text())["figures"][0]
+    assert [figures_of[which]["step"] for which in figures_of] == [4, 4, 2, 0]
+    nats = [figure["nats_per_token"] for figure in figures_of.values()]
+    assert nats[0] == nats[1]
+    assert len(set(nats)) == 3
+    for which, mentioned in (("3", "of 0, 2, 4"), ("bset", "newest, best or the number of a step"), ("-1", "which")):
+        status, out, err = run_main(evaluate.main, "run", f"--which={which}")
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert mentioned in err
+
+
+def test_a_short_training_has_a_short_report(command, monkeypatch):
+    scored, score = [], figures.score
+
+    def recording(model, batches, *args):
+        scored.append(list(batches))
+        return score(model, scored[-1], *args)
+
+    monkeypatch.setattr(figures, "score", recording)
+    assert command("--steps", "1", "--validation-sequences", "2", "--out", "run")[0] == 0
+    assert {sum(map(len, batches)) for batches in scored} == {2}

@@ -344,7 +344,9 @@ def report(training: Training, stop: StopSignal) -> None:
     order_zero = figures.order_zero_bits_per_byte(corpus.validation.documents, trained.tokenizer)
     print(f"\nheld-out text of {corpus.name} (entropy of all its single bytes: {order_zero:.3f} bits/byte)", flush=True)
     found, num_validation = [], config.validation_sequences
-    chosen = figures.chosen_sequences(len(training.validation), 4 * num_validation, num_validation)
+    # A report is to take no longer than a short training.
+    num_scored = min(4 * num_validation, max(num_validation, config.steps))
+    chosen = figures.chosen_sequences(len(training.validation), num_scored, num_validation)
     for inference in dict.fromkeys(inferences):
         figure = held_out(training, chosen, inference, stop)
         if figure is None:

@@ -33,10 +33,7 @@ class ProgressDisplay:
         self.bar.update()
         if record is None:
             return
-        name = "neg_log_joint" if "neg_log_joint_nats_per_token" in record else "nelbo"
-        loss, nll = record[f"{name}_nats_per_token"], record["nll_nats_per_token"]
-        of_loss = f"nll {nll:.3f} nats/token" if loss is None else f"{name} {loss:.3f} nats/token, nll {nll:.3f}"
-        text = f"{of_loss}, {record['tokens_per_second']:,.0f} tokens/s"
+        text = f"{loss_text(record)}, {record['tokens_per_second']:,.0f} tokens/s"
         if self.bar.disable:
             left = time_text((self.num_steps - record["step"]) * seconds_per_step)
             print(f"step {record['step']}/{self.num_steps}: {text}, {left} left", flush=True)
@@ -47,6 +44,18 @@ class ProgressDisplay:
         """Print a line that stays."""
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
+
+
+def loss_text(record: dict[str, Any]) -> str:
+    """The loss in a line of metrics, in the unit of all figures where it is one: bits per byte."""
+    bits = record.get("bits_per_byte")
+    if bits is not None:
+        nats = record["nelbo_nats_per_token"]
+        nats = record["nll_nats_per_token"] if nats is None else nats
+        return f"{bits:.3f} bits/byte ({nats:.3f} nats/token)"
+    joint = record.get("neg_log_joint_nats_per_token")
+    of_joint = "" if joint is None else f", with log p(z) {joint:.3f}"
+    return f"{record['nll_nats_per_token']:.3f} nats/token given z{of_joint}"
 
 
 def time_text(seconds: float) -> str:
