@@ -31,7 +31,7 @@ from ltm_pyro.evaluation.figures import Figure
 from ltm_pyro.evaluation.inferred import Inference, Inferred, inference_of
 from ltm_pyro.files.numbering import create_folder
 from ltm_pyro.inference import COMPARED_SCHEMES, SCHEMES, SequenceNoise, StepInfo, infer
-from ltm_pyro.inference.diagnostics import mixing
+from ltm_pyro.inference.diagnostics import diverged, mixing
 from ltm_pyro.inference.export import evaluate_draws, to_arviz
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs.run import check_is_free
@@ -172,7 +172,12 @@ def compared(
     num_draws = config.num_samples if scheme.num_draws is None else scheme.num_draws
     posterior = scheme.posterior(state, num_draws, rng)
     inferred = Inferred(model, batch, inference, rng, state)
+    terms = evaluate_draws(posterior, model, batch)
     bound = figure("elbo", inferred, config.num_samples)
+    weights = figure("iwae", inferred, config.num_samples)
+    if scheme.has_chains:
+        bound.num_diverged = int(diverged(posterior, terms, model, batch, rng).sum())
+        weights.num_diverged = bound.num_diverged
     gaussian_gradients = 0 if scheme.has_density else inference.gaussian.num_gradients
     curve = []
     for smaller in at_smaller_budgets(inference, config):
@@ -184,12 +189,13 @@ def compared(
         gaussian_gradients=gaussian_gradients,
         seconds=seconds,
         bound=bound,
-        weights=figure("iwae", inferred, config.num_samples),
+        weights=weights,
         posterior=posterior,
         q=inferred.q() if scheme.has_density else None,
-        terms=evaluate_draws(posterior, model, batch),
+        terms=terms,
         has_chains=scheme.has_chains,
-        mixing=mixing(posterior) if scheme.has_chains else None,
+        # Numbers of a chain that has diverged are too large for sums of their squares.
+        mixing=mixing(posterior) if scheme.has_chains and not bound.num_diverged else None,
         acceptance=torch.stack(acceptances[len(acceptances) // 2 :]).mean().item() if acceptances else None,
         objective="-ELBO" if scheme.has_density else "-log p(x, z)",
         objectives=(torch.stack(objectives) / batch.weights.sum(1)).cpu(),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numbers
+import os
+import sys
+from types import TracebackType
 
 
 class InputError(ValueError):
@@ -49,3 +52,24 @@ def require_number(name: str, value: object) -> None:
     """
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise ValueError(f"{name} must be a number, not {value!r}")
+
+
+def end_in_one_line_when_interrupted() -> None:
+    """Let Ctrl-C end a command with a line and status 130 also while its modules are imported, which takes seconds.
+
+    Without effect where the package is imported by another program: a command is started as `python -m ltm_pyro…`,
+    while Python looks up what that is, or as `ltm`. From its own code on, :func:`ltm_pyro.cli.run` sees to it.
+    """
+    if sys.argv[:1] != ["-m"] and os.path.basename(next(iter(sys.argv), "")) != "ltm":
+        return
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            before(kind, error, traceback)
+            return
+        if sys.stderr is not None:
+            print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)  # Python itself would end by the signal
+
+    sys.excepthook = hook

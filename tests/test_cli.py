@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -21,6 +22,7 @@ from ltm_pyro.inference.schemes.mala import MALA
 from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.train import parse_options
 
+ROOT = Path(__file__).parents[1]
 UNKNOWN_OPTION = "Unrecognized options: --widht, 3 (--help lists the options)"
 BAD_VALUE = "Error parsing --steps: invalid literal for int() with base 10: 'many' (--help lists the options)"
 
@@ -292,3 +294,40 @@ def test_settings_of_what_is_not_used_are_refused(args, mentioned, run_main):
     status, _, err = run_main(train.main, *args)
     assert (status, err.count("\n")) == (2, 1)
     assert mentioned in err
+
+
+@pytest.fixture
+def slow_torch(tmp_path) -> dict[str, str]:
+    """An environment in which Ctrl-C comes while torch is imported."""
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    (tmp_path / "ltm").write_text("import sys\nfrom ltm_pyro.__main__ import main\nsys.exit(main())\n")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+
+
+@pytest.mark.parametrize(
+    "module", ["", ".train", ".evaluate", ".generate", ".compare", ".prepare", ".tasks", ".export"]
+)
+def test_ctrl_c_while_a_command_is_imported_is_one_line(module, slow_torch):
+    command = [sys.executable, "-m", f"ltm_pyro{module}", "--help"]
+    result = subprocess.run(command, env=slow_torch, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_while_the_installed_command_is_imported_is_one_line(slow_torch, tmp_path):
+    result = subprocess.run([sys.executable, tmp_path / "ltm"], env=slow_torch, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+def test_another_program_that_imports_the_package_keeps_pythons_way_with_ctrl_c(slow_torch):
+    command = [sys.executable, "-c", "import ltm_pyro"]
+    result = subprocess.run(command, env=slow_torch, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGINT
+    assert result.stderr.startswith("Traceback")
+
+
+def test_another_error_of_an_import_is_not_hidden(slow_torch, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ZeroDivisionError\n")
+    command = [sys.executable, "-m", "ltm_pyro.train"]
+    result = subprocess.run(command, env=slow_torch, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "ZeroDivisionError" in result.stderr

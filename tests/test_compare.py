@@ -258,6 +258,57 @@ def test_chains_that_have_not_mixed_have_no_kl(results):
     assert not comparison.kl_plot([huge]).axes[0].images
 
 
+@pytest.fixture(scope="module")
+def diverged(trained, batch) -> Comparison:
+    """Langevin with steps that are too long for the prior alone: its variance is 1, and s may be at most 2."""
+    inference = compare.within_budget(inference_of(trained.config, "langevin"), CONFIG)
+    inference = dataclasses.replace(inference, scheme=dataclasses.replace(inference.scheme, step_size=50.0))
+    with cli.numerics_of_commands():
+        return compare.compared(inference, trained.model, batch, torch.arange(3), CONFIG)
+
+
+def cells_of(out: str) -> dict[str, dict[str, str]]:
+    """The rows of a Markdown table by their first cell."""
+    head, _, *rows = [line.strip("| ").split("|") for line in out.splitlines() if line.startswith("|")]
+    names = [cell.strip() for cell in head]
+    return {row[0].strip(): dict(zip(names, map(str.strip, row), strict=False)) for row in rows}
+
+
+def test_chains_that_have_diverged_are_named_and_have_no_figures(diverged, results, capsys, tmp_path):
+    assert diverged.num_diverged == 3
+    comparison.print_table([results["vi"], diverged])
+    out = capsys.readouterr().out
+    row = cells_of(out)["langevin (DIVERGED)"]
+    assert {name for name, cell in row.items() if cell} == {"inference", "T", "gradients", "seconds"}
+    assert "langevin has diverged on 3 of 3 texts" in out
+    assert cells_of(out)["vi"]["bound"]
+    record = diverged.record()
+    assert record["num_diverged"] == 3
+    assert all(record[name] is None for name in ("nats_per_token", "bits_per_byte", "kl_nats_per_token", "r_hat"))
+    for others in ([], [results["vi"]]):  # a plot of nothing is no error
+        comparison.write([*others, diverged], tmp_path)
+    (axes,) = comparison.bound_plot([results["vi"], diverged]).axes
+    assert [line.get_label() for line in axes.lines] == ["vi"]
+
+
+def test_chains_that_have_not_mixed_are_named_and_those_that_have_are_not(results, capsys):
+    well, badly = with_mixing(results["mala"], 1.09), with_mixing(results["mala"], 1.83)
+    unknown = dataclasses.replace(results["mala"], mixing=None)
+    for result, mark, sentence in (
+        (well, "mala", None),
+        (badly, "mala (NOT MIXED)", "mala has not mixed (R̂ is 1.83)"),
+        (unknown, "mala (NOT MIXED)", "mala has not mixed (it keeps too few draws for R̂)"),
+    ):
+        assert result.num_diverged == 0
+        comparison.print_table([results["vi"], result])
+        out = capsys.readouterr().out
+        assert list(cells_of(out)) == ["vi", mark]
+        assert cells_of(out)[mark]["bound"]
+        assert (sentence or "mala has not") in out or sentence is None
+        assert ("has not mixed (" in out) == (sentence is not None)
+        assert "mala: 2 chains of each text, with the last 16 draws of each kept." in out
+
+
 def test_the_heat_map_has_the_kl_of_each_layer_in_its_row(results):
     """By the formula for Gaussians, from q alone."""
     result = results["vi"]

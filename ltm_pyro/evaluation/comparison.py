@@ -20,13 +20,10 @@ from ltm_pyro.evaluation.report import number_text, print_rows, tail_text
 from ltm_pyro.files import durable, strict_json
 from ltm_pyro.inference import Posterior
 from ltm_pyro.inference.base import frozen, latent_prior
-from ltm_pyro.inference.diagnostics import Mixing
+from ltm_pyro.inference.diagnostics import HIGHEST_R_HAT, Mixing
 from ltm_pyro.inference.export import DrawTerms
 from ltm_pyro.inference.posterior import import_matplotlib
 
-HIGHEST_R_HAT = 1.1
-"""The largest R̂ at which the effective sample size of chains, and their mean (which the Gaussian for the KL is around),
-are shown. Above it the chains are still too far apart."""
 MOST_OBJECTIVES = 4
 """The largest number of sequences whose objectives are plotted."""
 MOST_TRACES = 2
@@ -107,6 +104,11 @@ class Comparison:
     """How much each slot says; None where the prior does not tell slots apart."""
 
     @property
+    def num_diverged(self) -> int:
+        """Texts on which a chain has diverged: it is where no posterior can be, and what comes of it is no figure."""
+        return self.bound.num_diverged
+
+    @property
     def r_hat(self) -> float | None:
         """The largest R̂ over all numbers of z and all sequences."""
         return None if self.mixing is None else self.mixing.largest_r_hat.max().item()
@@ -114,7 +116,30 @@ class Comparison:
     @property
     def has_kl(self) -> bool:
         """Whether the KL means something: around the mean of chains that have not mixed it is Monte Carlo error."""
-        return not self.has_chains or (self.r_hat is not None and self.r_hat <= HIGHEST_R_HAT)
+        return not self.has_chains or (not self.num_diverged and self.r_hat is not None and self.r_hat <= HIGHEST_R_HAT)
+
+    @property
+    def mark(self) -> str:
+        """What the name of the scheme is marked with in the table: nothing where all is well."""
+        if self.num_diverged:
+            return " (DIVERGED)"
+        return "" if self.has_kl else " (NOT MIXED)"
+
+    @property
+    def remark(self) -> str | None:
+        """What is to be said of its chains, and what can be done; None where all is well."""
+        num_texts = len(self.posterior.sequence_ids)
+        if self.num_diverged:
+            return (
+                f"{self.name} has diverged on {self.num_diverged} of {num_texts} texts: its steps are too long for the "
+                "curvature there, and its figures are left out. Set a smaller step size in training's "
+                f"--{self.name}.step-size, give it --{self.name}.vi-steps and --{self.name}.vi-rank, or take a scheme "
+                "that refuses such steps: mala or hmc."
+            )
+        if self.has_kl:
+            return None
+        why = "it keeps too few draws for R̂" if self.r_hat is None else f"R̂ is {self.r_hat:.2f}"
+        return f"{self.name} has not mixed ({why}): its draws are not yet the posterior's. Give it more --gradients."
 
     def record(self) -> dict[str, Any]:
         """The line of the table, as in `comparison.json`."""
@@ -130,11 +155,12 @@ class Comparison:
             **bound,
             "kl_nats_per_token": bound["kl_nats_per_token"] if self.has_kl else None,
             **{key: self.weights.record()[key] for key in ("pareto_k", "heavy_tailed")},
+            "num_diverged": self.num_diverged,
             "num_draws": self.posterior.samples.shape[:2].numel(),
             "effective_sample_size": None if sizes is None else sizes.median().item(),
             "effective_sample_size_per_gradient": per_gradient,
             "effective_sample_size_per_second": None if sizes is None else sizes.sum().item() / self.seconds,
-            "r_hat": self.r_hat,
+            "r_hat": None if self.num_diverged else self.r_hat,
             "acceptance": self.acceptance,
             "bound_by_gradients": self.curve,
         }
@@ -148,7 +174,7 @@ importance weights of that q, median over texts, and the share of texts whose k�
 trusted, since q is far from the posterior. R̂: the largest over all numbers of z; above 1.01 the chains have not mixed.
 ESS: effective sample size of a number of z (larger than the number of draws where they alternate), median over z and
 texts, and per gradient and second of all texts. KL and ESS are omitted for chains that have not mixed (R̂ unknown or
-above 1.1)."""
+above 1.1), and all figures of chains that have diverged."""
 
 
 def print_table(results: list[Comparison]) -> None:
@@ -160,12 +186,12 @@ def print_table(results: list[Comparison]) -> None:
         error = record["monte_carlo_standard_error"]
         rows.append(
             {
-                "inference": result.name,
+                "inference": result.name + result.mark,
                 "T": str(record["fast_steps"]),
                 "gradients": f"{result.num_gradients} + {result.gaussian_gradients}".removesuffix(" + 0"),
                 "seconds": number_text(result.seconds, 1),
                 "bound": number_text(record["nats_per_token"], 4, error),
-                "valid": "yes" if record["valid_bound"] else "NOT A BOUND",
+                "valid": "" if result.num_diverged else "yes" if record["valid_bound"] else "NOT A BOUND",
                 "KL": number_text(record["kl_nats_per_token"], 4),
                 "k̂": tail_text(record),
                 "ESS": "" if size is None else f"{size:.1f} of {record['num_draws']}",
@@ -177,6 +203,13 @@ def print_table(results: list[Comparison]) -> None:
         )
     print_rows(rows, words=("inference", "valid"))
     print(LEGEND)
+    for result in results:
+        if result.has_chains:
+            num_chains, num_kept = result.posterior.samples.shape[:2]
+            print(f"\n{result.name}: {num_chains} chains of each text, with the last {num_kept} draws of each kept.")
+    for result in results:
+        if result.remark is not None:
+            print(f"\n{result.remark}")
 
 
 def write(results: list[Comparison], out: Path) -> None:
@@ -188,8 +221,9 @@ def write(results: list[Comparison], out: Path) -> None:
         plots["agreement"] = agreement_plot
     if any(result.has_chains for result in results):
         plots["traces"] = traces_plot
-    for name, plot in plots.items():
-        plot(results).savefig(out / f"{name}.png", dpi=130)
+    with np.errstate(over="ignore", invalid="ignore"):  # in numbers of chains that have diverged
+        for name, plot in plots.items():
+            plot(results).savefig(out / f"{name}.png", dpi=130)
 
 
 def _canvas(width: float, height: float) -> Any:
@@ -200,7 +234,7 @@ def bound_plot(results: list[Comparison]) -> Any:
     """The ELBO against gradient evaluations, all schemes in one picture."""
     canvas = _canvas(7, 4.5)
     axes = canvas.add_subplot()
-    for result in results:
+    for result in (result for result in results if not result.num_diverged):
         gradients, values = zip(*result.curve, strict=True)
         axes.plot(gradients, values, marker="o", markersize=4, label=result.name)
     axes.set_xscale("log", base=2)
@@ -208,13 +242,14 @@ def bound_plot(results: list[Comparison]) -> Any:
     axes.set_xlabel("gradient evaluations for each sequence (each point is a separate run)")
     axes.set_ylabel("bound, -ELBO [nats/token]")
     # Chains that have just started may have a bound of hundreds of nats, which would hide all else.
-    finite = [value for result in results for _, value in result.curve if np.isfinite(value)]
-    ends = [result.curve[-1][1] for result in results if np.isfinite(result.curve[-1][1])]
+    finite = [value for result in results if not result.num_diverged for _, value in result.curve if np.isfinite(value)]
+    ends = [result.curve[-1][1] for result in results if not result.num_diverged and np.isfinite(result.curve[-1][1])]
     if ends:
         low, high = min(finite), max(*ends, np.median(finite))
         if low < high:
             axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
-    axes.legend()
+    if axes.lines:  # not all have diverged
+        axes.legend()
     axes.grid(alpha=0.3)
     return canvas
 
@@ -294,6 +329,7 @@ def kl_plot(results: list[Comparison]) -> Any:
                 reason = "the slots of the prior\nare not independent"
             else:
                 reason = "no R̂: too few draws" if result.r_hat is None else f"R̂ = {result.r_hat:.2f}: not mixed"
+                reason = "diverged" if result.num_diverged else reason
             axes.text(0.5, 0.5, f"{reason}\nKL omitted", ha="center", va="center", transform=axes.transAxes)
             axes.set_xticks([])
             axes.set_yticks([])

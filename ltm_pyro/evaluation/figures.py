@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ltm_pyro.data import Documents, byte_counts
 from ltm_pyro.evaluation.estimators import ESTIMATORS, BlockNats, Estimate, EstimatorSettings, Meaning, of_models
-from ltm_pyro.evaluation.inferred import Inference, Inferred
+from ltm_pyro.evaluation.inferred import ChainHealth, Inference, Inferred
 from ltm_pyro.inference import Noise
 from ltm_pyro.inference.weights import highest_pareto_k
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
@@ -46,6 +46,22 @@ class Place:
         return Place(self.nats + other.nats, self.num_tokens + other.num_tokens)
 
 
+LEFT_OUT = (
+    "nats_per_token",
+    "nelbo_nats_per_token",
+    "nll_nats_per_token",
+    "kl_nats_per_token",
+    "bits_per_byte",
+    "perplexity",
+    "monte_carlo_standard_error",
+    "standard_error",
+    "effective_sample_size",
+    "pareto_k",
+    "heavy_tailed",
+)
+"""What is None in the record of a figure whose chains have diverged: the numbers say nothing of the model."""
+
+
 @dataclass
 class Figure:
     """-log p(x) of a set of texts, by one estimator."""
@@ -70,6 +86,10 @@ class Figure:
     """The effective sample size of each sequence's importance weights, where the figure has any."""
     pareto_ks: list[float] = field(default_factory=list)
     """The shape of the tail of each sequence's importance weights, where the figure has any."""
+    num_diverged: int = 0
+    """Texts on which a chain that z comes from has diverged: their nats say nothing of the model."""
+    num_unmixed: int | None = 0
+    """Texts on which the chains that z comes from have not mixed; None where they keep too few draws to say."""
     places: dict[int, Place] = field(default_factory=dict)
     """The blocks of positions by their first position, where the figure has such parts."""
 
@@ -111,11 +131,18 @@ class Figure:
         for document_id, *parts in rows:
             self._add_document(document_id, Document(*parts))
 
+    def add_chains(self, chains: ChainHealth) -> None:
+        """Add how the chains are that z of a batch comes from."""
+        self.num_diverged += chains.num_diverged
+        known = None not in (self.num_unmixed, chains.num_unmixed)
+        self.num_unmixed = (self.num_unmixed or 0) + (chains.num_unmixed or 0) if known else None
+
     def join(self, other: Figure) -> None:
         """Add what the same estimator found for other texts, or for other sequences of the same documents."""
         if other.num_sequences:
             self.z_from, self.num_samples = other.z_from, other.num_samples
         self.num_sequences += other.num_sequences
+        self.add_chains(ChainHealth(other.num_diverged, other.num_unmixed))
         self.kl = _sum(self.kl, other.kl)
         self.variance = _sum(self.variance, other.variance)
         self.effective_sample_sizes += other.effective_sample_sizes
@@ -158,7 +185,7 @@ class Figure:
         # Where the tail of a text's weights is too heavy, their variance says too little, and so would the error.
         is_known = variance is not None and not math.isnan(variance) and not heavy
         error = math.sqrt(variance) / self.num_tokens if variance is not None and is_known else None
-        return {
+        record = {
             "estimator": self.estimator,
             "posterior": self.z_from,
             "fast_steps": self.fast_steps,
@@ -176,6 +203,7 @@ class Figure:
             "num_sequences": self.num_sequences,
             "num_documents": len(self.documents),
         }
+        return record | dict.fromkeys(LEFT_OUT) if self.num_diverged else record
 
     def by_position(self) -> list[dict[str, Any]]:
         """The nats per token of each block of positions: how the figure changes along a text. Empty if it has none."""
@@ -184,7 +212,20 @@ class Figure:
             for first, place in sorted(self.places.items())
         ]
 
+    @property
+    def chains(self) -> str | None:
+        """What is to be said of the chains that z comes from; None where all is well, or there are none."""
+        if self.num_diverged:
+            return f"chains have diverged on {self.num_diverged} of {self.num_sequences} texts"
+        if self.num_unmixed is None:
+            return "chains keep too few draws to say whether they have mixed"
+        if self.num_unmixed:
+            return f"chains have not mixed on {self.num_unmixed} of {self.num_sequences} texts"
+        return None
+
     def __str__(self) -> str:
+        if self.num_diverged:
+            return f"z from {self.z_from}: no figure [{self.estimator}, T = {self.fast_steps}, {self.chains}]"
         record = self.record()
         in_bytes = ""
         if self.num_bytes:
@@ -197,7 +238,7 @@ class Figure:
         figure = f"{in_bytes}{record['nats_per_token']:.3f}{error} nats/token"
         if self.z_from is None:
             return f"no z: {figure} [{self.estimator}, {self.num_sequences} texts]"
-        warning = "" if self.is_valid else ", NOT A BOUND"
+        warning = ("" if self.is_valid else ", NOT A BOUND") + (f", {self.chains}" if self.chains else "")
         return (
             f"z from {self.z_from}: {figure} "
             f"[{self.estimator}, T = {self.fast_steps}, {self.num_sequences} texts, {self.num_samples} draws{warning}]"
@@ -288,7 +329,11 @@ def score(
     for batch in batches:
         inferred = Inferred(model, batch, inference, rng)
         for name, estimator in used.items():
-            figures[name].add(estimator.estimate(inferred, settings), batch, document_ids[batch.sequence_ids])
+            estimate = estimator.estimate(inferred, settings)
+            figures[name].add(estimate, batch, document_ids[batch.sequence_ids])
+            # A figure of blocks infers z for each of them, and from less than these chains have read.
+            if estimate.by_block is None and inferred.chains is not None:
+                figures[name].add_chains(inferred.chains)
     return list(figures.values())
 
 

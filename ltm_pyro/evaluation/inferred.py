@@ -13,6 +13,8 @@ from pyro.distributions import TorchDistribution
 
 from ltm_pyro.config import NO_INFERENCE, TrainConfig, scheme_of, settings_of
 from ltm_pyro.inference import PRIOR, DensityScheme, Noise, PosteriorScheme, bounds, has_density, infer
+from ltm_pyro.inference.diagnostics import HIGHEST_R_HAT, diverged, mixing
+from ltm_pyro.inference.export import evaluate_draws
 from ltm_pyro.inference.schemes.adam_vi import AdamVI
 from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
@@ -104,6 +106,16 @@ def held_at_start(config: TrainConfig) -> Inference:
     return dataclasses.replace(Inference.from_prior(), block_size=block_size)
 
 
+@dataclass(frozen=True)
+class ChainHealth:
+    """How the chains of a batch of texts are."""
+
+    num_diverged: int
+    """Texts on which a chain has diverged."""
+    num_unmixed: int | None
+    """Texts on which they have not mixed; None where too few draws are kept to say, or a chain has diverged."""
+
+
 class Inferred:
     """A batch and the posteriors of its texts, which are inferred when a figure first asks for them.
 
@@ -124,8 +136,22 @@ class Inferred:
     def _fitted(self) -> tuple[DensityScheme, Any]:
         """A scheme with a density, and its state."""
         scheme, model, batch, rng = self.inference.scheme, self.model, self.batch, self.rng
-        state = infer(scheme, model, batch, rng) if self._state is None else self._state
-        return density_of(scheme, state, model, batch, rng, self.inference.gaussian)
+        self._state = infer(scheme, model, batch, rng) if self._state is None else self._state
+        return density_of(scheme, self._state, model, batch, rng, self.inference.gaussian)
+
+    @functools.cached_property
+    def chains(self) -> ChainHealth | None:
+        """How the chains are that z comes from; None where it does not, or has not been inferred of whole texts."""
+        scheme, state = self.inference.scheme, self._state
+        if not scheme.has_chains or state is None or scheme.num_draws is None:
+            return None
+        posterior = scheme.posterior(state, scheme.num_draws, self.rng)
+        terms = evaluate_draws(posterior, self.model, self.batch)
+        num_diverged = int(diverged(posterior, terms, self.model, self.batch, self.rng).sum())
+        # Numbers of a chain that has diverged are too large for sums of their squares.
+        found = None if num_diverged else mixing(posterior)
+        num_unmixed = None if found is None else int((~(found.largest_r_hat <= HIGHEST_R_HAT)).sum())
+        return ChainHealth(num_diverged, num_unmixed)
 
     def q(self, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]. Its draws use noise that no step has seen; they are the same for the same purpose."""

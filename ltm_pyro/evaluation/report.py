@@ -81,7 +81,10 @@ class Row:
     """Equal for figures of the same sequences."""
 
     def reference(self, rows: list[Row]) -> Row | None:
-        """What differences are taken from: the same figure of the first run, or its exact one, if of the same text."""
+        """What differences are taken from: the same figure of the first run, or its exact one, if of the same text.
+
+        None as well where chains of either have diverged.
+        """
         alike = (
             row
             for row in rows
@@ -90,7 +93,8 @@ class Row:
         )
         found = next(alike, None)
         is_comparable = found is not None and found is not self and found.pairing == self.pairing
-        return found if is_comparable and self.figure.num_bytes else None
+        are_figures = found is not None and not (found.figure.num_diverged or self.figure.num_diverged)
+        return found if is_comparable and are_figures and self.figure.num_bytes else None
 
     @property
     def estimator(self) -> str:
@@ -109,6 +113,8 @@ class Row:
             "data": run.texts.name,
             "data_sha256": run.texts.sha256,
             **self.figure.record(),
+            "num_diverged": self.figure.num_diverged,
+            "num_unmixed": self.figure.num_unmixed,
             "by_position": self.figure.by_position(),
             "training_operations_per_token": run.training_operations_per_token,
             "training_operations": run.training_operations,
@@ -151,8 +157,21 @@ def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
         print(line)
     print_rows([_cells(row, rows) for row in rows], words=("run", "figure", "z from", "meaning"))
     print(LEGEND)
+    for line in dict.fromkeys(_chains_text(row.figure) for row in rows if row.figure.chains):
+        print(f"\n{line}")
     for certificate in certificates:
         print(_certificate_text(certificate))
+
+
+def _chains_text(figure: Figure) -> str:
+    """What is to be said of a figure whose chains are not well, and what can be done."""
+    advice = (
+        "Their figures are left out. The steps are too long for the curvature: a smaller step size, vi_steps and "
+        "vi_rank, or mala or hmc in training."
+        if figure.num_diverged
+        else "python -m ltm_pyro.compare runs several of them for longer, and shows R̂."
+    )
+    return f"{figure.z_from}, T = {figure.fast_steps}: {figure.chains}. {advice}"
 
 
 def _text_scored(row: Row) -> str:
@@ -208,12 +227,15 @@ def _cells(row: Row, rows: list[Row]) -> dict[str, str]:
     reference = row.reference(rows)
     difference = figures.difference(figure, reference.figure) if reference else None
     size = values["effective_sample_size"]
-    return {
+    names = {
         "run": row.run.name,
         "figure": figure.estimator,
         "z from": figure.z_from or "",
         "T": str(figure.fast_steps) if has_z else "",
-        "meaning": "not finite" if estimator.is_valid and not figure.is_valid else estimator.meaning.value,
+    }
+    meaning = "not finite" if estimator.is_valid and not figure.is_valid else estimator.meaning.value
+    return names | {
+        "meaning": "DIVERGED" if figure.num_diverged else meaning,
         "nats/token": number_text(values["nats_per_token"], 4, values["standard_error"]),
         "bits/byte": number_text(values["bits_per_byte"], 4),
         "Δ bits/byte": number_text(difference[0], 4, difference[1], sign="+") if difference else "",
@@ -279,7 +301,7 @@ def plot(rows: list[Row], file_format: str) -> bytes:
     axes = canvas.add_subplot()
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        if row.figure.is_valid and row.figure.num_bytes:
+        if row.figure.is_valid and row.figure.num_bytes and not row.figure.num_diverged:
             run = row.run.name
             label = run if row.figure.z_from is None else f"{run}: {row.figure.estimator}, {row.figure.z_from}"
             lines.setdefault(label, []).append(row)

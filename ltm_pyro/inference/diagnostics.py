@@ -1,4 +1,5 @@
-"""How well chains have mixed, as the diagnostics of Vehtari et al. 2021 (arXiv 1903.08008) say of the numbers of z."""
+"""How well chains have mixed, as the diagnostics of Vehtari et al. 2021 (arXiv 1903.08008) say of the numbers of z, and
+whether they have diverged."""
 
 from __future__ import annotations
 
@@ -10,10 +11,23 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from ltm_pyro.inference.base import Batch, Model, infer
+from ltm_pyro.inference.export import DrawTerms, evaluate_draws
+from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.posterior import Posterior, import_arviz
+from ltm_pyro.inference.schemes.prior import PRIOR
 
 MOST_SIZES = 256
 """Effective sample sizes are those of at most about this many numbers of z, spread evenly over a larger one."""
+
+
+HIGHEST_R_HAT = 1.1
+"""The largest R̂ of chains that are said to have mixed. Above it they are too far apart for their mean to say much; from
+1.01 on they are so for precise work."""
+PRIOR_DRAWS = 16
+"""Draws of the prior, to whose log joint that of chains is compared."""
+NATS_PER_NUMBER = 10.0
+"""How far below the log joint of the prior's draws that of a chain may be, for each number of z."""
 
 
 @dataclass(frozen=True)
@@ -74,3 +88,24 @@ def _ratio_of_variances(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.sqrt((num_draws - 1) / num_draws + between / within)
     return np.where(is_same, np.nan, np.where(is_still, np.inf, ratio))
+
+
+def diverged(posterior: Posterior, terms: DrawTerms, model: Model, batch: Batch, rng: Noise) -> Tensor:
+    """Whether a chain of each sequence is where no posterior can be, [B].
+
+    With E over the posterior and E₀ over the prior, E log p(x | z) ≥ log p(x) ≥ E₀ log p(x | z) (the first since
+    KL(posterior ‖ prior) ≥ 0, the second by Jensen's inequality), and a posterior is seldom much wider than its prior.
+    So the log joint of draws of the posterior is not far below that of draws of the prior. A chain whose steps are too
+    long for the curvature is far below it: its distance grows by a factor in each step.
+
+    Args:
+        posterior: the draws of the chains.
+        terms: those of the draws, from :func:`~ltm_pyro.inference.export.evaluate_draws`.
+        batch: what z was inferred from.
+    """
+    q = PRIOR.distribution(infer(PRIOR, model, batch, rng), rng, "diverged")
+    draws = q.sample(torch.Size([PRIOR_DRAWS])).unsqueeze(0)
+    of_prior = evaluate_draws(Posterior(draws, posterior.sequence_ids), model, batch).log_joint[0]
+    num_dims = posterior.samples[0, 0, 0].numel()
+    lowest = of_prior.mean(0) - NATS_PER_NUMBER * (num_dims + of_prior.std(0))
+    return ~(terms.log_joint.mean(1) >= lowest).all(0)  # not a number is no place either

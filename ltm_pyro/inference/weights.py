@@ -55,7 +55,8 @@ class ImportanceWeights:
         num_draws = log_weights.shape[1]
         shapes = np.full(len(log_weights), np.nan)
         if min(num_draws / 5, 3 * math.sqrt(num_draws)) >= SMALLEST_TAIL:
-            varied = np.ptp(log_weights, axis=1) > 0
+            with np.errstate(invalid="ignore"):  # of weights that are all 0 there is no tail to fit
+                varied = np.ptp(log_weights, axis=1) > 0
             shapes[varied] = _psis_shape(log_weights[varied])
         return torch.from_numpy(shapes)
 

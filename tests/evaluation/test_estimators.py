@@ -5,6 +5,7 @@ Then on a language of known probability, which no valid figure of a trained mode
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -341,3 +342,43 @@ def test_every_figure_is_of_models_with_z_or_of_those_without():
     with_z, without = of_models(with_z=True), of_models(with_z=False)
     assert [*with_z, *without] == list(ESTIMATORS)
     assert list(without) == ["exact"]
+
+
+SETTINGS_OF_CHAINS = dataclasses.replace(SETTINGS, num_samples=4)
+CHAINS = {"num_steps": 64, "num_chains": 4, "num_kept": 32}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "num_diverged", "num_unmixed", "sentence"),
+    [
+        # Steps that are too long for the prior alone, whose variance is 1.
+        (SCHEMES["langevin"](**CHAINS, step_size=50.0), 24, None, "chains have diverged on 24 of 24 texts"),
+        (SCHEMES["langevin"](**CHAINS, step_size=1e-6), 0, 24, "chains have not mixed on 24 of 24 texts"),
+        (SCHEMES["mala"](num_steps=16), 0, None, "chains keep too few draws to say whether they have mixed"),
+        (SCHEMES["hmc"](num_steps=400, num_chains=4, num_kept=200), 0, 0, None),
+        (SCHEMES["vi"](), 0, 0, None),
+    ],
+    ids=["diverged", "not mixed", "one draw", "mixed", "no chains"],
+)
+def test_a_figure_says_how_the_chains_are_that_its_z_comes_from(
+    scheme, num_diverged, num_unmixed, sentence, ltm, written
+):
+    if sentence is None:  # in the sharp model, a text has two modes between which chains hardly go
+        ltm = copy.deepcopy(ltm)
+        with torch.no_grad():
+            for weight in ltm.parameters():
+                weight.mul_(0.3)
+    inference = Inference("scheme", scheme, GAUSSIAN)
+    batches = [written[torch.arange(10)], written[torch.arange(10, 24)]]
+    names = ["elbo"] if scheme.num_steps > 100 else ["elbo", "iwae", "prequential"]
+    ids = torch.arange(24)
+    scored = figures.score(ltm, batches, ids, names, inference, SETTINGS_OF_CHAINS, SequenceNoise(0))
+    for figure in scored[:2]:
+        assert figure.num_diverged == num_diverged
+        if not num_diverged:
+            assert figure.num_unmixed == num_unmixed
+        assert figure.chains == sentence
+        assert ("no figure" in str(figure)) == (num_diverged > 0)
+        assert sentence is None or sentence in str(figure)
+    for figure in scored[2:]:
+        assert figure.chains is None  # its z is inferred for each block

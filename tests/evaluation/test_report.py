@@ -104,6 +104,33 @@ def test_a_figure_that_is_not_finite_says_so_and_nothing_else_breaks(capsys):
     assert contents["certificates"] == [{"upper_nats_per_token": None, "gap_standard_error": None}]
 
 
+def test_chains_that_have_diverged_have_no_figures_and_others_a_sentence(capsys, tmp_path):
+    diverged, unmixed = (row("elbo", [6.0, 9e15], z_from=f"a Gaussian around {name}", kl=[1.0, 1.5]) for name in "ab")
+    diverged.figure.num_diverged, unmixed.figure.num_unmixed = 1, 2
+    first, second = printed([diverged, unmixed], capsys)
+    assert {name: cell for name, cell in first.items() if cell} == {
+        "run": "runs/a",
+        "figure": "elbo",
+        "z from": "a Gaussian around a",
+        "T": "4",
+        "meaning": "DIVERGED",
+        "op/token": "1.23 k",
+    }
+    assert second["meaning"] == "upper bound"
+    assert second["nats/token"]
+    assert "Δ bits/byte" not in second  # from what has diverged there is no difference
+    report.print_report([diverged, unmixed, ELBO], [])
+    out = capsys.readouterr().out
+    assert "a Gaussian around a, T = 4: chains have diverged on 1 of 2 texts." in out
+    assert "a Gaussian around b, T = 4: chains have not mixed on 2 of 2 texts." in out
+    assert out.count("chains have") == 2
+    report.write_json(str(tmp_path / "out.json"), {}, [diverged, unmixed], [])
+    records = json.loads((tmp_path / "out.json").read_text())["figures"]
+    assert [record["difference_bits_per_byte"] for record in records] == [None, None]
+    assert [record["nats_per_token"] for record in records] == [None, pytest.approx((6 + 9e15) / 5)]
+    assert [(record["num_diverged"], record["num_unmixed"]) for record in records] == [(1, 0), (0, 2)]
+
+
 def test_only_figures_of_the_same_sequences_are_compared(capsys):
     other = row("elbo", [6.0, 9.0], pairing=("another text",))
     cells = printed([EXACT, ELBO, other], capsys)

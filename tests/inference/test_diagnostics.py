@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import arviz
 import numpy as np
+import pyro
 import pytest
 import torch
 
-from ltm_pyro.inference import Posterior
-from ltm_pyro.inference.diagnostics import mixing, r_hat
+from ltm_pyro.inference import SCHEMES, Posterior, SequenceNoise, infer
+from ltm_pyro.inference.diagnostics import HIGHEST_R_HAT, diverged, mixing, r_hat
+from ltm_pyro.inference.export import evaluate_draws
 
 
 def autoregressive(coefficient, num_chains=4, num_draws=4000, event_shape=(2,), num_sequences=1):
@@ -86,3 +90,43 @@ def test_of_many_dimensions_the_median_size_is_that_of_some():
 @pytest.mark.parametrize("samples", [torch.zeros(2, 10, 1, 3), torch.randn(2, 3, 1, 3)])
 def test_points_and_few_draws_have_none(samples):
     assert mixing(Posterior(samples, torch.tensor([0]))) is None
+
+
+@pytest.mark.parametrize("name", ["langevin", "underdamped"])
+def test_a_chain_whose_steps_are_too_long_is_said_to_diverge_and_no_other_text(scaled, name):
+    """Langevin's distance grows by |1 - s / v| in each step where s is above twice the posterior variance v."""
+    program, batch = scaled([[0.3] * 4], [[0.01] * 4, [0.8] * 4, [0.7] * 4])
+    scheme = SCHEMES[name](num_steps=16, num_chains=2, num_kept=8)
+    posterior = scheme.posterior(infer(scheme, program, batch, SequenceNoise(0)), 16, SequenceNoise(0))
+    terms = evaluate_draws(posterior, program, batch)
+    assert diverged(posterior, terms, program, batch, SequenceNoise(0)).tolist() == [True, False, False]
+    # One chain of several is enough, and so is a number that is none.
+    good = posterior.samples[:, :, 1:]
+    for value in (1e4, math.nan, math.inf):
+        samples = good.clone()
+        samples[1, :, 1, 0] = value
+        spoilt = Posterior(samples, posterior.sequence_ids[1:])
+        with pyro.validation_enabled(False):
+            terms = evaluate_draws(spoilt, program, batch[1:])
+            found = diverged(spoilt, terms, program, batch[1:], SequenceNoise(0))
+        assert found.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_exact_draws_of_a_posterior_have_not_diverged(scaled, mean, scale):
+    """However sharp it is, and however far from the prior: these draws are of the closed form."""
+    program, batch = scaled([[mean] * 4], [[scale] * 4] * 3)
+    noise = torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    posterior = Posterior(mean + scale * noise, batch.sequence_ids)
+    terms = evaluate_draws(posterior, program, batch)
+    assert not diverged(posterior, terms, program, batch, SequenceNoise(0)).any()
+
+
+def test_chains_that_are_apart_have_not_mixed_and_not_diverged(scaled):
+    program, batch = scaled([[0.0] * 4], [[0.5] * 4] * 3)
+    noise = 0.1 * torch.randn(2, 20, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    posterior = Posterior(noise + torch.tensor([-0.5, 0.5]).view(2, 1, 1, 1), batch.sequence_ids)
+    terms = evaluate_draws(posterior, program, batch)
+    assert not diverged(posterior, terms, program, batch, SequenceNoise(0)).any()
+    assert (mixing(posterior).largest_r_hat > HIGHEST_R_HAT).all()
