@@ -447,8 +447,9 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
             values[name] = defaults[name]
     expected, given = flat(defaults).keys(), flat(values).keys()
     if expected != given:
-        missing, unknown = ", ".join(sorted(expected - given)), ", ".join(sorted(given - expected))
-        raise InputError(f"the settings of the run cannot be read: missing [{missing}], unknown [{unknown}]")
+        wrong = {"missing": expected - given, "unknown": given - expected}
+        shown = ", ".join(f"{what} [{', '.join(sorted(names))}]" for what, names in wrong.items() if names)
+        raise InputError(f"the settings of the run cannot be read: {shown}")
     try:
         sections = {
             name: _section(settings, values.pop(name, {}))

@@ -154,6 +154,7 @@ def parse(args: Sequence[str], resumed: Run | None = None) -> TrainConfig:
     if resumed is None:
         config = parse_options(default_of(first_options(args)), args)
         validate(config)
+        check_new(config)
         if config.out is not None:
             check_is_free(config.out, can_resume=True)
         return config
@@ -169,6 +170,25 @@ def parse(args: Sequence[str], resumed: Run | None = None) -> TrainConfig:
                 "start a new run"
             )
     return config
+
+
+def check_new(config: TrainConfig) -> None:
+    """Check what a new run must not have; earlier versions took it, and their runs are read all the same.
+
+    Raises:
+        InputError: if a setting has no meaning beside another.
+    """
+    rates = config.optimizer
+    if rates.final_learning_rate > rates.learning_rate:
+        raise InputError(
+            f"--optimizer.final-learning-rate {rates.final_learning_rate:g} is above the highest, "
+            f"--optimizer.learning-rate {rates.learning_rate:g}"
+        )
+    stride = getattr(config.schemes.get(config.inference), "stride", 1)
+    if stride > config.model.length:
+        raise InputError(
+            f"--{config.inference}.stride {stride} leaves no position of a sequence of {config.model.length} tokens"
+        )
 
 
 def default_of(known: argparse.Namespace) -> TrainConfig:

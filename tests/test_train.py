@@ -672,6 +672,20 @@ def test_a_file_that_holds_no_settings_is_bad_input(contents, mentioned, command
     assert mentioned in err
 
 
+@pytest.mark.parametrize(
+    ("args", "mentioned"),
+    [
+        (["--inference", "vi", "--vi.stride", "100000"], "--vi.stride 100000 leaves no position"),
+        (["--optimizer.final-learning-rate", "0.5"], "--optimizer.final-learning-rate 0.5 is above the highest"),
+        (["--optimizer.learning-rate", "1e-6"], "is above the highest"),
+    ],
+)
+def test_settings_that_make_no_sense_beside_others_are_refused(args, mentioned, run_main):
+    status, out, err = run_main(train.main, *args)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert mentioned in err
+
+
 def test_a_resumed_run_takes_no_other_settings(command):
     assert command("--steps", "1", "--out", "run")[0] == 0
     assert command("--out", "run", "--resume", "--config", "run/config.yaml")[0] == 2
