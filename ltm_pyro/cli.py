@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import shutil
 import sys
 import warnings
@@ -41,7 +42,7 @@ def parse(default: Config, args: Sequence[str], command: str, common: Collection
         InputError: if the arguments cannot be understood.
         SystemExit: with status 0, after `--help`.
     """
-    errors, help_text = io.StringIO(), io.StringIO()
+    errors, help_text = io.StringIO(), _HelpText()
     all_options = default
     if common is not None and "--help-all" in args:
         args = [*(arg for arg in args if arg not in ("-h", "--help", "--help-all")), "--help"]
@@ -75,10 +76,22 @@ def parse(default: Config, args: Sequence[str], command: str, common: Collection
         raise InputError(f"{_readable(message, default, args)} (--help lists the options)") from None
 
 
+class _HelpText(io.StringIO):
+    """Takes a help text, with the encoding of standard output: by it is decided what the frames are drawn with."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(sys.__stdout__, "encoding", None) or "utf-8"
+
+
 def _plain(text: str) -> str:
     """A help text without `None`, which stands for an option that is not given, in lines of the same width."""
     text = re.sub(r"\{None\}\|(\S+)", lambda shown: shown[1] + " " * len("{None}|"), text)
-    return re.sub(r"\(default: (None)?\)", lambda shown: " " * len(shown[0]), text)
+    # The words may stand in two lines of a box.
+    text = re.sub(r"\(default: (None|'')?\)", lambda shown: " " * len(shown[0]), text)
+    return re.sub(
+        r"\(default:( *│\n│ *)(None|'')?\)", lambda shown: " " * 9 + shown[1] + " " * (len(shown[2] or "") + 1), text
+    )
 
 
 def _with_others_hidden(default: Config, shown: Collection[str]) -> Config:
@@ -102,7 +115,8 @@ def _readable(message: str, default: object, args: Sequence[str]) -> str:
     if missing := re.match(r"Missing value for argument '(--[\w.-]+)'", message):
         following = [value for option, value in itertools.pairwise(args) if option == missing[1]]
         if following and following[0].startswith("-"):
-            return f"{message} A value that begins with a dash is given as {missing[1]}={following[0]}"
+            given = f"{missing[1]}={shlex.quote(following[0])}"
+            return f"{message} A value that begins with a dash is given as {given}"
     if choices := re.search(r"Expected one of \((.*)\)", message):
         names = {name.strip("'") for name in choices[1].split(", ")} - {"None"}
         order = next((order for order in _orders(type(default)) if set(order) == names), tuple(sorted(names)))

@@ -85,6 +85,18 @@ COMMON = (
 )
 """The settings that `--help` explains."""
 
+OF_Z = (
+    "inference",
+    "infer_from",
+    "fast_steps",
+    "model.num_slots",
+    "model.thoughts",
+    "model.prior",
+    "model.encoder_layers",
+    "model.encoder_reads",
+)
+"""The settings that follow from how z is inferred, if they are not given."""
+
 CHANGEABLE = {
     "data",
     "steps",
@@ -205,6 +217,11 @@ def default_of(known: argparse.Namespace) -> TrainConfig:
             raise InputError(f"--config {known.config}: there is no such file") from None
         given = migrated(given) if "version" in given else given
         given = {name: value for name, value in given.items() if name not in ("resolved", "out", "resume", "config")}
+    if known.inference is not None and given.get("inference", known.inference) != known.inference:
+        # What the file says of z is of another scheme.
+        given = {name: value for name, value in given.items() if name not in OF_Z}
+        if isinstance(given.get("model"), dict):
+            given["model"] = {name: value for name, value in given["model"].items() if f"model.{name}" not in OF_Z}
     model = given["model"] if isinstance(given.get("model"), dict) else {}
     default = preset(
         known.preset or given.get("preset", TrainConfig.preset),
@@ -461,12 +478,29 @@ def carry_out(training: Training) -> int:
     print(f"\n{time_text(training.progress.seconds)} of training; the run is in {run.path}")
     quoted = shlex.quote(str(run.path))
     print(f"next: python -m ltm_pyro.report {quoted} (a page to look at)")
-    print(f"      python -m ltm_pyro.generate {quoted} --prompt 'Return the'")
+    print(f"      python -m ltm_pyro.generate {quoted} --prompt …")
     if config.inference != NO_INFERENCE:
-        print(
-            "      python -m ltm_pyro.train --inference none (the same network without z, to compare with by evaluate)"
-        )
+        print(f"      {' '.join(baseline_of(config))} (a baseline, for evaluate to compare)")
     return 0
+
+
+def _is_changed(config: TrainConfig) -> bool:
+    """Whether a run has other settings than those of its preset and scheme."""
+    default = preset(config.preset, config.inference, config.infer_from)
+    return bool(differences(default, dataclasses.replace(config, out=None, resume=False, device=default.device)))
+
+
+def baseline_of(config: TrainConfig) -> list[str]:
+    """The command that trains a model without z, with the settings of a run that are not about z."""
+    default = preset(config.preset, config.inference, config.infer_from)
+    changed = {
+        name: value
+        for name, (_, value) in differences(default, config).items()
+        if name not in (*OF_Z, "out", "resume", "preset") and name.partition(".")[0] not in (*SCHEMES, *OBJECTIVES)
+    }
+    options = [text for name, value in changed.items() for text in (option_of(name), shlex.quote(str(value)))]
+    of_preset = ["--preset", config.preset] if config.preset != TrainConfig.preset else []
+    return ["python -m ltm_pyro.train --inference none", *of_preset, *options]
 
 
 if __name__ == "__main__":

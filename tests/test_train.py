@@ -717,3 +717,19 @@ def test_a_short_training_has_a_short_report(command, monkeypatch):
     monkeypatch.setattr(figures, "score", recording)
     assert command("--steps", "1", "--validation-sequences", "2", "--out", "run")[0] == 0
     assert {sum(map(len, batches)) for batches in scored} == {2}
+
+
+def test_the_baseline_that_is_proposed_is_the_same_training_without_z(command):
+    options = ["--steps", "2", "--seed", "3", "--inference", "map", "--infer-from", "past", "--block-size", "8"]
+    _, out, _ = command(*options, "--fast-steps", "1", "--out", "run")
+    (proposed,) = (line for line in out.splitlines() if "--inference none" in line)
+    args = shlex.split(proposed.partition(" (a baseline")[0].partition("ltm_pyro.train")[2])
+    config, _ = Run(Path("run")).read_config()
+    baseline = train.parse(args)
+    assert baseline.model.num_slots == 0
+    for name in ("data", "steps", "seed", "batch_size", "optimizer"):
+        assert getattr(baseline, name) == getattr(config, name)
+    for name in ("width", "length", "window", "num_layers"):
+        assert getattr(baseline.model, name) == getattr(config.model, name)
+    # As from its settings, of which those of z are another scheme's.
+    assert train.parse(["--config", "run/config.yaml", "--inference", "none"]).model == baseline.model

@@ -294,7 +294,11 @@ def posterior_of(ltm: LTM, num_samples: int) -> object:
 
 
 BAD: dict[str, tuple[str, Callable[[LTM], object], str]] = {
-    "no such checkpoint": ("vi", lambda ltm: ltm_pyro.load(ltm.path, which="bset"), "newest or best, not 'bset'"),
+    "no such checkpoint": (
+        "vi",
+        lambda ltm: ltm_pyro.load(ltm.path, which="bset"),
+        "newest, best or the number of a step, not 'bset'",
+    ),
     "to export it": ("vi", lambda ltm: ltm_pyro.save_pretrained(ltm.path, "new", which="bset"), "not 'bset'"),
     "no such device": ("vi", lambda ltm: ltm_pyro.load(ltm.path, device="cuda:99"), "no device 'cuda:99' here"),
     "a device of no kind": ("vi", lambda ltm: ltm_pyro.load(ltm.path, device="gpu"), "no device 'gpu' here"),

@@ -124,7 +124,7 @@ def test_chains_that_have_diverged_have_no_figures_and_others_a_sentence(capsys,
     assert "a Gaussian around a, T = 4: chains have diverged on 1 of 2 texts." in out
     assert "a Gaussian around b, T = 4: chains have not mixed on 2 of 2 texts." in out
     assert out.count("chains have") == 2
-    report.write_json(str(tmp_path / "out.json"), {}, [diverged, unmixed], [])
+    (tmp_path / "out.json").write_bytes(report.figures_json({}, [diverged, unmixed], []))
     records = json.loads((tmp_path / "out.json").read_text())["figures"]
     assert [record["difference_bits_per_byte"] for record in records] == [None, None]
     assert [record["nats_per_token"] for record in records] == [None, pytest.approx((6 + 9e15) / 5)]

@@ -45,7 +45,7 @@ class LocalFiles(CorpusKind):
     label = "an existing file or folder"
     summary = (
         f"the path of a file ({', '.join(name for name in extensions(FORMATS))}; each also as .gz), "
-        "or of a folder of such files"
+        "or of a folder of such files, all of one format"
     )
 
     def recognises(self, data: str) -> bool:
