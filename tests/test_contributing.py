@@ -137,7 +137,7 @@ for num_steps in (0, 20):
     joints.append((joint.log_likelihood + joint.log_prior).tolist())
 
 helps = dict((command, printed_by(command, "--help")) for command in ("evaluate", "tasks"))
-helps["train"] = printed_by("train", "--inference", "ascent", "--help")
+helps["train"] = printed_by("train", "--inference", "ascent", "--help-all")
 print(json.dumps(dict(task=task, joints=joints, helps=helps)))
 """
 """What is asked of the run. One process does it all: each would take seconds to start."""

@@ -236,10 +236,14 @@ def begin(args: list[str], folder: Path) -> subprocess.Popen[str]:
     )
 
 
+LINES_OF_CORPUS = 3
+"""What is printed of the corpus, behind the first line and before the first step."""
+
+
 def kill_after(num_lines: int, seconds: float, args: list[str], folder: Path) -> str:
     """Begin, and kill so long after so many lines. Returns what it wrote to standard error."""
     with begin(args, folder) as process:
-        for _ in range(num_lines):
+        for _ in range(num_lines + LINES_OF_CORPUS):
             process.stdout.readline()
         time.sleep(seconds)
         process.kill()
@@ -250,15 +254,16 @@ def kill_after(num_lines: int, seconds: float, args: list[str], folder: Path) ->
 
 def test_a_run_on_which_another_works_is_refused_until_that_has_ended(command, new_run, tmp_path):
     with begin([*new_run, "--out", "run", "--steps", "100000"], tmp_path) as process:
-        for _ in range(3):
-            process.stdout.readline()
+        while not process.stdout.readline().startswith("step "):
+            pass
         status, out, err = command("--out", "run", "--resume")
         process.send_signal(signal.SIGTERM)
         _, err_of_first = process.communicate()
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith("error: run is in use: another process is training this run")
     assert (process.returncode, err_of_first) == (128 + signal.SIGTERM, "")
-    assert command("--out", "run", "--resume", "--steps", "1")[0] == 0
+    reached = checkpoints("run")[-1].name.removeprefix("step-")
+    assert command("--out", "run", "--resume", "--steps", str(int(reached)))[0] == 0
 
 
 def test_a_run_that_is_killed_goes_on(command, new_run, whole, tmp_path):

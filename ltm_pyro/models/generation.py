@@ -86,7 +86,8 @@ class Sampling:
     def _penalised(self, logits_BV: Tensor, is_used_BV: Tensor) -> Tensor:
         if self.repetition_penalty == 1:
             return logits_BV
-        penalty = self.repetition_penalty
+        # In float64: a quotient may leave the numbers that float32 has.
+        penalty, logits_BV = self.repetition_penalty, logits_BV.double()
         return torch.where(is_used_BV, torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty), logits_BV)
 
     def _warped(self, logits_BV: Tensor) -> Tensor:

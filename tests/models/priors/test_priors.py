@@ -153,7 +153,7 @@ def test_an_encoder_proposes_relative_to_the_mean_and_scale_of_the_prior(monkeyp
 
 
 def test_the_help_of_training_has_a_line_for_each_prior(run_main):
-    status, out, _ = run_main(train.main, "--help")
+    status, out, _ = run_main(train.main, "--help-all")
     assert status == 0
     help_text = " ".join(out.replace("│", " ").split())
     assert f"--model.prior {{{','.join(PRIORS)}}}" in help_text
