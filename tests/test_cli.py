@@ -113,9 +113,19 @@ def test_output_that_finds_no_room_is_one_line_too():
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "generate", "compare", "tasks gsm8k", "prepare", "export", ""]
+    "command",
+    [
+        "train",
+        "",
+        *(
+            pytest.param(command, marks=pytest.mark.slow)
+            for command in ("evaluate", "generate", "compare", "tasks gsm8k", "prepare", "export")
+        ),
+    ],
 )
-@pytest.mark.parametrize("columns", [1, 5, 20])
+@pytest.mark.parametrize(
+    "columns", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_help_can_be_read_in_a_terminal_of_few_columns(command, columns):
     """With little memory: laid out in few columns, help once took all of it."""
     program = """

@@ -467,7 +467,9 @@ def test_resume_without_a_checkpoint_or_on_another_text_is_bad_input(command, te
     assert "no checkpoint" in err
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "set", "prepared"])
+@pytest.mark.parametrize(
+    "kind", ["folder", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("file", "set", "prepared"))]
+)
 def test_a_run_goes_on_and_is_scored_wherever_its_corpus_lies(command, kind, text, monkeypatch, tmp_path, run_main):
     """The hash says what the corpus is, and not the path, which is relative or leads nowhere any more."""
     Path("texts").mkdir()

@@ -157,7 +157,9 @@ def gamma_world():
     return gamma_poisson()
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name", [name if name == "mala" else pytest.param(name, marks=pytest.mark.slow) for name in SAMPLERS]
+)
 def test_chains_draw_from_the_posterior_of_a_constrained_z(world, name, standard_errors):
     program = unconstrained(world.program)
     scheme = SCHEMES[name](num_chains=4, vi_steps=16, **SAMPLERS[name])

@@ -130,7 +130,7 @@ def test_no_bound_is_above_that_of_the_prior(name, problem, num_steps):
 
 
 @pytest.mark.parametrize("problem", [problem for problem in ZOO if ZOO[problem].num_dims < 10_000])
-@pytest.mark.parametrize("vi_rank", [0, 8])
+@pytest.mark.parametrize("vi_rank", [0, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["langevin", "underdamped", "mala", "hmc"])
 def test_a_gaussian_around_the_mean_of_chains_costs_no_more_than_a_draw_in_its_place(name, vi_rank, problem):
     """A draw from the posterior in the place of its mean costs half a nat a dimension where the posterior is the prior.
