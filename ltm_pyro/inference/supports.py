@@ -185,14 +185,15 @@ def _moments(prior: Distribution) -> tuple[Tensor, Tensor]:
     what lies beyond six standard deviations: of a long tail some per cent.)
 
     Raises:
-        NotImplementedError: if the prior is of neither kind.
+        NotImplementedError: if the prior is of neither kind. So a distribution of torch says that it cannot state its
+            moments, and :func:`~ltm_pyro.inference.base.moments` makes a sentence of it.
     """
     while isinstance(prior, Independent):
         prior = prior.base_dist
     if isinstance(prior, Dirichlet):
         return _moments_of_sticks(prior.concentration)
     if prior.event_shape:
-        raise NotImplementedError
+        raise NotImplementedError("moments of u are known only where the numbers of z are independent")
     transform = _bijection_to_support_of(prior)
 
     def log_density(u: Tensor) -> Tensor:
