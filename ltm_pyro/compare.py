@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -29,6 +30,9 @@ from ltm_pyro.evaluation.comparison import Comparison, kl_per_slot
 from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings
 from ltm_pyro.evaluation.figures import Figure
 from ltm_pyro.evaluation.inferred import Inference, Inferred, inference_of
+from ltm_pyro.evaluation.plots import style
+from ltm_pyro.evaluation.plots.comparison import plots
+from ltm_pyro.files import durable, strict_json
 from ltm_pyro.files.numbering import create_folder
 from ltm_pyro.inference import COMPARED_SCHEMES, SCHEMES, SequenceNoise, StepInfo, infer
 from ltm_pyro.inference.diagnostics import diverged, mixing
@@ -46,6 +50,18 @@ SAMPLES_OF_CURVE = 16
 """Draws of z for the bounds at smaller budgets, which are drawn as a curve."""
 
 
+COMMON = (
+    "run",
+    "inference",
+    "gradients",
+    "data",
+    "num_sequences",
+    "plot_format",
+    "out",
+)
+"""The settings that `--help` explains."""
+
+
 @dataclass(frozen=True)
 class CompareConfig:
     """Infer z of the same texts by several schemes, at the same cost, and compare the posteriors."""
@@ -60,8 +76,9 @@ class CompareConfig:
         ),
     ] = COMPARED_SCHEMES
     gradients: int = 256
-    """The largest number of gradient evaluations for a sequence, all its chains together. A scheme without a density
-    takes 16 more, to fit a Gaussian around its point or draws; its bound, KL and k-hat are those of that Gaussian."""
+    """The largest number of gradient evaluations for a sequence, all its chains together.
+    A scheme without a density takes 16 more, to fit a Gaussian around its point or draws.
+    Its bound, KL and k-hat are those of that Gaussian."""
     num_chains: int = 4
     """Chains of the schemes that sample, at least two, as R-hat needs. The second half of each is kept."""
     num_samples: int = 64
@@ -78,6 +95,8 @@ class CompareConfig:
     """Checkpoint of a run: newest, best (by the validations in training), or the number of a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is cuda where there is one."""
+    plot_format: Literal["png", "pdf", "svg"] = "png"
+    """Format of the plots."""
     out: str | None = None
     """Folder for the table, the draws and the plots. Default: RUN/comparison, numbered if that exists."""
 
@@ -88,7 +107,7 @@ def parse(args: Sequence[str]) -> tuple[CompareConfig, SchemeSettings]:
     Raises:
         InputError: if they cannot be used.
     """
-    config, settings = parse_naming_schemes(CompareConfig(), args, "compare")
+    config, settings = parse_naming_schemes(CompareConfig(), args, "compare", COMMON)
     if not config.run:
         raise InputError("give the folder of a RUN that python -m ltm_pyro.train has written")
     if not config.inference:
@@ -166,6 +185,11 @@ def compared(
         found.add(ESTIMATORS[name].estimate(inferred, EstimatorSettings(num_samples)), batch, document_ids)
         return found
 
+    def point(at: Inference, bound: Figure) -> tuple[int, float, float | None]:
+        record = bound.record()
+        gradients = at.scheme.num_gradients + gaussian_gradients
+        return gradients, bound.nats / bound.num_tokens, record["monte_carlo_standard_error"]
+
     started = time.perf_counter()
     state = infer(scheme, model, batch, rng, watch=watch)
     seconds = time.perf_counter() - started
@@ -182,7 +206,7 @@ def compared(
     curve = []
     for smaller in at_smaller_budgets(inference, config):
         there = figure("elbo", Inferred(model, batch, smaller, rng), SAMPLES_OF_CURVE)
-        curve.append((smaller.scheme.num_gradients + gaussian_gradients, there.nats / there.num_tokens))
+        curve.append(point(smaller, there))
     return Comparison(
         name=inference.name,
         num_gradients=scheme.num_gradients,
@@ -199,9 +223,18 @@ def compared(
         acceptance=torch.stack(acceptances[len(acceptances) // 2 :]).mean().item() if acceptances else None,
         objective="-ELBO" if scheme.has_density else "-log p(x, z)",
         objectives=(torch.stack(objectives) / batch.weights.sum(1)).cpu(),
-        curve=[*curve, (scheme.num_gradients + gaussian_gradients, bound.nats / bound.num_tokens)],
+        curve=[*curve, point(inference, bound)],
         kl_per_slot=kl_per_slot(inferred, config.num_samples),
     )
+
+
+def write(results: list[Comparison], out: Path, plot_format: str) -> None:
+    """Write `comparison.json` and the plots into the folder."""
+    records = strict_json.dumps([result.record() for result in results], indent=2)
+    durable.write(out / "comparison.json", f"{records}\n".encode())
+    with np.errstate(over="ignore", invalid="ignore"):  # in numbers of chains that have diverged
+        for name, canvas in plots(results).items():
+            durable.write(out / f"{name}.{plot_format}", style.image(canvas, plot_format))
 
 
 def main(args: Sequence[str]) -> int:
@@ -228,12 +261,14 @@ def main(args: Sequence[str]) -> int:
                 (out / inference.name).mkdir()
                 draws.to_netcdf(str(out / inference.name / "posterior.nc"))
                 results.append(result)
+                if not sys.stdout.isatty():
+                    print(f"{result.name}: done in {result.seconds:.0f} s", flush=True)
         finally:
             # Also after Ctrl-C: what is finished is not lost.
             if results:
                 print(f"{config.run} on {texts.name}: {len(batch)} sequences, {result.bound.num_tokens:,} tokens")
                 comparison.print_table(results)
-                comparison.write(results, out)
+                write(results, out, config.plot_format)
                 print(f"\ntable, plots, and draws (NAME/posterior.nc, for ArviZ): {out}")
             elif not any(out.iterdir()):
                 out.rmdir()

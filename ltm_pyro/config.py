@@ -83,13 +83,13 @@ class TrainConfig:
     steps: int = 400
     """The number of slow steps, each of which updates the weights once."""
     fast_steps: int = 4
-    """The number of steps of inference in each slow step (T): for each sequence, or with --infer-from past for each
-    block of one."""
+    """The number of steps of inference in each slow step (T).
+    They are taken for each sequence, or with --infer-from past for each block of one."""
     batch_size: int = 4
     """The number of sequences in a slow step, over all processes."""
     micro_batch_size: int = 8
-    """The largest number of sequences for which a process infers z at the same time. A smaller number needs less
-    memory; the gradients of the parts are added up."""
+    """The largest number of sequences for which a process infers z at the same time.
+    A smaller number needs less memory; the gradients of the parts are added up."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """The number format of the decoder's matrix products. bfloat16 is about twice as fast on processors that have it.
     Weights, z, KL, sums and the optimiser stay in float32."""
@@ -102,9 +102,9 @@ class TrainConfig:
     out: str | None = None
     """The folder of the run. By default it is runs/DATA-PRESET-INFERENCE, with a number if that folder exists."""
     resume: bool = False
-    """Continue the run in --out. Only these can then be changed: --steps (which moves the end of the learning rate's
-    schedule), --device, --compile, and how often to log, validate and save, how much to validate, and how many
-    checkpoints to keep."""
+    """Continue the run in --out.
+    --steps can be changed then, which moves the end of the learning rate's schedule.
+    So can --device, --compile, and how often and how much to log, validate, save and keep; the rest cannot."""
     log_every: int = 10
     """The number of slow steps between two lines of metrics."""
     tensorboard: bool = False
@@ -250,8 +250,14 @@ def options_of_scheme(scheme: type[Any], is_optional: bool = False) -> type[Any]
     return options
 
 
-def parse_naming_schemes(default: Config, args: Sequence[str], command: str) -> tuple[Config, SchemeSettings]:
+def parse_naming_schemes(
+    default: Config, args: Sequence[str], command: str, common: Sequence[str] | None = None
+) -> tuple[Config, SchemeSettings]:
     """The settings of a command, and what it says of the schemes that its `--inference` names.
+
+    Args:
+        common: the settings that `--help` explains, besides those of the schemes; `--help-all` explains all.
+            None: `--help` does.
 
     Raises:
         InputError: if the arguments cannot be understood.
@@ -262,7 +268,8 @@ def parse_naming_schemes(default: Config, args: Sequence[str], command: str) -> 
     fields = [(name, section, field(default=section())) for name, section in sections.items()]
     options = dataclasses.make_dataclass(type(default).__name__, fields, bases=(type(default),), frozen=True)
     options.__doc__ = type(default).__doc__
-    given = vars(cli.parse(options(**vars(default)), args, command))
+    shown = None if common is None else [*common, *sections]
+    given = vars(cli.parse(options(**vars(default)), args, command, shown))
     settings = {
         name: {key: value for key, value in vars(given[name]).items() if value is not None and key not in NOT_OPTIONS}
         for name in sections

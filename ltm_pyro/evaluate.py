@@ -25,6 +25,8 @@ from ltm_pyro.evaluation import figures, operations, report
 from ltm_pyro.evaluation.certificate import certify
 from ltm_pyro.evaluation.estimators import ESTIMATORS, EstimatorSettings, of_models
 from ltm_pyro.evaluation.inferred import Inference, inferences_of
+from ltm_pyro.evaluation.plots import style
+from ltm_pyro.evaluation.plots.fast_steps import fast_steps_plot
 from ltm_pyro.evaluation.report import Row, ScoredRun
 from ltm_pyro.files.numbering import free_path
 from ltm_pyro.files.output import Output
@@ -39,6 +41,20 @@ if TYPE_CHECKING:
     EstimatorName = str
 else:
     EstimatorName = Literal[tuple(WITH_Z)]
+
+
+COMMON = (
+    "runs",
+    "data",
+    "inference",
+    "fast_steps",
+    "estimators",
+    "length",
+    "num_sequences",
+    "json",
+    "plot",
+)
+"""The settings that `--help` explains."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ def parse(args: Sequence[str]) -> tuple[EvaluateConfig, SchemeSettings]:
     """
     if any(arg.partition("=")[0] == "--task" for arg in args):
         raise InputError("tasks have a separate command: python -m ltm_pyro.tasks TASK RUN [RUN ...]")
-    config, settings = parse_naming_schemes(EvaluateConfig(), args, "evaluate")
+    config, settings = parse_naming_schemes(EvaluateConfig(), args, "evaluate", COMMON)
     if not config.runs:
         raise InputError("give at least one RUN, a folder that python -m ltm_pyro.train has written")
     cli.require_at_least(config, batch_size=1, num_sequences=0, certify=0)
@@ -112,8 +128,8 @@ def parse(args: Sequence[str]) -> tuple[EvaluateConfig, SchemeSettings]:
         raise InputError(f"give at least one of --estimators {' '.join(WITH_Z)}")
     if config.length is not None:
         cli.require_at_least(config, length=1)
-    if config.plot is not None and _plot_format(config.plot) not in report.PLOT_FORMATS:
-        raise InputError(f"--plot {config.plot} must end in {', '.join(f'.{name}' for name in report.PLOT_FORMATS)}")
+    if config.plot is not None and _plot_format(config.plot) not in style.FORMATS:
+        raise InputError(f"--plot {config.plot} must end in {', '.join(f'.{name}' for name in style.FORMATS)}")
     return config, settings
 
 
@@ -185,11 +201,11 @@ def score(run: ScoredRun, inference: Inference, config: EvaluateConfig) -> list[
         config.settings,
         SequenceNoise(config.seed),
     )
-    rows = []
+    rows, num_words = [], packed.num_words(chosen)
     for figure in scored:
         estimator = ESTIMATORS[figure.estimator]
         cost = operations.of_estimate(trained.model, estimator, inference, config.settings, config.length)
-        rows.append(Row(run, figure, inference.name, cost, run.pairing(len(chosen))))
+        rows.append(Row(run, figure, inference.name, cost, run.pairing(len(chosen)), num_words))
     return rows
 
 
@@ -232,7 +248,7 @@ def main(args: Sequence[str]) -> int:
         if json:
             print(f"\nall figures: {config.json}")
         if plot and plot_path:
-            plot.finish(report.plot(rows, _plot_format(plot_path)))
+            plot.finish(style.image(fast_steps_plot(rows), _plot_format(plot_path)))
             print(f"\nplot: {plot_path}")
     return 0
 

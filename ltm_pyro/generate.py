@@ -31,6 +31,19 @@ from ltm_pyro.runs.continuation import Tokens, Writing, block_size_of, scheme_of
 from ltm_pyro.runs.thoughts import load_thoughts, thoughts_file
 from ltm_pyro.runs.trained import TrainedModel, load, require_text
 
+COMMON = (
+    "run",
+    "prompt",
+    "prompt_file",
+    "num_samples",
+    "max_new_tokens",
+    "inference",
+    "fast_steps",
+    "sampling",
+    "seed",
+)
+"""The settings that `--help` explains."""
+
 
 @dataclass(frozen=True)
 class GenerateConfig:
@@ -40,10 +53,9 @@ class GenerateConfig:
     """Folder of a run; or demo, the model that comes with the package."""
     prompt: str = ""
     """Text to continue, of any length.
-    z is inferred from its last tokens, at most as many as a sequence of the model has. Where the run was trained with
-    --infer-from past, map and vi read all of its whole blocks.
-    An empty prompt stands for a new text, with z as it is before anything is read: from the prior, or for map its
-    mean, where the run was trained with --infer-from past."""
+    z is inferred from its last tokens, at most as many as a sequence of the model has.
+    Of a run that was trained with --infer-from past, map and vi read all of its whole blocks.
+    An empty prompt stands for a new text, with z from the prior; for map after --infer-from past, with its mean."""
     prompt_file: str | None = None
     """File of prompts, one a line; an empty line stands for a new text."""
     num_samples: int = 1
@@ -90,7 +102,7 @@ def parse(args: Sequence[str]) -> tuple[GenerateConfig, SchemeSettings]:
     Raises:
         InputError: if they cannot be used.
     """
-    config, settings = parse_naming_schemes(GenerateConfig(), args, "generate")
+    config, settings = parse_naming_schemes(GenerateConfig(), args, "generate", COMMON)
     if not config.run:
         raise InputError("give the folder of a RUN that python -m ltm_pyro.train has written")
     cli.require_at_least(config, num_samples=1, batch_size=1, max_new_tokens=0, fast_steps=0, rethink=0)

@@ -47,8 +47,8 @@ class ReportConfig:
     """Draws of z for each text, or for each block of it. A scheme of points or chains gives all draws that it has."""
     block_size: int | None = None
     """Tokens that are predicted from one inference of z.
-    Default: as the run was trained (--infer-from past), else an eighth of a sequence, which takes as long as inferring
-    z of 3.5 whole sequences for each."""
+    Default: as the run was trained (--infer-from past), else an eighth of a sequence.
+    An eighth takes as long as inferring z of 3.5 whole sequences for each."""
     batch_size: int = 16
     """Sequences that are scored together. Figures do not depend on it."""
     seed: int = 0

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
+import inspect
+import itertools
 import os
 import re
 import signal
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 import ltm_pyro
-from ltm_pyro import cli, evaluate, generate, train
-from ltm_pyro.config import preset
+from ltm_pyro import cli, compare, evaluate, generate, train
+from ltm_pyro.compare import CompareConfig
+from ltm_pyro.config import TrainConfig, preset
 from ltm_pyro.errors import InputError, RunError, WriteError
+from ltm_pyro.evaluate import EvaluateConfig
+from ltm_pyro.export import ExportConfig
+from ltm_pyro.generate import GenerateConfig
+from ltm_pyro.inference import SCHEMES
+from ltm_pyro.inference.objectives import OBJECTIVES
 from ltm_pyro.inference.schemes.mala import MALA
 from ltm_pyro.inference.schemes.vi import VI
+from ltm_pyro.prepare import PrepareConfig
+from ltm_pyro.report import ReportConfig
 from ltm_pyro.train import parse_options
 
 ROOT = Path(__file__).parents[1]
@@ -244,6 +257,53 @@ def test_help_of_training_is_one_screen_and_the_rest_is_there_on_request(capsys,
     assert "--map.learning-rate" in texts["--help-all"]
     assert "--mala" not in texts["--help-all"]
     assert "None" not in texts["--help"]
+
+
+@pytest.mark.parametrize(
+    ("main", "rare"), [(evaluate.main, "num-chains"), (generate.main, "rethink"), (compare.main, "num-chains")]
+)
+def test_help_of_the_other_commands_is_short_too(main, rare, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    texts = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            cli.run(main, ["--inference", "mala", option])
+        texts[option] = capsys.readouterr().out
+        assert "--mala.vi-rank" in texts[option]  # named, so its settings are shown
+    assert "--help-all" in texts["--help"]
+    assert f"--{rare}" not in texts["--help"]
+    assert f"--{rare}" in texts["--help-all"]
+
+
+def test_no_line_of_a_help_text_ends_within_a_sentence():
+    """It would be wrapped once where it was written, and once more in the terminal."""
+    options = [TrainConfig, EvaluateConfig, GenerateConfig, CompareConfig, PrepareConfig, ExportConfig, ReportConfig]
+    seen = set()
+    for cls in classes_of_options([*options, *SCHEMES.values(), *OBJECTIVES.values()]):
+        seen.add(cls.__name__)
+        for name, text in attribute_docstrings(cls):
+            for line in text.splitlines()[:-1]:
+                assert not line.strip() or line.rstrip()[-1] in ".:", f"{cls.__name__}.{name}: {line.strip()}"
+    assert {"TrainConfig", "DecoderConfig", "MAP", "Chains", "Sampling", "EstimatorSettings"} <= seen
+
+
+def classes_of_options(classes):
+    """The dataclasses, those that they inherit from, and those of their fields."""
+    found = []
+    while classes:
+        cls = classes.pop()
+        if dataclasses.is_dataclass(cls) and cls not in found:
+            found.append(cls)
+            classes += [*cls.__mro__[1:], *get_type_hints(cls).values()]
+    return found
+
+
+def attribute_docstrings(cls):
+    """The names of fields, and the texts that stand below them."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    for field, below in itertools.pairwise(definition.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            yield field.target.id, below.value.value
 
 
 def test_what_help_does_not_show_is_an_option_all_the_same():

@@ -24,6 +24,8 @@ from ltm_pyro.evaluation import comparison
 from ltm_pyro.evaluation.comparison import Comparison
 from ltm_pyro.evaluation.figures import chosen_sequences
 from ltm_pyro.evaluation.inferred import Inferred, inference_of
+from ltm_pyro.evaluation.plots import comparison as plots
+from ltm_pyro.evaluation.plots import style
 from ltm_pyro.inference import SCHEMES, SequenceNoise, bounds, infer, log_joint
 from ltm_pyro.inference.diagnostics import Mixing
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
@@ -138,7 +140,7 @@ def test_the_table_says_what_each_scheme_cost_and_gave(compared):
         assert 21 < record["gradients_per_sequence"] <= 42
         assert record["monte_carlo_standard_error"] > 0
         assert record["inference_seconds"] > 0
-        steps = [gradients for gradients, _ in record["bound_by_gradients"]]
+        steps = [gradients for gradients, *_ in record["bound_by_gradients"]]
         assert steps == sorted(steps)
         # Those of the Gaussian around a point or draws come on top, and are in the curve.
         assert record["gradients_of_gaussian"] == (0 if SCHEMES[name].has_density else 16)
@@ -177,8 +179,8 @@ def test_the_bound_is_that_of_evaluate(compared, trained):
 def test_a_point_of_the_curve_is_a_run_of_that_many_gradients(results, trained, batch):
     """Not a state on the way of a longer run, which has other step sizes and another warm-up."""
     # mala takes a gradient where each of its two chains starts, two a step, and 16 for its Gaussian.
-    assert [gradients for gradients, _ in results["vi"].curve] == [1, 2, 4, 8, 16, 32, 64]
-    assert [gradients for gradients, _ in results["mala"].curve] == [16 + n for n in (4, 8, 16, 32, 64)]
+    assert [gradients for gradients, *_ in results["vi"].curve] == [1, 2, 4, 8, 16, 32, 64]
+    assert [gradients for gradients, *_ in results["mala"].curve] == [16 + n for n in (4, 8, 16, 32, 64)]
     for name, gradients, num_steps in (("vi", 8, 8), ("mala", 32, 7)):
         inference, rng = inference_of(trained.config, name, num_steps), noise_of(name, 5)
         scheme, model = inference.scheme, trained.model
@@ -188,7 +190,9 @@ def test_a_point_of_the_curve_is_a_run_of_that_many_gradients(results, trained, 
         if name == "mala":
             scheme, state = bounds.gaussian_around(scheme, state, model, batch, rng, inference.gaussian)
         expected = bounds.elbo(model, batch, scheme.distribution(state, rng), 16).nelbo.sum() / batch.weights.sum()
-        assert dict(results[name].curve)[gradients] == pytest.approx(expected.item(), rel=1e-5)
+        assert {at: value for at, value, _ in results[name].curve}[gradients] == pytest.approx(
+            expected.item(), rel=1e-5
+        )
 
 
 def test_a_scheme_has_noise_of_its_own_whatever_it_is_compared_with(compared, command):
@@ -207,7 +211,7 @@ def test_a_scheme_has_noise_of_its_own_whatever_it_is_compared_with(compared, co
 
 def test_the_agreement_is_in_exact_moments_where_there_are_such(results):
     """Not in those of the draws, which are off by their number."""
-    canvas = comparison.agreement_plot([results["vi"], results["mala"], results["map"]])
+    canvas = plots.agreement_plot([results["vi"], with_mixing(results["mala"], 1.0), results["map"]])
     mean, _, scale, no_scale = canvas.axes
     q, draws = results["vi"].q, results["mala"].posterior.samples.flatten(0, 1)
     for axes, of_q, of_draws in ((mean, q.mean, draws.mean(0)), (scale, q.stddev, draws.std(0))):
@@ -250,12 +254,14 @@ def test_chains_that_have_not_mixed_have_no_kl(results):
     assert unknown.record()["kl_nats_per_token"] is None
     high = dataclasses.replace(badly.kl_per_slot, nats=1000 + badly.kl_per_slot.nats)
     huge = dataclasses.replace(badly, kl_per_slot=high)
-    vi, of_badly, of_unknown, *_ = comparison.kl_plot([results["vi"], huge, unknown]).axes
-    assert vi.images[0].norm.vmax == pytest.approx(results["vi"].kl_per_slot.nats.max().item())
-    assert not of_badly.images
-    assert "R̂ = 1.11: not mixed" in of_badly.texts[0].get_text()
-    assert "too few draws" in of_unknown.texts[0].get_text()
-    assert not comparison.kl_plot([huge]).axes[0].images
+    canvas = plots.kl_plot([results["vi"], huge, unknown])
+    with_map = [axes for axes in canvas.axes if axes.images]
+    assert [axes.get_title() for axes in with_map] == ["vi"]
+    assert with_map[0].images[0].norm.vmax == pytest.approx(results["vi"].kl_per_slot.nats.max().item())
+    title = canvas.get_suptitle()
+    assert "omitted: mala (R̂ = 1.11: not mixed)" in title
+    assert "omitted: mala (no R̂: too few draws)" in title
+    assert not plots.kl_plot([huge]).axes
 
 
 @pytest.fixture(scope="module")
@@ -286,9 +292,73 @@ def test_chains_that_have_diverged_are_named_and_have_no_figures(diverged, resul
     assert record["num_diverged"] == 3
     assert all(record[name] is None for name in ("nats_per_token", "bits_per_byte", "kl_nats_per_token", "r_hat"))
     for others in ([], [results["vi"]]):  # a plot of nothing is no error
-        comparison.write([*others, diverged], tmp_path)
-    (axes,) = comparison.bound_plot([results["vi"], diverged]).axes
-    assert [line.get_label() for line in axes.lines] == ["vi"]
+        compare.write([*others, diverged], tmp_path, "png")
+    canvas = plots.bound_plot([results["vi"], diverged])
+    assert len(canvas.axes) == 1
+    assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["vi"]
+
+
+def test_chains_that_have_not_mixed_are_drawn_apart(results):
+    """The bounds with the errors of the table, in one panel for what is well and in another for what is not."""
+    badly = dataclasses.replace(with_mixing(results["mala"], 1.83), name="badly")
+    well = with_mixing(results["mala"], 1.05)
+    of_well, of_badly = plots.bound_plot([results["vi"], badly, well]).axes
+    assert (len(of_well.containers), len(of_badly.containers)) == (2, 1)
+    for axes, number, result in ((of_well, 0, results["vi"]), (of_well, 1, well), (of_badly, 0, badly)):
+        curve, _, (bars,) = axes.containers[number]
+        record = result.record()
+        assert curve.get_ydata()[-1] == record["nats_per_token"]
+        low, high = bars.get_segments()[-1][:, 1]
+        assert (high - low) / 2 == pytest.approx(record["monte_carlo_standard_error"])
+    assert "not mixed" in of_badly.get_title()
+    agreement = plots.agreement_plot([results["vi"], badly, well])
+    titles = [axes.get_title() for axes in agreement.axes[:2]]
+    assert titles == ["mala", "badly:\nnot mixed (R̂ 1.83)"]
+    # The limits are those of what is well, and all panels of a row have them.
+    assert agreement.axes[0].get_xlim() == agreement.axes[1].get_xlim() == agreement.axes[1].get_ylim()
+    traces = plots.traces_plot([badly, well])
+    assert [axes.get_title(loc="left").partition(",")[0] for axes in traces.axes[::6]] == [
+        "mala",
+        "badly: not mixed (R̂ 1.83)",
+    ]
+    first, of_same_text = traces.axes[0], traces.axes[6]
+    assert first.get_ylim() == of_same_text.get_ylim()
+    assert first.get_ylim() != traces.axes[3].get_ylim()  # of another text
+
+
+def test_panels_of_the_same_objective_share_their_axes(results):
+    vi, of_point = results["vi"], results["map"]
+    other = dataclasses.replace(vi, name="other", objectives=vi.objectives[:8] * 2)
+    canvas = plots.objectives_plot([vi, other, of_point])
+    of_vi, of_other, of_map = canvas.axes
+    assert of_vi.get_ylim() == of_other.get_ylim() != of_map.get_ylim()
+    assert of_vi.get_xlim() == of_other.get_xlim() == of_map.get_xlim()
+
+
+def test_a_legend_takes_none_of_the_width_of_a_plot(results):
+    """However long its labels are; and nothing lies over anything else."""
+    long = [dataclasses.replace(results[name], name=f"{name} with a very long name " * 2) for name in ("vi", "map")]
+    for draw in (plots.bound_plot, plots.objectives_plot):
+        canvas = draw(long)
+        canvas.draw_without_rendering()
+        (legend,) = canvas.legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= canvas.bbox.x1
+        assert box.y1 <= min(axes.get_tightbbox().y0 for axes in canvas.axes)
+        assert canvas.get_size_inches()[0] == style.WIDTH
+
+
+@pytest.mark.parametrize("file_format", style.FORMATS)
+def test_plots_have_the_format_that_is_asked_for(results, tmp_path, file_format):
+    compare.write([results["vi"]], tmp_path, file_format)
+    begins = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+    for name in ("bound", "objectives", "kl"):
+        contents = (tmp_path / f"{name}.{file_format}").read_bytes()
+        assert contents.startswith(begins[file_format])
+        # Letters stay letters, which can be searched and set in the font of a paper.
+        assert file_format != "svg" or b"How" in contents or b"The objective" in contents
+        assert file_format != "pdf" or b"/Type3" not in contents
 
 
 def test_chains_that_have_not_mixed_are_named_and_those_that_have_are_not(results, capsys):
@@ -316,13 +386,16 @@ def test_the_heat_map_has_the_kl_of_each_layer_in_its_row(results):
     kl = (0.5 * (mean**2 + scale**2 - 1) - scale.log()).sum(-1).mean(0)
     assert kl.shape == (2, 3)
     assert not torch.allclose(kl, kl.flip(0), rtol=1e-3)
-    axes = comparison.kl_plot([result]).axes[0]
+    axes = plots.kl_plot([result]).axes[0]
     image = axes.images[0]
     assert np.allclose(image.get_array(), kl, rtol=1e-4, atol=1e-6)
     # Row 0 is drawn where the axis says 0.
     assert axes.get_ylabel() == "layer"
     left, right, bottom, top = image.get_extent()
     assert (left, right) == (-0.5, 2.5)
+    for (layer, slot), text in zip(np.ndindex(2, 3), axes.texts, strict=True):
+        assert text.get_position() == (slot, layer)
+        assert float(text.get_text()) == pytest.approx(kl[layer, slot].item(), rel=5e-3)
     assert (bottom, top) == ((1.5, -0.5) if image.origin == "upper" else (-0.5, 1.5))
 
 
@@ -382,14 +455,14 @@ def test_a_slot_has_no_kl_where_the_prior_does_not_tell_slots_apart(trained, bat
     prior = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts)
     assert comparison.kl_per_slot(inferred_under(prior, trained, batch), 8) is None
     without = dataclasses.replace(results["vi"], kl_per_slot=None)
-    axes, *_ = comparison.kl_plot([without, results["map"]]).axes
-    assert not axes.images
-    assert "not independent" in axes.texts[0].get_text()
+    canvas = plots.kl_plot([without, results["map"]])
+    assert [axes.get_title() for axes in canvas.axes if axes.images] == ["map"]
+    assert "omitted: vi (the slots of the prior are not independent)" in canvas.get_suptitle()
 
 
 def test_the_traces_are_those_of_each_chain(results, trained, batch):
     result = results["mala"]
-    canvas = comparison.traces_plot([results["vi"], result])
+    canvas = plots.traces_plot([results["vi"], result])
     samples = result.posterior.samples
     assert len(canvas.axes) == 2 * 3  # two texts of the one scheme that has chains
     for text in range(2):

@@ -66,6 +66,26 @@ class PackedSequences:
         num_bytes = torch.from_numpy(self._token_num_bytes[tokens].sum(axis=1))
         return TokenBatch(torch.from_numpy(tokens), weights, indices, num_bytes)
 
+    def num_words(self, indices: Sequence[int] | np.ndarray) -> int:
+        """How many words begin in the sequences at these indices.
+
+        A word is what stands between white space (ASCII's, as in `bytes.split`) or the ends of a document. One that a
+        sequence's end cuts is counted where it begins, so that all sequences together have the words of the documents.
+
+        Raises:
+            InputError: a file of the corpus is damaged.
+        """
+        end, total = end_of_text(self.encoding), 0
+        for index in indices:
+            start = int(self.starts[index])
+            tokens = self.documents.read(max(0, start - 1), start + int(self.num_tokens[index])).tolist()
+            check_tokens(np.array(tokens), self.encoding.n_vocab)
+            # The token before tells whether the first word has begun there; end-of-text separates as white space does.
+            pieces = [b"\n" if token == end else self.encoding.decode_single_token_bytes(token) for token in tokens]
+            before = pieces.pop(0) if start else b""
+            total += len((before + b"".join(pieces)).split()) - len(before.split())
+        return total
+
     @functools.cached_property
     def _token_num_bytes(self) -> np.ndarray:
         return token_num_bytes(self.encoding)

@@ -52,6 +52,7 @@ LEFT_OUT = (
     "nll_nats_per_token",
     "kl_nats_per_token",
     "bits_per_byte",
+    "bits_per_byte_standard_error",
     "perplexity",
     "monte_carlo_standard_error",
     "standard_error",
@@ -172,6 +173,12 @@ class Figure:
         return ratio_error([(document.nats, document.num_tokens) for document in documents])
 
     @property
+    def bits_per_byte_standard_error(self) -> float | None:
+        """Standard error of the bits per byte as an estimate for other documents like these; None for a single one."""
+        documents = self.documents.values()
+        return ratio_error([(document.nats / math.log(2), document.num_bytes) for document in documents])
+
+    @property
     def heavy_tailed(self) -> float | None:
         """The share of texts whose importance weights have too heavy a tail for the error of their mean to be known: k̂
         above what so many draws allow. None where k̂ is not known of any text."""
@@ -195,6 +202,7 @@ class Figure:
             **per_token(self.nats, self.kl, self.num_tokens, self.num_bytes),
             "monte_carlo_standard_error": error,
             "standard_error": self.standard_error,
+            "bits_per_byte_standard_error": self.bits_per_byte_standard_error,
             "effective_sample_size": _median(self.effective_sample_sizes),
             "pareto_k": _median(self.pareto_ks),
             "heavy_tailed": heavy,
@@ -238,10 +246,11 @@ class Figure:
         figure = f"{in_bytes}{record['nats_per_token']:.3f}{error} nats/token"
         if self.z_from is None:
             return f"no z: {figure} [{self.estimator}, {self.num_sequences} texts]"
+        draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
         warning = ("" if self.is_valid else ", NOT A BOUND") + (f", {self.chains}" if self.chains else "")
         return (
             f"z from {self.z_from}: {figure} "
-            f"[{self.estimator}, T = {self.fast_steps}, {self.num_sequences} texts, {self.num_samples} draws{warning}]"
+            f"[{self.estimator}, T = {self.fast_steps}, {self.num_sequences} texts, {draws}{warning}]"
         )
 
 
@@ -300,8 +309,13 @@ def per_token(nats: float, kl: float | None, num_tokens: int, num_bytes: int) ->
         "nll_nats_per_token": None if kl is None else (nats - kl) / num_tokens,
         "kl_nats_per_token": None if kl is None else kl / num_tokens,
         "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else None,
-        "perplexity": math.exp(nats / num_tokens) if nats / num_tokens < 700 else None,
+        "perplexity": perplexity(nats, num_tokens),
     }
+
+
+def perplexity(nats: float, count: int) -> float | None:
+    """The perplexity of each of so many tokens or words; None where it is too large for a number, or there is none."""
+    return math.exp(nats / count) if count and nats / count < 700 else None
 
 
 def score(

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ltm_pyro.evaluation.plots import style
 from ltm_pyro.inference import PRIOR, Noise, infer
-from ltm_pyro.inference.posterior import import_matplotlib
 from ltm_pyro.models import LatentThoughtModel, Sampling, TokenBatch
 
 
@@ -35,16 +35,17 @@ def accuracy_by_layers(model: LatentThoughtModel, batch: TokenBatch, z_BLSD: Ten
     return torch.stack([token_accuracy(model, batch, z) for z in kept])
 
 
+@style.in_style
 def plot(accuracies: Tensor, path: str | Path) -> None:
     """Draw the mean over texts of what `accuracy_by_layers` gives, with its standard error."""
-    canvas = import_matplotlib().figure.Figure(figsize=(5, 3.5), layout="constrained")
+    canvas = style.new_canvas(2.5, style.WIDTH / 2)
     axes = canvas.add_subplot()
     num_kept, num_texts = accuracies.shape
     error = accuracies.std(1) / num_texts**0.5 if num_texts > 1 else None
-    axes.errorbar(range(num_kept), accuracies.mean(1), yerr=error, marker="o", capsize=3)
+    axes.errorbar(range(num_kept), accuracies.mean(1), yerr=error, marker="o", color=style.COLOURS[0])
     axes.set_xticks(range(num_kept))
     axes.set_xlabel("layers of z that are kept")
     axes.set_ylabel("share of tokens that are right")
-    axes.set_title(f"{num_texts} texts written again from z", fontsize="medium")
-    axes.grid(alpha=0.3)
-    canvas.savefig(path, dpi=150)
+    axes.set_title(f"{num_texts} texts written again from z")
+    axes.grid(alpha=0.5)
+    canvas.savefig(path, dpi=200)

@@ -1,13 +1,13 @@
-"""What an evaluation shows: the table, the JSON file and the plot of its figures."""
+"""What an evaluation shows: the table and the JSON file of its figures."""
 
 from __future__ import annotations
 
 import functools
-import io
 import math
 import platform
 import sys
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from ltm_pyro.evaluation import figures, operations
 from ltm_pyro.evaluation.estimators import ESTIMATORS, Meaning
 from ltm_pyro.evaluation.figures import Figure
 from ltm_pyro.files import strict_json
-from ltm_pyro.inference.posterior import import_matplotlib
 from ltm_pyro.runs.trained import TrainedModel
 
 
@@ -79,6 +78,13 @@ class Row:
     """Operations of this figure for each token that is scored."""
     pairing: tuple[object, ...]
     """Equal for figures of the same sequences."""
+    num_words: int = 0
+    """Words of the text that is scored."""
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """Perplexity of a word; None where there are no words, or chains have diverged."""
+        return None if self.figure.num_diverged else figures.perplexity(self.figure.nats, self.num_words)
 
     def reference(self, rows: list[Row]) -> Row | None:
         """What differences are taken from: the same figure of the first run, or its exact one, if of the same text.
@@ -113,6 +119,8 @@ class Row:
             "data": run.texts.name,
             "data_sha256": run.texts.sha256,
             **self.figure.record(),
+            "word_perplexity": self.word_perplexity,
+            "num_words": self.num_words,
             "num_diverged": self.figure.num_diverged,
             "num_unmixed": self.figure.num_unmixed,
             "by_position": self.figure.by_position(),
@@ -137,16 +145,29 @@ def records_json(settings: dict[str, Any], **records: list[dict[str, Any]]) -> b
     return f"{strict_json.dumps(contents, indent=2)}\n".encode()
 
 
-PLOT_FORMATS = ("png", "pdf", "svg")
-"""The formats of plots, by the ends of files' names."""
+LONGEST_LINE = 100
+"""The width of explanations where there is room for more [characters]."""
 
-LEGEND = """\
-nats/token ± standard error over documents. Δ bits/byte: the difference from the same (or the exact) figure of the first
-run, paired over documents; empty where a run reads other sequences.
-rate: KL(q ‖ p), and distortion: -E log p(x | z), both in bits/token. MC error: the Monte Carlo error of nats/token over
-the draws of z; it is left out where k̂ of any text is too high for it to be trusted. ESS and k̂: effective sample size
-and tail shape of the importance weights, medians over texts, and the share of texts whose k̂ is too high. op/token:
-floating-point operations of the figure for each token of a sequence."""
+EXPLANATIONS = {
+    "nats/token": "-log p(x) for each token ± standard error over documents",
+    "bits/byte": "the same for each byte, in bits",
+    "Δ bits/byte": (
+        "the difference from the same (or the exact) figure of the first run, paired over documents; empty where a run "
+        "reads other sequences"
+    ),
+    "perplexity": "exp(nats/token)",
+    "word perplexity": "exp(nats/word), where a word is what stands between white space",
+    "rate": "KL(q ‖ p), what z costs, in bits/token",
+    "distortion": "-E log p(x | z), what the text costs where z is known, in bits/token",
+    "MC error": (
+        "the Monte Carlo error of nats/token over the draws of z; it is left out where k̂ of any text is too high for "
+        "it to be trusted"
+    ),
+    "ESS": "effective sample size of the importance weights, median over texts",
+    "k̂": "tail shape of the importance weights, median over texts, and the share of texts whose k̂ is too high",
+    "op/token": "floating-point operations of the figure for each token of a sequence",
+}
+"""What the columns of the table mean."""
 
 
 def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
@@ -155,10 +176,13 @@ def print_report(rows: list[Row], certificates: list[dict[str, Any]]) -> None:
         print(run)
     for line in dict.fromkeys(_text_scored(row) for row in rows):
         print(line)
-    print_rows([_cells(row, rows) for row in rows], words=("run", "figure", "z from", "meaning"))
-    print(LEGEND)
-    for line in dict.fromkeys(_chains_text(row.figure) for row in rows if row.figure.chains):
-        print(f"\n{line}")
+    cells = [_cells(row, rows) for row in rows]
+    print_rows(cells, ("run", "figure", "z from", "meaning"), EXPLANATIONS)
+    remarks: dict[tuple[str, str], list[int]] = {}
+    for figure in (row.figure for row in rows if row.figure.chains):
+        remarks.setdefault((str(figure.z_from), _chains_text(figure)), []).append(figure.fast_steps)
+    for (z_from, remark), steps in remarks.items():
+        print(f"\n{z_from}, T = {', '.join(map(str, dict.fromkeys(steps)))}: {remark}")
     for certificate in certificates:
         print(_certificate_text(certificate))
 
@@ -171,23 +195,24 @@ def _chains_text(figure: Figure) -> str:
         if figure.num_diverged
         else "python -m ltm_pyro.compare runs several of them for longer, and shows R̂."
     )
-    return f"{figure.z_from}, T = {figure.fast_steps}: {figure.chains}. {advice}"
+    return f"{figure.chains}. {advice}"
 
 
 def _text_scored(row: Row) -> str:
     figure = row.figure
     return (
         f"{row.run.texts.name}: {figure.num_sequences:,} sequences of {len(figure.documents):,} documents, "
-        f"{figure.num_tokens:,} tokens, {figure.num_bytes:,} bytes"
+        f"{figure.num_tokens:,} tokens, {row.num_words:,} words, {figure.num_bytes:,} bytes"
     )
 
 
-def print_rows(rows: list[dict[str, str]], words: tuple[str, ...]) -> None:
+def print_rows(rows: list[dict[str, str]], words: tuple[str, ...], explanations: Mapping[str, str]) -> None:
     """Print a table: with lines on a terminal, or as paragraphs where it is too narrow; as Markdown elsewhere.
 
     Args:
         rows: cells by the name of their column. A column that is empty throughout is left out.
         words: the columns that hold words and not numbers.
+        explanations: what columns mean, printed below for those that are there.
     """
     from rich import box
     from rich.console import Console
@@ -209,14 +234,18 @@ def print_rows(rows: list[dict[str, str]], words: tuple[str, ...]) -> None:
             print("\n" + ", ".join(row[name] for name in names if name in words and row[name]))
             numbers = "; ".join(f"{name} {row[name]}" for name in names if name not in words and row[name])
             print(textwrap.fill(numbers, console.width, initial_indent="  ", subsequent_indent="  "))
-        return
-    table = Table(box=box.SIMPLE_HEAD if is_terminal else box.MARKDOWN)
-    for name in names:
-        table.add_column(name, no_wrap=not is_terminal, justify="left" if name in words else "right")
-    for row in rows:
-        table.add_row(*(Text(row[name]) for name in names))
+    else:
+        table = Table(box=box.SIMPLE_HEAD if is_terminal else box.MARKDOWN)
+        for name in names:
+            table.add_column(name, no_wrap=not is_terminal, justify="left" if name in words else "right")
+        for row in rows:
+            table.add_row(*(Text(row[name]) for name in names))
+        print()
+        console.print(table)
     print()
-    console.print(table)
+    for name, text in explanations.items():
+        if name in names:
+            print(textwrap.fill(f"{name}: {text}", min(console.width, LONGEST_LINE), subsequent_indent="  "))
 
 
 def _cells(row: Row, rows: list[Row]) -> dict[str, str]:
@@ -237,9 +266,10 @@ def _cells(row: Row, rows: list[Row]) -> dict[str, str]:
     return names | {
         "meaning": "DIVERGED" if figure.num_diverged else meaning,
         "nats/token": number_text(values["nats_per_token"], 4, values["standard_error"]),
-        "bits/byte": number_text(values["bits_per_byte"], 4),
+        "bits/byte": number_text(values["bits_per_byte"], 4, values["bits_per_byte_standard_error"]),
         "Δ bits/byte": number_text(difference[0], 4, difference[1], sign="+") if difference else "",
         "perplexity": number_text(values["perplexity"], 2),
+        "word perplexity": number_text(row.word_perplexity, 1),
         "rate": number_text(values["kl_nats_per_token"], 3, in_bits=True) if has_z else "",
         "distortion": number_text(values["nll_nats_per_token"], 3, in_bits=True) if has_z else "",
         "MC error": number_text(values["monte_carlo_standard_error"], 4),
@@ -288,53 +318,3 @@ def _certificate_text(certificate: dict[str, Any]) -> str:
         f"{with_error('gap')}); the ELBO, {certificate['elbo_nats_per_token']:.4f}, is {with_error('elbo_excess')} "
         "above the lower bound"
     )
-
-
-def plot(rows: list[Row], file_format: str) -> bytes:
-    """Bits per byte against the steps of inference, for the valid figures; models without z are level lines.
-
-    Args:
-        file_format: one of :data:`PLOT_FORMATS`.
-    """
-    matplotlib = import_matplotlib()
-    canvas = matplotlib.figure.Figure(figsize=(9, 4.5), layout="constrained")
-    axes = canvas.add_subplot()
-    lines: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.figure.is_valid and row.figure.num_bytes and not row.figure.num_diverged:
-            run = row.run.name
-            label = run if row.figure.z_from is None else f"{run}: {row.figure.estimator}, {row.figure.z_from}"
-            lines.setdefault(label, []).append(row)
-    steps = sorted({row.figure.fast_steps for row in rows if row.figure.z_from is not None})
-    for number, (label, points) in enumerate(lines.items()):
-        values = [point.figure.record() for point in points]
-        bits = [value["bits_per_byte"] for value in values]
-        if points[0].figure.z_from is None:
-            axes.axhline(
-                bits[0],
-                color="black",
-                linestyle=[":", "--", "-."][number % 3],
-                label=f"{label} ({points[0].estimator})",
-            )
-            continue
-        # Only the error over the draws: the texts are the same in all points, and so is the error over them.
-        errors = [
-            (value["monte_carlo_standard_error"] or 0) * value["num_tokens"] / value["num_bytes"] / math.log(2)
-            for value in values
-        ]
-        where = [point.figure.fast_steps for point in points]
-        axes.errorbar(where, bits, yerr=errors, marker="o", capsize=3, label=label)
-    axes.set_xscale("symlog", base=2, linthresh=1)
-    axes.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(steps))
-    axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-    axes.xaxis.set_minor_locator(matplotlib.ticker.FixedLocator([]))
-    figure = rows[0].figure
-    axes.set_xlabel("steps of inference (T)")
-    axes.set_ylabel("bits per byte")
-    names = ", ".join(dict.fromkeys(row.run.texts.name for row in rows))
-    axes.set_title(f"{names}: {figure.num_sequences} sequences", fontsize="medium")
-    canvas.legend(loc="outside right upper", fontsize="small")
-    axes.grid(alpha=0.3)
-    image = io.BytesIO()
-    canvas.savefig(image, format=file_format, dpi=150)
-    return image.getvalue()

@@ -42,8 +42,8 @@ class Sampling:
     top_p: float = 1.0
     """Draw among the fewest tokens that together are at least this probable. 1: among all."""
     repetition_penalty: float = 1.0
-    """Divides the logits of tokens that prompt or text have already, where they are above 0, and multiplies them
-    where they are below (Keskar et al. 2019). 1: no penalty."""
+    """Makes tokens that prompt or text have already less likely (Keskar et al. 2019). 1: no penalty.
+    It divides their logits where they are above 0, and multiplies them where they are below."""
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "repetition_penalty"):

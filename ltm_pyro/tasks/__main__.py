@@ -154,11 +154,11 @@ def print_results(records: list[dict[str, Any]]) -> None:
         }
         for record in records
     ]
-    print_rows(rows, words=("run", "task", "z from", "metric"))
+    has_errors = any(record["standard_error"] is not None for record in records)
+    explanations = {"value": "± standard error over items"} if has_errors else {}
+    print_rows(rows, ("run", "task", "z from", "metric"), explanations)
     for metric, meaning in dict.fromkeys((record["metric"], record["meaning"]) for record in records):
         print(f"{metric}: {meaning}")
-    if any(record["standard_error"] is not None for record in records):
-        print("±: standard error over items")
 
 
 if __name__ == "__main__":

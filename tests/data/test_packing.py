@@ -124,3 +124,32 @@ def test_text_shorter_than_a_sequence_is_one_sequence_with_padding(pack):
 def test_sequences_of_one_document_share_its_id_and_those_of_a_stream_have_their_own():
     assert pack_by_document(["abcde", "f"], BYTES, 3).document_ids.tolist() == [0, 0, 1]
     assert pack_as_stream(["abcde", "f"], BYTES, 3).document_ids.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("packing", PACKING)
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("tokenizer", ["bytes", "merged"])
+def test_words_are_those_of_the_documents_wherever_sequences_end(packing, length, tokenizer):
+    """As Python's split of each text finds them, whose only white space here is ASCII's."""
+    texts = ["two words", "  with\tmargins \n", "", "ünïcode, 漢字 and hyphen-ated", "x", " "]
+    encoding = get_tokenizer("bytes") if tokenizer == "bytes" else merged()
+    packed = PACKING[packing](tokenize(texts, encoding), encoding, length)
+    assert packed.num_words(range(len(packed))) == sum(len(text.split()) for text in texts) == 9
+    assert sum(packed.num_words([index]) for index in reversed(range(len(packed)))) == 9
+
+
+def test_a_word_is_counted_where_it_begins():
+    encoding = get_tokenizer("bytes")
+    packed = PACKING["document"](tokenize(["one three", "a"], encoding), encoding, 5)
+    # "one t", "hree" and end-of-text, "a" and end-of-text
+    assert [packed.num_words([index]) for index in range(3)] == [2, 0, 1]
+
+
+def merged() -> tiktoken.Encoding:
+    """Bytes, and tokens of several, one of which has white space inside."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    ranks |= {b"wo": 256, b"s\t": 257, b"d ": 258}
+    end = "<|endoftext|>"
+    return tiktoken.Encoding(
+        "merged", pat_str=r"(?s).+", mergeable_ranks=ranks, special_tokens={end: 259, "<|beginoftext|>": 260}
+    )

@@ -7,7 +7,6 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib.figure
 import pytest
 import torch
 
@@ -16,6 +15,7 @@ from ltm_pyro.data import PACKING, TokenizedTexts, get_tokenizer, tokenize
 from ltm_pyro.evaluation import report
 from ltm_pyro.evaluation.estimators import Estimate
 from ltm_pyro.evaluation.figures import Figure
+from ltm_pyro.evaluation.plots.fast_steps import fast_steps_plot
 from ltm_pyro.evaluation.report import Row, ScoredRun
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
 from ltm_pyro.runs.checkpoint import Progress
@@ -51,7 +51,7 @@ def row(
     weights = torch.tensor([[1.0, 1, 0], [1, 1, 1]])
     batch = TokenBatch(tokens, weights, torch.arange(2), torch.tensor([4, 6]))
     figure.add(Estimate(torch.tensor(nats, dtype=torch.float64), z_from, 32, **tensors), batch, torch.arange(2))
-    return Row(scored(run), figure, "vi", 1234.0, pairing)
+    return Row(scored(run), figure, "vi", 1234.0, pairing, num_words=2)
 
 
 EXACT = row("exact", [5.0, 6.0], z_from=None, run="runs/ar", kl=[0.0, 0.0])
@@ -77,10 +77,11 @@ def test_every_cell_by_hand(capsys):
         "T": "4",
         "meaning": "upper bound",
         "nats/token": "3.0000 ± 0.0000",
-        "bits/byte": f"{15 / 10 / bit:.4f}",
+        "bits/byte": f"{15 / 10 / bit:.4f} ± 0.0000",
         # 1 and 3 nats of 4 and 6 bytes: 0.4 a byte, and 3 / 6 or 1 / 4 without one of them.
         "Δ bits/byte": f"+{4 / 10 / bit:.4f} ± {math.sqrt((0.1**2 + 0.15**2) / 2) / bit:.4f}",
         "perplexity": f"{math.exp(3):.2f}",
+        "word perplexity": f"{math.exp(15 / 2):.1f}",
         "rate": f"{2.5 / 5 / bit:.3f}",
         "distortion": f"{12.5 / 5 / bit:.3f}",
         "MC error": f"{math.sqrt(0.04) / 5:.4f}",
@@ -89,6 +90,9 @@ def test_every_cell_by_hand(capsys):
         "op/token": "1.23 k",
     }
     assert (iwae["ESS"], iwae["k̂"], iwae["rate"], iwae["distortion"]) == ("4.0 of 32", "0.42 (50% high)", "", "")
+    # 13.5 nats of 10 bytes; 8 of 6 or 5.5 of 4 without one of the documents.
+    error = math.sqrt(((8 / 6 - 1.35) ** 2 + (5.5 / 4 - 1.35) ** 2) / 2) / bit
+    assert iwae["bits/byte"] == f"{1.35 / bit:.4f} ± {error:.4f}"
     assert (exact["z from"], exact["T"], exact["rate"], exact["Δ bits/byte"]) == ("", "", "", "")
 
 
@@ -200,24 +204,47 @@ def test_the_certificate_names_both_sides(capsys):
     assert "the ELBO, 1.7500, is 0.5000 above the lower bound" in text
 
 
-def test_the_plot_has_the_valid_figures_alone_with_their_own_error(monkeypatch):
-    drawn = []
-    save = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(
-        matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k))
-    )
+def test_the_plot_has_the_valid_figures_alone_with_the_errors_of_the_table():
     rows = [
         EXACT,
         *(row("elbo", [9.0 - t, 9.0], steps=t, kl=[0.0, 0.0], variance=[0.03, 0.01]) for t in (0, 1, 4)),
         *(row("reused-noise", [1.0, 1.0], steps=t, kl=[0.0, 0.0]) for t in (0, 1, 4)),
         row("iwae", [math.nan, 1.0], steps=4),
     ]
-    assert report.plot(rows, "png")[:4] == b"\x89PNG"
-    (axes,) = drawn[0].axes
-    labels = axes.get_legend_handles_labels()[1]
-    assert sorted(labels) == ["runs/a: elbo, vi", "runs/ar (exact)"]
+    canvas = fast_steps_plot(rows)
+    labels = [text.get_text() for text in canvas.legends[0].get_texts()]
+    assert sorted(labels) == ["runs/a: elbo, vi", "runs/ar: exact, no z"]
+    axes, of_differences = canvas.axes
     (curve,) = axes.containers
-    assert list(curve[0].get_xdata()) == [0, 1, 4]
+    assert list(curve[0].get_xdata()) == pytest.approx([0, 1, 4], abs=0.2)
     assert curve[0].get_ydata() == pytest.approx([(18 - t) / 10 / math.log(2) for t in (0, 1, 4)])
-    low, high = curve[2][0].get_segments()[0][:, 1]
-    assert (high - low) / 2 == pytest.approx(math.sqrt(0.04) / 10 / math.log(2))
+    for one, segment in zip((rows[1], rows[2], rows[3]), curve[2][0].get_segments(), strict=True):
+        low, high = segment[:, 1]
+        assert (high - low) / 2 == pytest.approx(one.figure.record()["bits_per_byte_standard_error"])
+    (differences,) = of_differences.containers
+    for one, value, segment in zip(
+        rows[1:4], differences[0].get_ydata(), differences[2][0].get_segments(), strict=True
+    ):
+        record = one.record(rows)
+        low, high = segment[:, 1]
+        assert (value, (high - low) / 2) == pytest.approx(
+            (record["difference_bits_per_byte"], record["difference_standard_error"])
+        )
+
+
+def test_figures_of_chains_that_have_not_mixed_are_drawn_apart():
+    rows = [row("elbo", [9.0 - t, 9.0], steps=t, kl=[0.0, 0.0]) for t in (0, 4)]
+    badly = [row("iwae", [90.0 - t, 90.0], steps=t) for t in (0, 4)]
+    diverged = row("iwae", [5.0, 5.0], steps=2)
+    badly[1].figure.num_unmixed = 1
+    diverged.figure.num_diverged = 1
+    canvas = fast_steps_plot([*rows, *badly, diverged])
+    drawn = {
+        axes: [list(curve[0].get_ydata()) for curve in axes.containers]
+        for axes in canvas.axes
+        if axes.get_ylabel() == "bits per byte"
+    }
+    of_well, of_badly = drawn.values()
+    assert of_well == [pytest.approx([(18 - t) / 10 / math.log(2) for t in (0, 4)])]
+    assert of_badly == [pytest.approx([(180 - t) / 10 / math.log(2) for t in (0, 4)])]
+    assert ["not mixed" in axes.get_title(loc="left") for axes in drawn] == [False, True]

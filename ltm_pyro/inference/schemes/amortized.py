@@ -46,13 +46,13 @@ class Amortized:
     num_steps: int = 0
     """The number of steps of refinement for each sequence (T)."""
     learning_rate: float = 0.1
-    """The step size of Adam for the mean [units of z, whose prior has scale 1] and for the log scale, as in adamvi;
-    where z of a text is inferred at once."""
+    """The step size of Adam for the mean [units of z, whose prior has scale 1] and for the log scale, as in adamvi.
+    It is used where z of a text is inferred at once."""
     epsilon: float = 0.2
     """Adam's epsilon [nats per unit of z], as in adamvi; where z of a text is inferred at once."""
     block_step: float = 0.3
-    """The distance that a block moves the mean on average beyond what the encoder proposes, where blocks are absorbed
-    one by one (--infer-from past) with at least one fast step, as in map."""
+    """The distance that a block moves the mean on average beyond what the encoder proposes, as in map.
+    It is used with --infer-from past and at least one fast step."""
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False

@@ -76,8 +76,9 @@ class Chains:
     """The number of steps of mean-field VI before the chains, which then start at its draws and move in its scales.
     0: they start at draws of the prior, and move equally far in every dimension."""
     vi_rank: int = 0
-    """The number of directions in which the moves are stretched beside that. They are found by lowrank, which takes
-    the place of VI in those steps: its last third takes a direction each, at two gradients a step."""
+    """The number of directions in which the moves are stretched beside that.
+    They are found by lowrank, which takes the place of VI in those steps.
+    Its last third takes a direction each, at two gradients a step."""
 
     has_density: ClassVar[bool] = False
     has_chains: ClassVar[bool] = True

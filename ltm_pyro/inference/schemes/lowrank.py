@@ -177,11 +177,11 @@ class LowRank:
     curvature."""
 
     num_steps: int = 16
-    """The number of steps of inference for each sequence (T). The last third finds correlations, at two gradients a
-    step."""
+    """The number of steps of inference for each sequence (T).
+    The last third finds correlations, at two gradients a step."""
     rank: int = 32
-    """The largest number r of directions in which dimensions of z vary together. Each takes one of the last third of
-    the steps; further steps refine them in turn."""
+    """The largest number r of directions in which dimensions of z vary together.
+    Each takes one of the last third of the steps; further steps refine them in turn."""
     learning_rate: float = 0.5
     """The step size of the first step, as in vi."""
 

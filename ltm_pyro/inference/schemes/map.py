@@ -58,8 +58,9 @@ class MAP:
     Gradients below it move z in proportion to them, those above it by the learning rate."""
 
     block_step: float = 0.3
-    """The distance that a block moves z on average, where blocks are absorbed one by one (--infer-from past): the root
-    mean square over the numbers of z. Several fast steps share it, the newest block with the largest part."""
+    """The distance that a block moves z on average, where blocks are absorbed one by one (--infer-from past).
+    It is the root mean square over the numbers of z.
+    Several fast steps share it, the newest block with the largest part."""
 
     has_density: ClassVar[bool] = False
     has_chains: ClassVar[bool] = False

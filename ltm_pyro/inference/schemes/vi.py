@@ -97,8 +97,8 @@ class VI:
     On average this is the log-likelihood of all positions, at a part of its cost (on a CPU) and with more noise.
     1: all positions."""
     memory: float = 1.0
-    """The part of what has been learned of z that is kept before each block, where blocks are absorbed one by one
-    (--infer-from past): the posterior is taken to this power, and the prior to the rest. 1: nothing is forgotten."""
+    """The part of what has been learned of z that is kept before each block, with --infer-from past.
+    The posterior is taken to this power, and the prior to the rest. 1: nothing is forgotten."""
 
     has_density: ClassVar[bool] = True
     has_chains: ClassVar[bool] = False
