@@ -266,7 +266,7 @@ def main(args: Sequence[str]) -> int:
         finally:
             # Also after Ctrl-C: what is finished is not lost.
             if results:
-                print(f"{config.run} on {texts.name}: {len(batch)} sequences, {result.bound.num_tokens:,} tokens")
+                print(f"{config.run} on {texts.name}: {len(batch)} pieces, {result.bound.num_tokens:,} tokens")
                 comparison.print_table(results)
                 write(results, out, config.plot_format)
                 print(f"\ntable, plots, and draws (NAME/posterior.nc, for ArviZ): {out}")

@@ -456,6 +456,9 @@ def carry_out(training: Training) -> int:
         flush=True,
     )
     cli.print_parts(training.corpus.name, training.corpus.parts)
+    if training.progress.step < config.steps:
+        pieces = "piece" if config.batch_size == 1 else f"{config.batch_size:,} pieces"
+        print(f"Below is the loss of single steps, which rises and falls with how hard their {pieces} are.", flush=True)
     with StopSignal() as stop, cli.numerics_of_commands():
         try:
             train(training, stop)

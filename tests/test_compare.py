@@ -286,7 +286,7 @@ def test_chains_that_have_diverged_are_named_and_have_no_figures(diverged, resul
     out = capsys.readouterr().out
     row = cells_of(out)["langevin (DIVERGED)"]
     assert {name for name, cell in row.items() if cell} == {"inference", "T", "gradients", "seconds"}
-    assert "langevin has diverged on 3 of 3 texts" in out
+    assert "langevin has diverged on 3 of 3 pieces" in out
     assert cells_of(out)["vi"]["bound"]
     record = diverged.record()
     assert record["num_diverged"] == 3

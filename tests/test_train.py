@@ -110,6 +110,20 @@ def test_report_and_evaluate_score_nothing_that_a_checkpoint_was_chosen_by(comma
     assert seen[0] > validated
 
 
+@pytest.mark.parametrize(("rate", "rises"), [("0.003", False), ("1", True)])
+def test_a_rise_of_the_held_out_figure_is_explained(command, rate, rises):
+    status, out, _ = command("--steps", "4", "--validate-every", "1", "--optimizer.learning-rate", rate)
+    assert status == 0
+    lines = out.splitlines()
+    figures = [float(line.split(";")[1].split()[0]) for line in lines if "held-out text, " in line]
+    assert len(figures) == 3
+    risen = [number for number, figure in enumerate(figures) if figure > min(figures[: number + 1])]
+    assert bool(risen) == rises
+    explained = [number for number, line in enumerate(lines) if "it was lower after step" in line]
+    expected = [number for number, line in enumerate(lines) if "held-out text, " in line]
+    assert explained == [expected[number] + 1 for number in risen]
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_each_scheme_trains_and_writes_a_run(scheme, command):
     status, out, _ = command(f"--inference={scheme}", "--steps", "6", "--validate-every", "3")

@@ -121,8 +121,8 @@ class Comparison:
         num_texts = len(self.posterior.sequence_ids)
         if self.num_diverged:
             return (
-                f"{self.name} has diverged on {self.num_diverged} of {num_texts} texts: its steps are too long for the "
-                "curvature there, and its figures are left out. Set a smaller step size in training's "
+                f"{self.name} has diverged on {self.num_diverged} of {num_texts} pieces: its steps are too long for "
+                "the curvature there, and its figures are left out. Set a smaller step size in training's "
                 f"--{self.name}.step-size, give it --{self.name}.vi-steps and --{self.name}.vi-rank, or take a scheme "
                 "that refuses such steps: mala or hmc."
             )

@@ -224,11 +224,11 @@ class Figure:
     def chains(self) -> str | None:
         """What is to be said of the chains that z comes from; None where all is well, or there are none."""
         if self.num_diverged:
-            return f"chains have diverged on {self.num_diverged} of {self.num_sequences} texts"
+            return f"chains have diverged on {self.num_diverged} of {_count(self.num_sequences, 'piece')}"
         if self.num_unmixed is None:
             return "chains keep too few draws to say whether they have mixed"
         if self.num_unmixed:
-            return f"chains have not mixed on {self.num_unmixed} of {self.num_sequences} texts"
+            return f"chains have not mixed on {self.num_unmixed} of {_count(self.num_sequences, 'piece')}"
         return None
 
     def __str__(self) -> str:
@@ -244,14 +244,16 @@ class Figure:
             in_bytes += "; "
         error = "" if self.standard_error is None else f" ± {self.standard_error:.3f} (over documents)"
         figure = f"{in_bytes}{record['nats_per_token']:.3f}{error} nats/token"
+        pieces = _count(self.num_sequences, "piece")
         if self.z_from is None:
-            return f"no z: {figure} [{self.estimator}, {self.num_sequences} texts]"
-        draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
+            return f"no z: {figure} [{self.estimator}, {pieces}]"
+        draws = _count(self.num_samples, "draw")
         warning = ("" if self.is_valid else ", NOT A BOUND") + (f", {self.chains}" if self.chains else "")
-        return (
-            f"z from {self.z_from}: {figure} "
-            f"[{self.estimator}, T = {self.fast_steps}, {self.num_sequences} texts, {draws}{warning}]"
-        )
+        return f"z from {self.z_from}: {figure} [{self.estimator}, T = {self.fast_steps}, {pieces}, {draws}{warning}]"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _total(values: Tensor | None) -> float | None:

@@ -201,7 +201,7 @@ def _chains_text(figure: Figure) -> str:
 def _text_scored(row: Row) -> str:
     figure = row.figure
     return (
-        f"{row.run.texts.name}: {figure.num_sequences:,} sequences of {len(figure.documents):,} documents, "
+        f"{row.run.texts.name}: {figure.num_sequences:,} pieces of {len(figure.documents):,} documents, "
         f"{figure.num_tokens:,} tokens, {row.num_words:,} words, {figure.num_bytes:,} bytes"
     )
 

@@ -267,9 +267,14 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
             if figure is None:
                 return
             # Before its line is written: after a crash in between, the resumed run does both again.
-            keep_if_best(training, figure)
+            lowest = keep_if_best(training, figure)
             log(training, held_out_record(training, "validation", figure))
             display.say(f"step {progress.step}: held-out text, {figure}")
+            if lowest is not None:
+                display.say(
+                    f"  it was lower after step {lowest['step']}: if it goes on to rise, the model learns its texts by "
+                    "heart; other commands take the lowest with --which best"
+                )
         started = time.perf_counter()
         loss = slow_step(training, stop)
         if loss is None:
@@ -300,15 +305,23 @@ def save(training: Training) -> None:
         )
 
 
-def keep_if_best(training: Training, figure: figures.Figure) -> None:
-    """Save a checkpoint and mark it as the best, if its held-out figure is better than all earlier ones."""
+def keep_if_best(training: Training, figure: figures.Figure) -> dict[str, Any] | None:
+    """Save a checkpoint and mark it as the best, if its held-out figure is better than all earlier ones.
+
+    Returns:
+        the record of the best figure, where this one is worse; in the first process only.
+    """
     # Earlier versions validated on other sequences, and did not say so.
     run, record = training.run, {"step": training.progress.step, "sequences": "reserved", **figure.record()}
     # Not after a skipped step, which may have failed because of the weights.
-    is_candidate = training.processes.is_first and not training.progress.skips_in_a_row
-    if is_candidate and checkpoint.is_best(run.checkpoints, record):
+    if not training.processes.is_first or training.progress.skips_in_a_row:
+        return None
+    if checkpoint.is_best(run.checkpoints, record):
         save(training)
         checkpoint.mark_best(run.newest_checkpoint(), record)
+        return None
+    best = checkpoint.best_checkpoint(run.checkpoints)
+    return None if best is None or not figure.is_valid else checkpoint.read_best(best)
 
 
 def log(training: Training, record: dict[str, Any]) -> None:

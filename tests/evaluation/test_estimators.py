@@ -352,8 +352,8 @@ CHAINS = {"num_steps": 64, "num_chains": 4, "num_kept": 32}
     ("scheme", "num_diverged", "num_unmixed", "sentence"),
     [
         # Steps that are too long for the prior alone, whose variance is 1.
-        (SCHEMES["langevin"](**CHAINS, step_size=50.0), 24, None, "chains have diverged on 24 of 24 texts"),
-        (SCHEMES["langevin"](**CHAINS, step_size=1e-6), 0, 24, "chains have not mixed on 24 of 24 texts"),
+        (SCHEMES["langevin"](**CHAINS, step_size=50.0), 24, None, "chains have diverged on 24 of 24 pieces"),
+        (SCHEMES["langevin"](**CHAINS, step_size=1e-6), 0, 24, "chains have not mixed on 24 of 24 pieces"),
         (SCHEMES["mala"](num_steps=16), 0, None, "chains keep too few draws to say whether they have mixed"),
         (SCHEMES["hmc"](num_steps=400, num_chains=4, num_kept=200), 0, 0, None),
         (SCHEMES["vi"](), 0, 0, None),

@@ -109,7 +109,7 @@ def test_the_printed_line_has_the_figures_of_the_record(by_hand):
     bits, rate = 20 / math.log(2) / 25, 4 / math.log(2) / 25
     assert str(by_hand) == (
         f"z from vi: at most {bits:.3f} bits/byte, of which KL {rate:.3f}; 2.000 ± 0.000 (over documents) nats/token "
-        "[elbo, T = 4, 4 texts, 4 draws]"
+        "[elbo, T = 4, 4 pieces, 4 draws]"
     )
 
 
@@ -117,7 +117,7 @@ def test_texts_without_bytes_have_no_bits_per_byte():
     total = Figure("elbo", 4)
     total.add(estimate([3.0], [1.0], [0.0]), batch([2], [0]), torch.tensor([0]))
     assert total.record()["bits_per_byte"] is None
-    assert str(total) == "z from vi: 2.000 nats/token [elbo, T = 4, 1 texts, 4 draws]"
+    assert str(total) == "z from vi: 2.000 nats/token [elbo, T = 4, 1 piece, 4 draws]"
 
 
 def test_one_document_says_nothing_of_others_however_many_sequences_it_has():

@@ -125,8 +125,8 @@ def test_chains_that_have_diverged_have_no_figures_and_others_a_sentence(capsys,
     assert "Δ bits/byte" not in second  # from what has diverged there is no difference
     report.print_report([diverged, unmixed, ELBO], [])
     out = capsys.readouterr().out
-    assert "a Gaussian around a, T = 4: chains have diverged on 1 of 2 texts." in out
-    assert "a Gaussian around b, T = 4: chains have not mixed on 2 of 2 texts." in out
+    assert "a Gaussian around a, T = 4: chains have diverged on 1 of 2 pieces." in out
+    assert "a Gaussian around b, T = 4: chains have not mixed on 2 of 2 pieces." in out
     assert out.count("chains have") == 2
     (tmp_path / "out.json").write_bytes(report.figures_json({}, [diverged, unmixed], []))
     records = json.loads((tmp_path / "out.json").read_text())["figures"]

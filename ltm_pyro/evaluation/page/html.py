@@ -265,7 +265,7 @@ def _capital(text: str) -> str:
 def _scored(content: RunContent) -> str:
     figure = content.code
     return text_of(
-        f"{content.run.texts.name}: {figure.num_sequences:,} sequences of {len(figure.documents):,} documents, "
+        f"{content.run.texts.name}: {figure.num_sequences:,} pieces of {len(figure.documents):,} documents, "
         f"{figure.num_tokens:,} tokens, {figure.num_bytes:,} bytes"
     )
 

@@ -55,7 +55,7 @@ def fast_steps_plot(rows: list[Row]) -> Any:
     texts = ", ".join(dict.fromkeys(row.run.texts.name for row in rows))
     sizes = sorted({row.figure.num_sequences for row in rows})
     canvas.suptitle(
-        f"What a byte costs after T steps of inference\n{texts}: {' or '.join(map(str, sizes))} sequences; "
+        f"What a byte costs after T steps of inference\n{texts}: {' or '.join(map(str, sizes))} pieces; "
         "bars: standard error over documents"
     )
     if handles:
