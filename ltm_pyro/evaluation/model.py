@@ -94,6 +94,10 @@ class Thoughts:
     mean: Tensor
     """[B, L, S, D]: the mean of the posterior, or its point."""
 
+    def __repr__(self) -> str:
+        draws = list(self.draws.shape)
+        return f"Thoughts({len(self.batch)} texts, draws {draws} by {type(self.scheme).__name__}, of {self.ltm})"
+
     @property
     def draws(self) -> Tensor:
         """[chain, draw, B, L, S, D]: draws of z given each text."""
@@ -140,7 +144,7 @@ class Thoughts:
         return torch.stack(parts, 1).expand(-1, num_draws, -1, -1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LTM(TrainedModel):
     """A trained model that writes texts, infers what they say, and scores them."""
 

@@ -89,6 +89,14 @@ class State:
     num_skipped: Tensor
     """[B] int64: the number of steps whose outcome was not finite, and which left the sequence as it was."""
 
+    def __init_subclass__(cls) -> None:
+        # Before `dataclass` gives each class one that prints all of its numbers.
+        cls.__repr__ = State.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({shapes})"
+
     def __len__(self) -> int:
         return len(self.sequence_ids)
 

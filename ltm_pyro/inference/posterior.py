@@ -96,6 +96,9 @@ class Posterior:
     sequence_ids: Tensor
     """[B] int64."""
 
+    def __repr__(self) -> str:
+        return f"Posterior(samples {list(self.samples.shape)})"
+
     def __post_init__(self) -> None:
         if not self.samples.shape[:2].numel():
             raise ValueError("a posterior needs at least one draw")

@@ -54,6 +54,9 @@ class TokenBatch:
         if not 0 <= self.num_context <= self.tokens.shape[1]:
             raise ValueError(f"num_context {self.num_context} must be at most the number of positions")
 
+    def __repr__(self) -> str:
+        return f"TokenBatch(tokens {list(self.tokens.shape)} on {self.tokens.device})"
+
     def __len__(self) -> int:
         return len(self.tokens)
 

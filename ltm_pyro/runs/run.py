@@ -60,7 +60,8 @@ class Run:
         try:
             values = read_settings(self.config_path)
         except FileNotFoundError:
-            raise InputError(f"{self.path} holds no run: it has no config.yaml") from None
+            hint = "the run that comes with the package is called demo"
+            raise InputError(f"{self.path} holds no run: it has no config.yaml ({hint})") from None
         if not isinstance(values.get("resolved"), dict):
             raise InputError(f"{self.config_path} is not the configuration of a run")
         resolved = values.pop("resolved")

@@ -11,7 +11,7 @@ from pathlib import Path
 import tiktoken
 import torch
 
-from ltm_pyro.config import SchemeSettings, TrainConfig, with_settings
+from ltm_pyro.config import NO_INFERENCE, SchemeSettings, TrainConfig, with_settings
 from ltm_pyro.data import (
     TokenizedCorpus,
     TokenizedTexts,
@@ -65,6 +65,14 @@ class TrainedModel:
     """What the settings were resolved against: hashes of corpus and tokenizer, and versions."""
     progress: Progress
     """The progress of the run at the checkpoint that the weights are from."""
+
+    def __repr__(self) -> str:
+        config = self.config
+        z_from = "no z" if config.inference == NO_INFERENCE else f"{config.inference}, T = {config.fast_steps}"
+        return (
+            f"{type(self).__name__}({self.name}: {self.num_weights:,} weights on {self.device}, {z_from}, "
+            f"{self.progress.step:,} slow steps)"
+        )
 
     @property
     def name(self) -> str:
@@ -237,6 +245,8 @@ def texts_to_score(trained: TrainedModel, data: str | None, text_column: str | N
     if data is not None and not _names_own_corpus(trained, data):
         own = _own_corpus_at(trained, data)
         return load_tokenized_texts(data, text_column, encoding) if own is None else _of_run(own)
+    if trained.path == DEMO_FOLDER:
+        raise InputError("the texts that demo was trained on do not come with the package: name others with --data")
     error: InputError | None = None
     # Where it was when the run was trained, and where the same name leads now, from another folder or machine.
     for place in dict.fromkeys((trained.resolved.get("corpus_path", config.data), config.data)):

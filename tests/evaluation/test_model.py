@@ -389,3 +389,16 @@ def test_an_exported_model_has_the_same_methods(runs, tmp_path, models):
     ltm_pyro.save_pretrained(runs / "map", tmp_path / "model")
     exported = ltm_pyro.from_pretrained(tmp_path / "model")
     assert exported.score(TEXT) == models["map"].score(TEXT)
+
+
+def test_what_is_shown_at_a_prompt_is_a_line(models):
+    """Of objects that hold thousands of numbers."""
+    ltm = models["vi"]
+    batch = ltm.batch([TEXT])
+    thoughts = ltm.infer([TEXT], inference="vi", fast_steps=1)
+    states = [infer(SCHEMES[name](num_steps=1), ltm.model, batch, SequenceNoise(0)) for name in ("vi", "mala", "map")]
+    for shown in (ltm, batch, thoughts, thoughts.posterior, *states):
+        assert len(repr(shown)) < 400
+        assert "\n" not in repr(shown)
+        assert type(shown).__name__ in repr(shown)
+    assert f"{ltm.num_weights:,} weights" in repr(ltm)

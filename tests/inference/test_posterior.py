@@ -93,15 +93,15 @@ def test_further_groups_and_the_texts_go_with_the_draws_and_through_a_file(tmp_p
 
 WITHOUT_A_HOME = """
 import io, torch
-from ltm_pyro.evaluation.comparison import _canvas
+from ltm_pyro.evaluation.plots.style import image, new_canvas
 from ltm_pyro.inference import Posterior
 from ltm_pyro.inference.diagnostics import mixing
 posterior = Posterior(torch.randn(2, 20, 1, 3), torch.tensor([0]))
 assert mixing(posterior) is not None
 assert posterior.to_arviz()["posterior"]["z"].shape == (2, 20, 1, 3)
-canvas = _canvas(2, 2)
+canvas = new_canvas(2)
 canvas.add_subplot().set_title("a title")
-canvas.savefig(io.BytesIO())
+image(canvas, "png")
 """
 
 
