@@ -402,11 +402,15 @@ def keep_finite(state: State, proposed: State) -> Any:
 
 
 def _is_finite(value: Tensor) -> Tensor:
-    """Whether all numbers of each sequence are finite, [B]; in one pass over them, and without a copy."""
+    """Whether all numbers of each sequence are finite, [B]; without a copy of them.
+
+    By the largest and the smallest, which are NaN if any number is: `isfinite` on all of them, and their norm of order
+    infinity, take ten times as long on a CPU.
+    """
     if not value.numel():
         return value.new_ones(len(value), dtype=torch.bool)
-    largest: Tensor = torch.linalg.vector_norm(flat(value), ord=math.inf, dim=1)
-    return largest.isfinite()
+    numbers = flat(value)
+    return numbers.amax(1).isfinite() & numbers.amin(1).isfinite()
 
 
 def flat(values: Tensor, num_outer: int = 1) -> Tensor:

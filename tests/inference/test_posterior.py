@@ -92,7 +92,7 @@ def test_further_groups_and_the_texts_go_with_the_draws_and_through_a_file(tmp_p
 
 
 WITHOUT_A_HOME = """
-import io, torch
+import torch
 from ltm_pyro.evaluation.plots.style import image, new_canvas
 from ltm_pyro.inference import Posterior
 from ltm_pyro.inference.diagnostics import mixing

@@ -26,8 +26,9 @@ def block_step(
         the new z, and the new sum of squares.
     """
     gradient = evidence.gradient
-    sum_of_squares = sum_of_squares + gradient.square()
+    # Fused operations: on a CPU each pass over z costs as much as a layer's attention.
+    sum_of_squares = torch.addcmul(sum_of_squares, gradient, gradient)
     mean_square = flat(sum_of_squares).mean(1) / (num_steps + 1).to(gradient)
     rms = mean_square.sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
     scale = length * evidence.share / rms
-    return z - scale.view(-1, *[1] * (z.dim() - 1)) * gradient, sum_of_squares
+    return torch.addcmul(z, scale.view(-1, *[1] * (z.dim() - 1)), gradient, value=-1), sum_of_squares
