@@ -87,6 +87,7 @@ class _HelpText(io.StringIO):
 def _plain(text: str) -> str:
     """A help text without `None`, which stands for an option that is not given, in lines of the same width."""
     text = re.sub(r"\{None\}\|(\S+)", lambda shown: shown[1] + " " * len("{None}|"), text)
+    text = re.sub(r"\{None,(.*?)( *│?)$", r"{\1     \2", text, flags=re.MULTILINE)
     # The words may stand in two lines of a box.
     text = re.sub(r"\(default: (None|'')?\)", lambda shown: " " * len(shown[0]), text)
     return re.sub(

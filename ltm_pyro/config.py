@@ -50,7 +50,7 @@ PresetName = Literal["tiny", "small", "medium", "large"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a Latent Thought Model: infer z of each text (fast), then step on the weights (slow)."""
+    """Train a Latent Thought Model: infer z of each text, then step on the weights."""
 
     inference: Annotated[
         InferenceName,

@@ -59,7 +59,7 @@ COMMON = (
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Score held-out text with trained models, by figures that say what they are and whether they are valid."""
+    """Score held-out text with trained models, by figures that say what they are."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
     """Folders of runs; demo is the model that comes with the package.

@@ -16,7 +16,7 @@ from ltm_pyro.runs.pretrained import save_pretrained
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Export the model of a run: write its weights, settings and model card into a new folder, to be shared."""
+    """Write the weights, settings and model card of a run into a new folder."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
     """The folder of the run."""

@@ -27,7 +27,7 @@ from ltm_pyro.runs.run import Run
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write a page about trained models: curves, figures, samples, and texts coloured token by token."""
+    """Write a page about trained models: curves, figures, samples, coloured texts."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
     """Folders of runs; demo is the model that comes with the package.

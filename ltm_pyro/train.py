@@ -444,7 +444,7 @@ def carry_out(training: Training) -> int:
         RunError: if training cannot continue; the message says what is saved.
     """
     config, run, num_processes = training.config, training.run, training.processes.size
-    thinking = f"{config.inference} with {config.fast_steps} fast steps"
+    thinking = f"{config.inference} with {config.fast_steps} fast step{'s' * (config.fast_steps != 1)}"
     go_on = f"continue with: python -m ltm_pyro.train --out {shlex.quote(str(run.path))} --resume"
     print(
         f"{run.path}: {training.trained.num_weights:,} weights on {training.device.type}"
@@ -456,7 +456,9 @@ def carry_out(training: Training) -> int:
         flush=True,
     )
     cli.print_parts(training.corpus.name, training.corpus.parts)
-    if training.progress.step < config.steps:
+    if training.progress.step >= config.steps:
+        print(f"All {config.steps:,} steps are taken already; --resume --steps N takes more, to N in all.", flush=True)
+    else:
         pieces = "piece" if config.batch_size == 1 else f"{config.batch_size:,} pieces"
         print(f"Below is the loss of single steps, which rises and falls with how hard their {pieces} are.", flush=True)
     with StopSignal() as stop, cli.numerics_of_commands():

@@ -27,6 +27,8 @@ from ltm_pyro.runs.trained import TrainedModel
 
 # The models here are too small to gain from more threads, which wait for each other wherever a core is busy.
 torch.set_num_threads(1)
+# pytest-xdist says how wide its own terminal is, which is no matter of the commands'.
+os.environ.pop("COLUMNS", None)
 
 TINY_SHAPE = (
     "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.window 8 --model.length 32"

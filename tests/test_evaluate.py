@@ -361,7 +361,7 @@ def test_a_corpus_that_has_changed_is_not_scored_as_held_out(command, runs):
 
 def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit) as exit:
-        cli.run(evaluate.main, ["--help"])
+        cli.run(evaluate.main, ["--help-all"])
     assert exit.value.code == 0
     text = capsys.readouterr().out
     for option in ("--estimators", "--fast-steps", "--certify", "--num-temperatures", "--block-size", "--json"):

@@ -359,11 +359,12 @@ def test_bad_input_ends_in_one_line_with_status_2(args, mentioned, command):
 
 def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit) as exit:
-        cli.run(generate.main, ["--help"])
+        cli.run(generate.main, ["--help-all"])
     assert exit.value.code == 0
     text = capsys.readouterr().out
     for option in ("--prompt", "--temperature", "--top-k", "--top-p", "--repetition-penalty", "--rethink", "--thought"):
         assert option in text
+    assert "None" not in text
 
 
 # --- through Pyro, and the documentation

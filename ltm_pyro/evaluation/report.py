@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import platform
 import sys
 import textwrap
@@ -145,6 +146,8 @@ def records_json(settings: dict[str, Any], **records: list[dict[str, Any]]) -> b
     return f"{strict_json.dumps(contents, indent=2)}\n".encode()
 
 
+UNLIMITED = 1000
+"""The width of a table in a file or a pipe [characters]."""
 LONGEST_LINE = 100
 """The width of explanations where there is room for more [characters]."""
 
@@ -152,8 +155,8 @@ EXPLANATIONS = {
     "nats/token": "-log p(x) for each token ± standard error over documents",
     "bits/byte": "the same for each byte, in bits",
     "Δ bits/byte": (
-        "the difference from the same (or the exact) figure of the first run, paired over documents; empty where a run "
-        "reads other sequences"
+        "the difference from the first row of the same figure, or from the exact figure of the first run, paired over "
+        "documents; empty where a run reads other pieces"
     ),
     "perplexity": "exp(nats/token)",
     "word perplexity": "exp(nats/word), where a word is what stands between white space",
@@ -201,13 +204,14 @@ def _chains_text(figure: Figure) -> str:
 def _text_scored(row: Row) -> str:
     figure = row.figure
     return (
-        f"{row.run.texts.name}: {figure.num_sequences:,} pieces of {len(figure.documents):,} documents, "
+        f"{row.run.texts.name}: {figure.num_sequences:,} of {len(row.run.packed):,} pieces, "
+        f"of {len(figure.documents):,} documents, "
         f"{figure.num_tokens:,} tokens, {row.num_words:,} words, {figure.num_bytes:,} bytes"
     )
 
 
 def print_rows(rows: list[dict[str, str]], words: tuple[str, ...], explanations: Mapping[str, str]) -> None:
-    """Print a table: with lines on a terminal, or as paragraphs where it is too narrow; as Markdown elsewhere.
+    """Print a table: with lines on a terminal, as Markdown elsewhere, or as paragraphs where there is no room for it.
 
     Args:
         rows: cells by the name of their column. A column that is empty throughout is left out.
@@ -221,7 +225,7 @@ def print_rows(rows: list[dict[str, str]], words: tuple[str, ...], explanations:
 
     is_terminal = sys.stdout.isatty()
     console = Console(
-        width=None if is_terminal else 1000,
+        width=None if is_terminal else _width_elsewhere(),
         highlight=False,
         markup=False,
         force_terminal=is_terminal,
@@ -246,6 +250,16 @@ def print_rows(rows: list[dict[str, str]], words: tuple[str, ...], explanations:
     for name, text in explanations.items():
         if name in names:
             print(textwrap.fill(f"{name}: {text}", min(console.width, LONGEST_LINE), subsequent_indent="  "))
+
+
+def _width_elsewhere() -> int:
+    """The width of what is no terminal: that of the one beside it, where errors go, or what `COLUMNS` says."""
+    if columns := os.environ.get("COLUMNS", "").strip():
+        return int(columns) if columns.isdecimal() and int(columns) else UNLIMITED
+    try:
+        return os.get_terminal_size(sys.__stderr__.fileno()).columns if sys.__stderr__ else UNLIMITED
+    except (OSError, ValueError):  # it is none, or closed
+        return UNLIMITED
 
 
 def _cells(row: Row, rows: list[Row]) -> dict[str, str]:

@@ -153,5 +153,9 @@ class Posterior:
         for group in contents if further else ():
             dataset = data[group].to_dataset() if is_new else data[group]
             along = {name: coordinate for name, coordinate in further.items() if coordinate[0] in dataset.dims}
-            data[group] = dataset.assign_coords(along)
+            dataset = dataset.assign_coords(along)
+            if is_new:
+                data[group] = dataset
+            else:  # an assignment to an item would list the group once more
+                setattr(data, group, dataset)
         return data

@@ -95,6 +95,8 @@ def model_card(
         )
         for figure in figures
     ]
+    z_of = "the text that was read before" if config.objective.block_size is not None else "the whole text"
+    reads_z = "is added to its weights" if model.thoughts == "fast-weights" else "its layers attend to"
     head = ("text", "estimator", "z from", "T", "nats/token ± over documents", "bits/byte", "sequences", "valid bound")
     table = "\n".join(map(_row, (head, ["---"] * len(head), *rows)))
     return f"""---
@@ -104,8 +106,8 @@ tags: [latent-thought-model, pyro]
 
 # {name}
 
-A Latent Thought Model (Kong et al. 2025): a causal transformer that reads a short window of the text and attends to a
-latent z of the whole text.
+A Latent Thought Model (Kong et al. 2025): a causal transformer that reads a short window of the text and a latent z
+of {z_of}, which {reads_z}.
 
 {chr(10).join(map(_row, [("", ""), ("---", "---"), *facts.items()]))}
 

@@ -60,6 +60,8 @@ class Run:
         try:
             values = read_settings(self.config_path)
         except FileNotFoundError:
+            if not self.path.exists():
+                raise InputError(f"there is no run {self.path}, nor any folder of that name") from None
             hint = "the run that comes with the package is called demo"
             raise InputError(f"{self.path} holds no run: it has no config.yaml ({hint})") from None
         if not isinstance(values.get("resolved"), dict):

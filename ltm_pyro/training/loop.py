@@ -258,7 +258,7 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
     validated = training.processes.by_first(
         lambda: {record["step"] for record in training.run.read_metrics() if record.get("split") == "validation"}
     )
-    tokens_logged, seconds_logged, steps_logged = progress.tokens_seen, progress.seconds, progress.step
+    tokens_logged, seconds_logged = progress.tokens_seen, progress.seconds
     while progress.step < config.steps and not training.is_stopped(stop):
         # Before the step and not after it, so that a run that was stopped in between still validates.
         if progress.step and progress.step % config.validate_every == 0 and progress.step not in validated:
@@ -279,15 +279,15 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
         loss = slow_step(training, stop)
         if loss is None:
             return
-        progress.seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        progress.seconds += seconds
         record = None
-        elapsed = progress.seconds - seconds_logged
-        seconds_per_step = elapsed / (progress.step - steps_logged)
         if progress.step % config.log_every == 0 or progress.step == config.steps:
-            record = train_record(training, loss, (progress.tokens_seen - tokens_logged) / elapsed)
+            rate = (progress.tokens_seen - tokens_logged) / (progress.seconds - seconds_logged)
+            record = train_record(training, loss, rate)
             log(training, record)
-            tokens_logged, seconds_logged, steps_logged = progress.tokens_seen, progress.seconds, progress.step
-        display.step(record, seconds_per_step)
+            tokens_logged, seconds_logged = progress.tokens_seen, progress.seconds
+        display.step(record, seconds)
         # Not after a skipped step, which may have failed because of the weights.
         if progress.step % config.checkpoint_every == 0 and not progress.skips_in_a_row:
             save(training)

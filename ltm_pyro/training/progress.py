@@ -21,6 +21,7 @@ class ProgressDisplay:
         is_shown = has_bar and sys.stderr.isatty()
         self.bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not is_shown, leave=False)
         self.num_steps = num_steps
+        self._num_taken, self._seconds = 0, 0.0
 
     def __enter__(self) -> ProgressDisplay:
         return self
@@ -28,14 +29,17 @@ class ProgressDisplay:
     def __exit__(self, *exception: object) -> None:
         self.bar.close()
 
-    def step(self, record: dict[str, Any] | None, seconds_per_step: float) -> None:
-        """Count a step; `record` is its line of metrics, if it has one."""
+    def step(self, record: dict[str, Any] | None, seconds: float) -> None:
+        """Count a step that took so long; `record` is its line of metrics, if it has one."""
         self.bar.update()
+        self._num_taken += 1
+        self._seconds += seconds
         if record is None:
             return
         text = f"{loss_text(record)}, {record['tokens_per_second']:,.0f} tokens/s"
         if self.bar.disable:
-            left = time_text((self.num_steps - record["step"]) * seconds_per_step)
+            # By all steps: the last few tell more of what else the machine does.
+            left = time_text((self.num_steps - record["step"]) * self._seconds / self._num_taken)
             print(f"step {record['step']}/{self.num_steps}: {text}, {left} left", flush=True)
         else:
             self.bar.set_postfix_str(text)

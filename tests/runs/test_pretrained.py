@@ -168,7 +168,7 @@ def test_the_command_says_nothing_else_as_a_process(run, tmp_path):
 BAD_INPUT = {
     "nothing": ([], "give RUN"),
     "no folder": (["RUN"], "give --out FOLDER"),
-    "no run": (["missing", "--out", "new"], "missing holds no run"),
+    "no run": (["missing", "--out", "new"], "there is no run missing"),
     "a folder that exists": (["RUN", "--out", "."], "exists already"),
     "unknown option": (["RUN", "--out", "new", "--wich", "best"], "--wich"),
     "unknown checkpoint": (["RUN", "--out", "new", "--which", "worst"], "worst"),

@@ -425,7 +425,7 @@ def test_a_model_is_loaded_with_its_settings_and_without_a_trace_in_the_random_n
 def test_a_folder_that_is_no_run_is_refused(tmp_path, run):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "nothing", tmp_path / "file"):
-        with pytest.raises(InputError, match=r"holds no run: it has no config\.yaml"):
+        with pytest.raises(InputError, match=r"there is no run .*nothing|holds no run: it has no config\.yaml"):
             ltm_pyro.load(path)
     run.write_config(preset("tiny"), {"tokenizer_sha256": fingerprint(get_tokenizer("bytes"))})
     with pytest.raises(InputError, match="holds no checkpoint"):

@@ -36,6 +36,8 @@ NUM_STYLES = 6
 """The kinds of lines in a plot; more runs than that share them."""
 MOST_NUMBERS = 16
 """The most slots of a layer whose KL is written out, and not only coloured."""
+WITHOUT = "without thinking"
+"""What the figures are called whose z is held where inference starts."""
 DIFFERENCE = "Δ bits/byte"
 DRAWS_ERROR = "Monte Carlo error"
 """The names of columns."""
@@ -216,7 +218,7 @@ def _figures(runs: Sequence[Shown]) -> str:
     if any(shown.content.held for shown in runs):
         notes.append(
             (
-                f"{CODE}, the second of a run",
+                f"{CODE}, {WITHOUT}",
                 "The code length without thinking: with z held where inference starts before anything is read (T = 0), "
                 "or drawn from the prior. It is what the same weights predict with such a z.",
             )
@@ -265,7 +267,8 @@ def _capital(text: str) -> str:
 def _scored(content: RunContent) -> str:
     figure = content.code
     return text_of(
-        f"{content.run.texts.name}: {figure.num_sequences:,} pieces of {len(figure.documents):,} documents, "
+        f"{content.run.texts.name}: {figure.num_sequences:,} of {len(content.run.packed):,} pieces, "
+        f"of {len(figure.documents):,} documents, "
         f"{figure.num_tokens:,} tokens, {figure.num_bytes:,} bytes"
     )
 
@@ -276,7 +279,8 @@ def _row(shown: Shown, figure: Figure, first: Shown) -> dict[str, str]:
     difference = shown.content.difference_from(first.content, figure)
     return {
         "run": text_of(shown.name),
-        "figure": f'<abbr title="{text_of(estimator.summary)}">{figure.estimator}</abbr>',
+        "figure": f'<abbr title="{text_of(estimator.summary)}">{figure.estimator}</abbr>'
+        + (f", {WITHOUT}" if figure is shown.content.held else ""),
         "z from": text_of(figure.z_from or ""),
         "T": str(figure.fast_steps) if shown.content.has_z else "",
         "block": str(shown.content.block_size) if figure.estimator == CODE else "",
@@ -390,7 +394,7 @@ def _page(number: int, page: Sequence[tuple[Shown, Panel]], scales: Scales) -> s
     return "\n".join(
         [
             f'<section class="text" id="text-{number}">',
-            f"<h3>Text {number}: from {text_of(page[0][0].content.run.texts.name)}</h3>",
+            f"<h3>Piece {number}: from {text_of(page[0][0].content.run.texts.name)}</h3>",
             '<div class="runs">',
             *(_of_run(shown, panel, scales) for shown, panel in page),
             "</div>",
@@ -404,11 +408,17 @@ def _of_run(shown: Shown, panel: Panel, scales: Scales) -> str:
     costs = [_cost_title(bits) for bits in panel.costs]
     classes = [scales.cost_class(bits) for bits in panel.costs]
     name = text_of(shown.name)
-    parts = [_tokens(f"{name}, cost: {_amount(sum(panel.costs))} bits", panel.pieces, classes, costs, starts)]
+    of_bytes = len("".join(piece.text for piece in panel.pieces).encode())
+
+    def total(bits: list[float], sign: str = "") -> str:
+        per_byte = f" ({sum(bits) / of_bytes:{sign}.2f} a byte)" if of_bytes and math.isfinite(sum(bits)) else ""
+        return f"{_amount(sum(bits), sign)} bits{per_byte}"
+
+    parts = [_tokens(f"{name}, cost: {total(panel.costs)}", panel.pieces, classes, costs, starts)]
     if panel.gains is not None:
         gains = [_gain_title(gain, cost) for gain, cost in zip(panel.gains, panel.costs, strict=True)]
         classes = [scales.gain_class(bits) for bits in panel.gains]
-        caption = f"{name}, gain by thinking: {_amount(sum(panel.gains), '+')} bits"
+        caption = f"{name}, gain by thinking: {total(panel.gains, '+')}"
         parts.append(_tokens(caption, panel.pieces, classes, gains, starts))
     kind = "of-run" if panel.gains is None else "of-run gains"
     return f'<div class="{kind}" data-run="{name}">{"".join(parts)}</div>'

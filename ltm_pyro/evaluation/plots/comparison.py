@@ -74,13 +74,17 @@ def bound_plot(results: list[Comparison]) -> Any:
             bars = None if None in errors else errors
             handles[result.name] = axes.errorbar(gradients, values, yerr=bars, **_look(results, result))
         axes.set_title(title, color=style.FAINT)
-        axes.set_xlabel("gradient evaluations for each text")
+        axes.set_xlabel("gradient evaluations for each text,\nwith those of a Gaussian around points or draws")
         axes.grid(alpha=0.5)
         # Chains that have just started may have a bound of hundreds of nats, which would hide all else.
         finite = [value for result in group for _, value, _ in result.curve if np.isfinite(value)]
         ends = [result.curve[-1][1] for result in group if np.isfinite(result.curve[-1][1])]
         if ends:
             _set_limits(axes, min(finite), max(*ends, np.median(finite)))
+            above = sum(value > axes.get_ylim()[1] for value in finite)
+            if above:
+                note = f"{above} point{'s' * (above != 1)} above"
+                axes.text(0.98, 0.97, note, ha="right", va="top", color=style.FAINT, transform=axes.transAxes)
     panels[0].set_xscale("log", base=2)
     panels[0].xaxis.set_major_formatter("{x:g}")
     panels[0].set_ylabel("bound, -ELBO [nats/token]")
@@ -284,7 +288,13 @@ def agreement_plot(results: list[Comparison]) -> Any:
             _set_limits(axes, limits[0], limits[1], top=0.05)
             axes.set_xlim(axes.get_ylim())
             axes.set_box_aspect(1)
+            axes.locator_params(nbins=4)
             axes.set_xlabel(f"{what} by {first.name}")
+            low, high = axes.get_ylim()
+            outside = 1 - ((y >= low) & (y <= high)).mean()
+            if outside >= 0.005:
+                note = f"{outside:.0%} outside"
+                axes.text(0.03, 0.97, note, ha="left", va="top", color=style.FAINT, transform=axes.transAxes)
         for axes in drawn[:1]:
             axes.tick_params(labelleft=True)
     for axes, other in zip(grid[0], others, strict=True):

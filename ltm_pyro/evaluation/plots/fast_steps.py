@@ -32,7 +32,7 @@ def fast_steps_plot(rows: list[Row]) -> Any:
     groups = {title: names for title, names in groups.items() if names} or {"": []}
     quantities = {"bits per byte": _bits_per_byte}
     if any(row.reference(rows) for row in shown):
-        quantities["Δ bits per byte, from the first run"] = functools.partial(_difference, rows)
+        quantities["Δ bits per byte, from the first"] = functools.partial(_difference, rows)
     canvas = style.new_canvas(2.3 * len(groups) + 0.7)
     grid = canvas.subplots(len(groups), len(quantities), sharex=True, squeeze=False)
     handles: dict[str, Any] = {}
@@ -74,6 +74,8 @@ def _bits_per_byte(row: Row) -> Value | None:
 
 def _difference(rows: list[Row], row: Row) -> Value | None:
     reference = row.reference(rows)
+    if reference is None and any(other.reference(rows) is row for other in rows):
+        return 0.0, None  # what others are compared with
     return figures.difference(row.figure, reference.figure) if reference else None
 
 
@@ -92,7 +94,7 @@ def _draw(axes: Any, number: int, points: list[Row], value_of: Callable[[Row], V
     return axes.errorbar(
         [figure.fast_steps + beside * max(1, figure.fast_steps) for figure, _ in found],
         [value for _, (value, _) in found],
-        yerr=None if None in errors else errors,
+        yerr=None if not any(errors) else [error or 0.0 for error in errors],
         marker=style.MARKERS[number % len(style.MARKERS)],
         color=colour,
         markerfacecolor="white" if any(figure.num_unmixed != 0 for figure, _ in found) else None,
