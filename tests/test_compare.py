@@ -311,6 +311,10 @@ def test_chains_that_have_not_mixed_are_drawn_apart(results):
         low, high = bars.get_segments()[-1][:, 1]
         assert (high - low) / 2 == pytest.approx(record["monte_carlo_standard_error"])
     assert "not mixed" in of_badly.get_title()
+    for axes in (of_well, of_badly):
+        above = sum((curve.get_ydata() > axes.get_ylim()[1]).sum() for curve, *_ in axes.containers)
+        noted = [int(text.get_text().split()[0]) for text in axes.texts if text.get_text().endswith("above")]
+        assert noted == ([above] if above else [])
     agreement = plots.agreement_plot([results["vi"], badly, well])
     titles = [axes.get_title() for axes in agreement.axes[:2]]
     assert titles == ["mala", "badly:\nnot mixed (R̂ 1.83)"]
@@ -503,6 +507,16 @@ def test_the_plots_are_there(compared):
         assert (compared / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_it_says_so_where_z_of_whole_texts_is_not_what_a_run_was_trained_for(command, folder, train_run, tmp_path):
+    train_run(tmp_path, "map", "--infer-from", "past", "--block-size", "8", "--steps", "1")
+    status, out, _ = command(str(tmp_path / "map"), "--inference", "map", "--gradients", "20", "--out", "there")
+    assert status == 0
+    assert "was trained to infer z block by block" in out
+    status, out, _ = command("vi", "--inference", "map", "--gradients", "20", "--out", "whole")
+    assert status == 0
+    assert "block by block" not in out
+
+
 def test_what_is_printed_is_a_table_and_where_the_results_are(command):
     status, out, err = command("vi", "--inference", "map", "--out", "one")
     assert (status, err) == (0, "")
@@ -540,7 +554,7 @@ def test_the_sequences_are_those_of_evaluate(command, folder):
     ("args", "says"),
     [
         ([], "give the folder of a RUN"),
-        (["nowhere"], "holds no run"),
+        (["nowhere"], "there is no run nowhere"),
         (["none"], "without z"),
         (["vi", "--inference"], "--inference"),
         (["vi", "--inference", "none"], "none"),

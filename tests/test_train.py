@@ -27,6 +27,7 @@ from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import LatentThoughtModel
 from ltm_pyro.runs.run import Run
 from ltm_pyro.training import loop
+from ltm_pyro.training.progress import ProgressDisplay
 
 FEW = "--estimators elbo --num-samples 2"
 MORE = "--micro-batch-size 2 --fast-steps 2 --log-every 1 --validation-sequences 4 --validation-samples 4"
@@ -335,6 +336,27 @@ def test_a_run_that_was_stopped_anywhere_and_resumed_ends_bit_for_bit_as_one_tha
         for run in (whole_folder, Path("the parts"))
     ]
     assert without_timing[0] == without_timing[1]
+
+
+def test_a_run_that_has_all_its_steps_says_so_when_it_is_resumed(command):
+    status, out, _ = command("--steps", "2", "--fast-steps", "1", "--out", "run")
+    assert status == 0
+    assert "with 1 fast step;" in out
+    assert "Below is the loss of single steps" in out
+    status, out, _ = command("--steps", "2", "--fast-steps", "1", "--out", "run", "--resume")
+    assert status == 0
+    assert "All 2 steps are taken already; --resume --steps N takes more, to N in all." in out
+    assert "Below is the loss" not in out
+
+
+def test_the_time_left_is_by_all_steps(capsys):
+    """And not by the last ones, which may have been slow because of something else."""
+    display = ProgressDisplay(0, 100, has_bar=False)
+    record = {"bits_per_byte": 1.0, "nelbo_nats_per_token": 1.0, "tokens_per_second": 1.0}
+    for _ in range(9):
+        display.step(None, 1.0)
+    display.step({**record, "step": 10}, 11.0)
+    assert capsys.readouterr().out.endswith("3 min 00 s left\n")  # 90 steps of 20 s / 10
 
 
 def test_resume_may_take_more_steps_and_goes_on_from_the_last(command):

@@ -170,6 +170,32 @@ def test_on_a_terminal_that_is_too_narrow_every_figure_is_a_paragraph(capsys, mo
         assert "…" not in text
 
 
+def test_a_table_that_is_wider_than_there_is_room_is_paragraphs(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    report.print_report([EXACT, ELBO], [])
+    out = capsys.readouterr().out
+    assert "| runs/a" not in out
+    assert "runs/a, elbo, vi, upper bound" in out
+    paragraphs = out[out.index("runs/a, elbo") :]
+    assert max(map(len, paragraphs.splitlines())) <= 60
+    for columns in ("", "many", "0", "500"):  # none, or no number: as in a file
+        monkeypatch.setenv("COLUMNS", columns)
+        report.print_report([EXACT, ELBO], [])
+        assert "| runs/a " in capsys.readouterr().out
+
+
+def test_what_columns_mean_is_said_of_those_that_are_there(capsys):
+    report.print_report([EXACT], [])
+    out = capsys.readouterr().out
+    assert "\nbits/byte: " in out
+    assert "\nk̂: " not in out
+    assert "\nΔ bits/byte: " not in out
+    report.print_report([EXACT, IWAE], [])
+    out = capsys.readouterr().out
+    assert "\nk̂: " in out
+    assert "\nΔ bits/byte: " in out
+
+
 def test_a_name_in_brackets_is_no_markup(capsys):
     report.print_report([row("elbo", [6.0, 9.0], run="runs/[bold]a")], [])
     assert "| runs/[bold]a |" in capsys.readouterr().out

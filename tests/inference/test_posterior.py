@@ -136,3 +136,11 @@ def test_the_folders_of_libraries_are_only_changed_while_they_are_imported(monke
     monkeypatch.setenv("HOME", str(tmp_path))
     with _folders_for_files():
         assert dict(os.environ) == {**before, "HOME": str(tmp_path)}
+
+
+def test_each_group_is_listed_once():
+    posterior = Posterior(torch.randn(2, 5, 3, 2), torch.arange(3))
+    data = posterior.to_arviz({"log_likelihood": {"log_p": np.zeros((2, 5, 3))}}, texts=["one", "two", "three"])
+    groups = [str(group).strip("/") for group in (data.groups() if callable(data.groups) else data.groups)]
+    assert sorted(filter(None, groups)) == ["log_likelihood", "posterior"]
+    assert str(data["posterior"]["text"].values[1]) == "two"

@@ -81,7 +81,7 @@ def bound_plot(results: list[Comparison]) -> Any:
         ends = [result.curve[-1][1] for result in group if np.isfinite(result.curve[-1][1])]
         if ends:
             _set_limits(axes, min(finite), max(*ends, np.median(finite)))
-            above = sum(value > axes.get_ylim()[1] for value in finite)
+            above = sum(1 for value in finite if value > axes.get_ylim()[1])
             if above:
                 note = f"{above} point{'s' * (above != 1)} above"
                 axes.text(0.98, 0.97, note, ha="right", va="top", color=style.FAINT, transform=axes.transAxes)
