@@ -26,9 +26,8 @@ def block_step(
         the new z, and the new sum of squares.
     """
     gradient = evidence.gradient
-    # Fused operations: on a CPU each pass over z costs as much as a layer's attention.
-    sum_of_squares = torch.addcmul(sum_of_squares, gradient, gradient)
+    sum_of_squares = sum_of_squares + gradient.square()
     mean_square = flat(sum_of_squares).mean(1) / (num_steps + 1).to(gradient)
     rms = mean_square.sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
     scale = length * evidence.share / rms
-    return torch.addcmul(z, scale.view(-1, *[1] * (z.dim() - 1)), gradient, value=-1), sum_of_squares
+    return z - scale.view(-1, *[1] * (z.dim() - 1)) * gradient, sum_of_squares
