@@ -282,8 +282,8 @@ def main(args: Sequence[str]) -> int:
             # Also after Ctrl-C: what is finished is not lost.
             if results:
                 print(f"{config.run} on {texts.name}: {len(batch)} pieces, {result.bound.num_tokens:,} tokens")
+                write(results, out, config.plot_format)  # first, as a reader of the table may go away
                 comparison.print_table(results)
-                write(results, out, config.plot_format)
                 print(f"\ntable, plots, and draws (NAME/posterior.nc, for ArviZ): {out}")
             elif not any(out.iterdir()):
                 out.rmdir()

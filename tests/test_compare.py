@@ -507,6 +507,16 @@ def test_the_plots_are_there(compared):
         assert (compared / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_reader_that_goes_away_does_not_cost_the_results(command, monkeypatch):
+    def gone(results):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(comparison, "print_table", gone)
+    assert command("vi", "--inference", "map", "--gradients", "20", "--out", "unread")[0] == 1
+    assert records_of(Path("unread"))["map"]
+    assert Path("unread/bound.png").exists()
+
+
 def test_it_says_so_where_z_of_whole_texts_is_not_what_a_run_was_trained_for(command, folder, train_run, tmp_path):
     train_run(tmp_path, "map", "--infer-from", "past", "--block-size", "8", "--steps", "1")
     status, out, _ = command(str(tmp_path / "map"), "--inference", "map", "--gradients", "20", "--out", "there")

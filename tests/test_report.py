@@ -480,7 +480,7 @@ def test_a_browser_shows_the_text_that_the_address_names(address, shown, content
     """The page's own policy lets its script run."""
     page = in_browser(render([contents["none"], contents["past"]]), address, tmp_path)
     assert shown_in(page) == [f"text-{shown}"]
-    assert f"Text {shown} of 4" in page.text
+    assert f"Piece {shown} of 4" in page.text
 
 
 @NEEDS_CHROMIUM

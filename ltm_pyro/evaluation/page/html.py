@@ -320,7 +320,8 @@ def _texts(runs: Sequence[Shown]) -> str:
             "<ul>",
             *(f"<li>{text_of(_how_coded(shown))}</li>" for shown in runs),
             "</ul>",
-            f"<p>Where a character takes several tokens, their bits are added.{of_blocks if has_gains else ''}</p>",
+            "<p>A piece is as much of a document as the model reads at once: it may begin and end within one. Where a "
+            f"character takes several tokens, their bits are added.{of_blocks if has_gains else ''}</p>",
             _legend(scales, has_gains),
             "<div>",  # beyond which the pager does not stay in view
             '<nav class="pager" aria-label="texts" hidden>',

@@ -7,7 +7,7 @@ let shown = 0;
 function show(number) {
   shown = Math.min(Math.max(number, 0), texts.length - 1);
   texts.forEach((text, place) => { text.hidden = place !== shown; });
-  pager.querySelector(".count").textContent = `Text ${shown + 1} of ${texts.length}`;
+  pager.querySelector(".count").textContent = `Piece ${shown + 1} of ${texts.length}`;
   pager.querySelector(".previous").disabled = shown === 0;
   pager.querySelector(".next").disabled = shown === texts.length - 1;
   pager.querySelector(".numbers").textContent = "";

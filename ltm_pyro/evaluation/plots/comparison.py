@@ -84,7 +84,7 @@ def bound_plot(results: list[Comparison]) -> Any:
             above = sum(1 for value in finite if value > axes.get_ylim()[1])
             if above:
                 note = f"{above} point{'s' * (above != 1)} above"
-                axes.text(0.98, 0.97, note, ha="right", va="top", color=style.FAINT, transform=axes.transAxes)
+                style.add_note(axes, note)
     panels[0].set_xscale("log", base=2)
     panels[0].xaxis.set_major_formatter("{x:g}")
     panels[0].set_ylabel("bound, -ELBO [nats/token]")
@@ -294,7 +294,7 @@ def agreement_plot(results: list[Comparison]) -> Any:
             outside = 1 - ((y >= low) & (y <= high)).mean()
             if outside >= 0.005:
                 note = f"{outside:.0%} outside"
-                axes.text(0.03, 0.97, note, ha="left", va="top", color=style.FAINT, transform=axes.transAxes)
+                style.add_note(axes, note)
         for axes in drawn[:1]:
             axes.tick_params(labelleft=True)
     for axes, other in zip(grid[0], others, strict=True):

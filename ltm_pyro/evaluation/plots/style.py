@@ -72,6 +72,12 @@ def add_legend(canvas: Any, handles: Sequence[Any], labels: Sequence[str]) -> No
     canvas.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
+def add_note(axes: Any, text: str) -> None:
+    """Write a few words into the upper right corner of a panel, over what lies there."""
+    box = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1}
+    axes.text(0.98, 0.97, text, ha="right", va="top", bbox=box, zorder=5, transform=axes.transAxes)
+
+
 def image(canvas: Any, file_format: str) -> bytes:
     """A figure as the contents of a file.
 
