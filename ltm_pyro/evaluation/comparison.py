@@ -171,7 +171,7 @@ EXPLANATIONS = {
         "effective sample size of a number of z (larger than the number of draws where they alternate), median over z "
         "and texts, and per gradient and second of all texts; omitted for chains that have not mixed"
     ),
-    "R̂": "the largest over all numbers of z; above 1.01 the chains have not mixed well, above 1.1 not at all",
+    "R̂": "the largest over all numbers of z; above 1.01 chains have not mixed well, above 1.1 they count as not mixed",
     "accepted": "the share of proposals that were accepted in the second half of the steps",
 }
 """What the columns of the table mean."""

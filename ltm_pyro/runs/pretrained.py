@@ -95,8 +95,7 @@ def model_card(
         )
         for figure in figures
     ]
-    z_of = "the text that was read before" if config.objective.block_size is not None else "the whole text"
-    reads_z = "is added to its weights" if model.thoughts == "fast-weights" else "its layers attend to"
+    what_z_is = _what_z_is(config)
     head = ("text", "estimator", "z from", "T", "nats/token ± over documents", "bits/byte", "sequences", "valid bound")
     table = "\n".join(map(_row, (head, ["---"] * len(head), *rows)))
     return f"""---
@@ -106,8 +105,8 @@ tags: [latent-thought-model, pyro]
 
 # {name}
 
-A Latent Thought Model (Kong et al. 2025): a causal transformer that reads a short window of the text and a latent z
-of {z_of}, which {reads_z}.
+A Latent Thought Model (Kong et al. 2025): a causal transformer that reads a short window of the text.
+{what_z_is}
 
 {chr(10).join(map(_row, [("", ""), ("---", "---"), *facts.items()]))}
 
@@ -123,6 +122,15 @@ import ltm_pyro
 ltm = ltm_pyro.from_pretrained("{name}")
 ```
 """
+
+
+def _what_z_is(config: TrainConfig) -> str:
+    if config.inference == NO_INFERENCE:
+        return "This one has no latent z: it is the autoregressive model that others are compared with."
+    read = "the text before each block" if config.objective.block_size is not None else "the whole text"
+    if config.model.thoughts == "fast-weights":
+        return f"It adds a latent z to its weights, which is inferred from {read}."
+    return f"Its layers attend to a latent z, which is inferred from {read}."
 
 
 def _row(cells: Any) -> str:

@@ -18,8 +18,11 @@ import yaml
 
 import ltm_pyro
 from ltm_pyro import cli, export, train
+from ltm_pyro.config import preset
 from ltm_pyro.data import fingerprint
 from ltm_pyro.errors import InputError
+from ltm_pyro.runs.checkpoint import Progress
+from ltm_pyro.runs.pretrained import model_card
 
 MORE = "--fast-steps 1 --steps 3 --validate-every 2 --validation-sequences 1"
 
@@ -71,6 +74,21 @@ def test_the_card_says_data_steps_scheme_and_figures_with_their_estimator(run, t
         assert [(row[1], row[2], row[4].split(" ±")[0], row[-1]) for row in table] == [
             (r["estimator"], r["posterior"], f"{r['nats_per_token']:.4f}", "yes |") for r in expected
         ]
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            preset("tiny", "map", "past"),
+            "It adds a latent z to its weights, which is inferred from the text before each",
+        ),
+        (preset("small", "vi", "whole"), "Its layers attend to a latent z, which is inferred from the whole text."),
+        (preset("tiny", "none"), "This one has no latent z"),
+    ],
+)
+def test_the_card_says_what_z_is(config, sentence):
+    assert sentence in model_card("model", config, {}, Progress(), [])
 
 
 def test_a_folder_that_exists_is_refused_and_left_alone(run, tmp_path):
