@@ -272,8 +272,8 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
             display.say(f"step {progress.step}: held-out text, {figure}")
             if lowest is not None:
                 display.say(
-                    f"  it was lower after step {lowest['step']}: if it goes on to rise, the model is learning its texts "
-                    "by heart; other commands take the lowest with --which best"
+                    f"  it was lower after step {lowest['step']}: if it goes on to rise, the model is learning its "
+                    "texts by heart; other commands take the lowest with --which best"
                 )
         started = time.perf_counter()
         loss = slow_step(training, stop)

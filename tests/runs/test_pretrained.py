@@ -81,7 +81,7 @@ def test_the_card_says_data_steps_scheme_and_figures_with_their_estimator(run, t
     [
         (
             preset("tiny", "map", "past"),
-            "It adds a latent z to its weights, which is inferred from the text before each",
+            "It adds a latent z to its weights, which is inferred from the text before",
         ),
         (preset("small", "vi", "whole"), "Its layers attend to a latent z, which is inferred from the whole text."),
         (preset("tiny", "none"), "This one has no latent z"),
