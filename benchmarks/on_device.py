@@ -1,0 +1,369 @@
+"""Do on a device what matters there, in parts of limited time, each with its line in a JSON file.
+
+    python benchmarks/on_device.py --out FILE [--device cuda] [--parts machine parity …] [--reference PATH] [--toy]
+
+Every part runs in a process of its own, in the order of their weight, and its line is written when it ends: failed, out
+of time or done. So a run that is cut off still tells what it has seen, and a part that crashes costs no other. The
+limits add up to eight minutes. --toy takes sizes that a processor can do, to try the script itself: its times say
+nothing of a device.
+
+machine     versions, the device, and the rates of large products and of copies
+parity      log-probabilities, attention, gradients and every scheme against float64 on the CPU
+waits       places where the host waits for the device (CUDA alone)
+speed …     fast and slow step of a preset at a batch size, in bfloat16: time, share of the rate, peak memory
+kernels …   what the time of a fast step goes into
+training    30 steps of preset tiny against the CPU's losses; killed, resumed, and compared with a run that was not
+processes   one process of torchrun
+generation  tokens written in a second
+reference   a training step beside the published implementation's (--reference, the path of a clone)
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from speed import Step, memory_mb
+from timing import matrix_rate, median_seconds
+from torch import Tensor
+
+from ltm_pyro.config import preset
+from ltm_pyro.data import token_batch
+from ltm_pyro.evaluation.operations import count
+from ltm_pyro.inference import SCHEMES, SequenceNoise, infer
+from ltm_pyro.inference.streaming import gradient_of_block
+from ltm_pyro.inference.svi import predict_backward
+from ltm_pyro.models import DecoderConfig, LatentThoughtModel, Sampling, TokenBatch
+from ltm_pyro.models.attention import windowed_attention
+
+HERE = Path(__file__).resolve()
+Result = dict[str, Any]
+
+
+def run_machine(options: argparse.Namespace) -> Result:
+    device = torch.device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    megabytes = 64 if options.toy else 1024
+    source = torch.zeros(megabytes * 2**18, device=device)
+    target = torch.empty_like(source)
+    seconds = median_seconds(lambda: target.copy_(source), 3 if options.toy else 30, device)
+    rates = {}
+    for precision in ("float32", "bfloat16"):
+        if not options.toy or precision == "float32":  # a processor may take minutes in bfloat16
+            rates[precision] = matrix_rate(device, getattr(torch, precision))
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "pyro": pyro.__version__,
+        "device": name,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "operations_per_second": rates,
+        "bytes_per_second_copied": 2 * source.nbytes / seconds,
+    }
+
+
+PARITY = DecoderConfig(num_layers=3, width=64, num_heads=4, hidden=128, num_slots=8, window=16, length=96)
+
+
+def model_and_batch(
+    config: DecoderConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[LatentThoughtModel, TokenBatch, Tensor]:
+    """A model with weights large enough for z to matter, two texts, and a z of each: the same everywhere."""
+    torch.manual_seed(0)
+    model = LatentThoughtModel(config, 258, 256).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(4)
+    batch = token_batch(torch.randint(256, (2, config.length)))
+    z = torch.randn(2, *config.latent_shape, dtype=torch.float64)
+    batch = dataclasses.replace(batch, weights=batch.weights.to(dtype))
+    return model.to(device, dtype), batch.to(device), z.to(device, dtype)
+
+
+def relative(value: Tensor, expected: Tensor) -> float:
+    """The norm of the difference from what is expected, relative to it."""
+    value, expected = (x.detach().double().cpu() for x in (value, expected))
+    return ((value - expected).norm() / expected.norm().clamp(min=1e-300)).item()
+
+
+def quantities(model: LatentThoughtModel, batch: TokenBatch, z: Tensor) -> dict[str, Tensor]:
+    """What a model says of texts: log-probabilities, and the gradients with respect to z and to all weights."""
+    with torch.no_grad():
+        found = {"log-probabilities": model.token_log_probs(batch, z)}
+    found["gradient of z"] = gradient_of_block(model, batch, z)
+    model.zero_grad()
+    predict_backward(model, z, batch, 1.0)
+    gradients = [weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]
+    return found | {"gradient of weights": torch.cat(gradients)}
+
+
+def run_parity(options: argparse.Namespace) -> Result:
+    device, cpu, double = torch.device(options.device), torch.device("cpu"), torch.float64
+    found: Result = {}
+    for thoughts in ("attended", "fast-weights"):
+        config = dataclasses.replace(PARITY, thoughts=thoughts)
+        model, batch, z = model_and_batch(config, cpu, double)
+        expected = quantities(model, batch, z)
+        for precision in ("float32", "bfloat16"):
+            here, texts, thought = model_and_batch(config, device, torch.float32)
+            here.decoder.compute_dtype = torch.bfloat16 if precision == "bfloat16" else None
+            values = quantities(here, texts, thought)
+            found[f"{thoughts}, {precision}"] = {name: relative(values[name], expected[name]) for name in expected}
+        by_scheme = {}
+        for name in SCHEMES:
+            if name == "amortized":  # it would need an encoder
+                continue
+            scheme = SCHEMES[name](num_steps=4)
+            here, texts, _ = model_and_batch(config, device, torch.float32)
+            # The same noise for both: that of the CPU.
+            states = [infer(scheme, of, on, SequenceNoise(0)) for of, on in ((here, texts), (model, batch))]
+            means = [scheme.mean(state) for state in states]
+            by_scheme[name] = relative(*means)
+        found[f"{thoughts}, schemes after 4 steps, float32"] = by_scheme
+    q, k, v = (torch.randn(2, 4, 100, 16, dtype=double, generator=torch.Generator().manual_seed(1)) for _ in range(3))
+    q, k, v = (torch.roll(x, shift, 2) for shift, x in enumerate((q, k, v)))
+    expected_attention = windowed_attention(q, k, v, 16)
+    for precision in ("float32", "bfloat16"):
+        inputs = (x.to(device, getattr(torch, precision)) for x in (q, k, v))
+        found[f"attention, {precision}"] = relative(windowed_attention(*inputs, 16), expected_attention)
+    return found
+
+
+def run_waits(options: argparse.Namespace) -> Result:
+    if options.device != "cuda":
+        return {"skipped": "nothing waits for a device on a CPU"}
+    found: Result = {}
+    for inference in ("vi", "map"):
+        step = step_of(options, "tiny", 4, inference)
+        step.training()  # what is done once
+        for what, work in {"fast step": step.fast, "slow step": step.slow, "training step": step.training}.items():
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    work()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            places = Counter(f"{Path(one.filename).name}:{one.lineno}" for one in caught)
+            found[f"{inference}, {what}"] = dict(places.most_common())
+    return found
+
+
+def step_of(options: argparse.Namespace, name: str, batch_size: int, inference: str = "vi") -> Step:
+    precision = "float32" if options.toy else "bfloat16"
+    settings = argparse.Namespace(device=options.device, precision=precision, compile=False)
+    return Step(preset(name, inference, "whole"), batch_size, settings)
+
+
+def run_speed(options: argparse.Namespace, name: str, batch_size: int) -> Result:
+    device = torch.device(options.device)
+    precision = "float32" if options.toy else "bfloat16"
+    step = step_of(options, name, batch_size)
+    with reset_memory(device):
+        step.training()
+        memory = memory_mb(device)
+    rate, rounds = matrix_rate(device, getattr(torch, precision)), 1 if options.toy else 20
+    result: Result = {"precision": precision, "operations_per_second_of_products": rate, "peak_memory_mb": memory}
+    for what, work in {"fast step": step.fast, "slow step": step.slow}.items():
+        seconds = median_seconds(work, rounds, device)
+        operations = count(work)
+        result[what] = {"milliseconds": 1e3 * seconds, "operations": operations, "share": operations / seconds / rate}
+    config = preset(name, "vi", "whole")
+    seconds = config.fast_steps * result["fast step"]["milliseconds"] + result["slow step"]["milliseconds"]
+    return result | {"fast_steps": config.fast_steps, "tokens_per_second": 1e3 * step.batch.tokens.numel() / seconds}
+
+
+@contextlib.contextmanager
+def reset_memory(device: torch.device) -> Iterator[None]:
+    """Within the block, the peak of the device's memory counts from its beginning."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    yield
+
+
+def run_kernels(options: argparse.Namespace, name: str, batch_size: int) -> Result:
+    from torch.profiler import ProfilerActivity, profile
+
+    step, is_cuda = step_of(options, name, batch_size), options.device == "cuda"
+    step.fast()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
+    with profile(activities=activities) as profiler:
+        step.fast()
+        if is_cuda:
+            torch.cuda.synchronize()
+    key = "self_device_time_total" if is_cuda else "self_cpu_time_total"
+    times = {event.key[:120]: getattr(event, key) / 1e3 for event in profiler.key_averages()}
+    largest = sorted(times.items(), key=lambda pair: -pair[1])[:15]
+    return {"milliseconds": {name: round(value, 3) for name, value in largest}, "all": sum(times.values())}
+
+
+def train(options: argparse.Namespace, out: Path, device: str, *more: str) -> list[str]:
+    steps = "4" if options.toy else "30"
+    common = ["--steps", steps, "--log-every", "1", "--checkpoint-every", "2", "--validation-sequences", "2"]
+    small = ["--model.length", "256", "--validate-every", "1000"] if options.toy else []
+    return [sys.executable, "-m", "ltm_pyro.train", *common, *small, "--device", device, "--out", str(out), *more]
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["nats_per_token"] if "nats_per_token" in line else line["nll_nats_per_token"] for line in lines]
+
+
+def run_training(options: argparse.Namespace) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        here, cpu, resumed = (Path(folder) / name for name in ("device", "cpu", "resumed"))
+        started = time.perf_counter()
+        subprocess.run(train(options, here, options.device), check=True, stdout=subprocess.PIPE)
+        seconds = time.perf_counter() - started
+        with subprocess.Popen(train(options, resumed, options.device), stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("step 3/"):
+                    process.send_signal(signal.SIGKILL)
+                    break
+        subprocess.run(train(options, resumed, options.device, "--resume"), check=True, stdout=subprocess.PIPE)
+        subprocess.run(train(options, cpu, "cpu"), check=True, stdout=subprocess.PIPE)
+        found = {name: losses(path) for name, path in (("device", here), ("cpu", cpu), ("resumed", resumed))}
+
+    def apart(one: str, other: str) -> float:
+        return max(abs(x - y) for x, y in zip(found[one], found[other], strict=True))
+
+    return {
+        "seconds": seconds,
+        "losses": found["device"],
+        "largest_difference_from_cpu": apart("device", "cpu"),
+        "largest_difference_after_kill_and_resume": apart("device", "resumed"),
+    }
+
+
+def run_processes(options: argparse.Namespace) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        command = train(options, Path(folder) / "run", options.device)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+        subprocess.run([sys.executable, *launcher, *command[1:]], check=True, stdout=subprocess.PIPE)
+        return {"losses": losses(Path(folder) / "run")}
+
+
+def run_generation(options: argparse.Namespace) -> Result:
+    device = torch.device(options.device)
+    name, batch_size, length = ("tiny", 2, 32) if options.toy else ("small", 16, 512)
+    step = step_of(options, name, batch_size)
+    z = torch.zeros(batch_size, *step.model.config.latent_shape, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def write() -> object:
+        return step.model.generate(z, length, sampling=Sampling(), generator=generator)
+
+    seconds = median_seconds(write, 1 if options.toy else 3, device)
+    return {
+        "texts": batch_size,
+        "tokens": length,
+        "seconds": seconds,
+        "tokens_per_second": batch_size * length / seconds,
+    }
+
+
+def run_reference(options: argparse.Namespace) -> Result:
+    if not options.reference:
+        return {"skipped": "no --reference"}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "times.json"
+        script = str(HERE.with_name("vs_reference.py"))
+        command = [sys.executable, script, "--reference", options.reference, "--device", options.device]
+        subprocess.run([*command, "--json", str(out)], check=True, stdout=subprocess.PIPE)
+        result: Result = json.loads(out.read_text())
+        return result
+
+
+def of_size(part: Callable[..., Result], name: str, batch_size: int) -> Callable[[argparse.Namespace], Result]:
+    """A part that a toy run takes at the smallest size."""
+    return lambda options: part(options, *(("tiny", 2) if options.toy else (name, batch_size)))
+
+
+PARTS: dict[str, tuple[Callable[[argparse.Namespace], Result], int]] = {
+    "machine": (run_machine, 30),
+    "parity": (run_parity, 60),
+    "waits": (run_waits, 30),
+    "speed small 64": (of_size(run_speed, "small", 64), 40),
+    "speed large 64": (of_size(run_speed, "large", 64), 50),
+    "kernels small 64": (of_size(run_kernels, "small", 64), 30),
+    "training": (run_training, 90),
+    "speed small 8": (of_size(run_speed, "small", 8), 30),
+    "speed large 8": (of_size(run_speed, "large", 8), 30),
+    "generation": (run_generation, 30),
+    "processes": (run_processes, 30),
+    "reference": (run_reference, 30),
+}
+"""The parts, in their order, and how long each may take [seconds]."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="file that lines are added to")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--reference", help="folder of a clone of the published implementation")
+    parser.add_argument("--toy", action="store_true", help="the smallest sizes, and a limit of ten minutes a part")
+    parser.add_argument("--only", choices=list(PARTS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        with pyro.validation_enabled(False):
+            result = PARTS[options.only][0](options)
+        Path(options.out).write_text(json.dumps(result))
+        return
+    for name in options.parts:
+        line = json.dumps({"part": name, **result_of(name, options)})
+        with open(options.out, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        print(line[:400], flush=True)
+
+
+def result_of(name: str, options: argparse.Namespace) -> Result:
+    """What a part finds in a process of its own, or how it failed."""
+    limit, started = 600 if options.toy else PARTS[name][1], time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        command = [sys.executable, str(HERE), "--only", name, "--out", str(out), "--device", options.device]
+        command += ["--reference", options.reference] if options.reference else []
+        command += ["--toy"] if options.toy else []
+        # A session of its own, so that a part that is cut off takes its own processes along.
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        try:
+            _, errors = process.communicate(timeout=limit)
+            status = "done" if process.returncode == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            _, errors = process.communicate()
+            status = "out of time"
+        result: Result = {"status": status, "seconds": round(time.perf_counter() - started, 1)}
+        if status == "done":
+            return result | {"result": json.loads(out.read_text())}
+        return result | {"error": errors[-2000:]}
+
+
+if __name__ == "__main__":
+    main()
