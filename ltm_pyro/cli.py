@@ -244,6 +244,15 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions for products in bfloat16, as far as torch can tell."""
+    # Earlier versions of torch have no such function; what it says of other architectures has other names.
+    of_processor: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return of_processor.get("architecture") != "x86_64" or bool(
+        of_processor.get("avx512_bf16") or of_processor.get("amx_bf16")
+    )
+
+
 def _print_version() -> int:
     print(f"ltm_pyro {__version__}")
     return 0

@@ -318,6 +318,12 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
     device = cli.pick_device(config.device)
     if device.type == "cuda":
         processes.take_gpu()
+    elif config.precision == "bfloat16" and processes.is_first and not cli.has_bfloat16():
+        print(
+            "warning: this processor has no instructions for bfloat16, and takes about ten times as long with it as "
+            "with --precision float32",
+            file=sys.stderr,
+        )
     tokenizer = get_tokenizer(config.tokenizer)
     if processes.is_first and is_prepared(config.data):
         # Opening it only checks sizes, and the model would learn from a flipped bit.

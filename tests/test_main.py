@@ -47,8 +47,11 @@ def test_without_a_command_the_commands_are_listed_each_with_what_it_does(args, 
     assert list(listed) == list(COMMANDS)
     for name, module in COMMANDS.items():
         first_line = (importlib.import_module(module).__doc__ or "").splitlines()[0]
-        assert first_line
-        assert listed[name].endswith(first_line)
+        what, _, how = first_line.partition(": ")
+        assert what
+        assert how.startswith(f"python -m ltm_pyro.{name}")
+        assert listed[name].endswith(f"  {what}")
+        assert len(listed[name]) <= 80
 
 
 def test_the_version_is_that_of_the_package(run_main):

@@ -338,6 +338,26 @@ def test_a_run_that_was_stopped_anywhere_and_resumed_ends_bit_for_bit_as_one_tha
     assert without_timing[0] == without_timing[1]
 
 
+@pytest.mark.parametrize(
+    ("of_processor", "warns"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, False),
+        ({"architecture": "aarch64"}, False),
+        (None, False),
+    ],
+)
+def test_bfloat16_without_instructions_for_it_is_warned_of(command, monkeypatch, of_processor, warns):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    if of_processor is not None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: of_processor, raising=False)
+    status, _, err = command("--steps", "1", "--precision", "bfloat16")
+    assert status == 0
+    assert err.count("no instructions for bfloat16") == warns
+    assert command("--steps", "1", "--precision", "float32")[2] == ""
+
+
 def test_a_run_that_has_all_its_steps_says_so_when_it_is_resumed(command):
     status, out, _ = command("--steps", "2", "--fast-steps", "1", "--out", "run")
     assert status == 0
