@@ -47,9 +47,8 @@ def dispatch(args: Sequence[str]) -> int:
 def listing() -> str:
     """A line for each command: its name, and what the first line of its module's docstring says that it is."""
     width = max(map(len, COMMANDS))
-    lines = [
-        f"  {name:{width}}  {_first_line(module).partition(': python -m')[0]}" for name, module in COMMANDS.items()
-    ]
+    texts = {name: _first_line(module).partition(": python -m")[0] for name, module in COMMANDS.items()}
+    lines = [f"  {name:{width}}  {text}" for name, text in texts.items()]
     return "\n".join(["The commands of ltm_pyro (each explains its options with --help):", "", *lines])
 
 

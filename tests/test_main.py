@@ -47,7 +47,7 @@ def test_without_a_command_the_commands_are_listed_each_with_what_it_does(args, 
     assert list(listed) == list(COMMANDS)
     for name, module in COMMANDS.items():
         first_line = (importlib.import_module(module).__doc__ or "").splitlines()[0]
-        what, _, how = first_line.partition(": ")
+        what, _, how = first_line.rpartition(": ")
         assert what
         assert how.startswith(f"python -m ltm_pyro.{name}")
         assert listed[name].endswith(f"  {what}")
