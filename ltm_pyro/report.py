@@ -1,4 +1,4 @@
-"""A page about runs: curves, figures, samples, texts coloured token by token: python -m ltm_pyro.report RUN [RUN ...]
+"""A page about runs, with texts coloured by what thinking gains: python -m ltm_pyro.report RUN [RUN ...]
 
 The page is a single HTML file, to be opened in a browser; it needs no network. docs/report.md explains what it shows.
 """
