@@ -348,7 +348,7 @@ def result_of(name: str, options: argparse.Namespace) -> Result:
         command = [sys.executable, str(HERE), "--only", name, "--out", str(out), "--device", options.device]
         command += ["--reference", options.reference] if options.reference else []
         command += ["--toy"] if options.toy else []
-        # A session of its own, so that a part that is cut off takes its own processes along.
+        # In a group of its own, so that a part that is cut off takes along what it has started.
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
