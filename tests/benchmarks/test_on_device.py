@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "on_device.py"
 def lines_of(tmp_path: Path, *args: str) -> dict[str, dict]:
     out = tmp_path / "lines.jsonl"
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--toy", "--out", str(out), *args]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    # One thread: several wait for each other where another test keeps a core busy.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=environment)
     return {line["part"]: line for line in map(json.loads, out.read_text().splitlines())}
 
 
