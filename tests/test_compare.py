@@ -320,13 +320,15 @@ def test_chains_that_have_not_mixed_are_drawn_apart(results):
     assert titles == ["mala", "badly:\nnot mixed (R̂ 1.83)"]
     # The limits are those of what is well, and all panels of a row have them.
     assert agreement.axes[0].get_xlim() == agreement.axes[1].get_xlim() == agreement.axes[1].get_ylim()
-    traces = plots.traces_plot([badly, well])
+    wide = dataclasses.replace(badly.posterior, samples=3 * badly.posterior.samples)
+    traces = plots.traces_plot([dataclasses.replace(badly, posterior=wide), well])
     assert [axes.get_title(loc="left").partition(",")[0] for axes in traces.axes[::6]] == [
         "mala",
         "badly: not mixed (R̂ 1.83)",
     ]
-    first, of_same_text = traces.axes[0], traces.axes[6]
-    assert first.get_ylim() == of_same_text.get_ylim()
+    first = traces.axes[0]
+    for panel in range(3):
+        assert traces.axes[panel].get_ylim() == traces.axes[6 + panel].get_ylim()
     assert first.get_ylim() != traces.axes[3].get_ylim()  # of another text
 
 
