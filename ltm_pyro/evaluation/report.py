@@ -283,7 +283,7 @@ def _cells(row: Row, rows: list[Row]) -> dict[str, str]:
         "bits/byte": number_text(values["bits_per_byte"], 4, values["bits_per_byte_standard_error"]),
         "Δ bits/byte": number_text(difference[0], 4, difference[1], sign="+") if difference else "",
         "perplexity": number_text(values["perplexity"], 2),
-        "word perplexity": number_text(row.word_perplexity, 1),
+        "word perplexity": "" if row.word_perplexity is None else f"{row.word_perplexity:.4g}",
         "rate": number_text(values["kl_nats_per_token"], 3, in_bits=True) if has_z else "",
         "distortion": number_text(values["nll_nats_per_token"], 3, in_bits=True) if has_z else "",
         "MC error": number_text(values["monte_carlo_standard_error"], 4),

@@ -81,7 +81,7 @@ def test_every_cell_by_hand(capsys):
         # 1 and 3 nats of 4 and 6 bytes: 0.4 a byte, and 3 / 6 or 1 / 4 without one of them.
         "Δ bits/byte": f"+{4 / 10 / bit:.4f} ± {math.sqrt((0.1**2 + 0.15**2) / 2) / bit:.4f}",
         "perplexity": f"{math.exp(3):.2f}",
-        "word perplexity": f"{math.exp(15 / 2):.1f}",
+        "word perplexity": "1808",  # exp(15 / 2)
         "rate": f"{2.5 / 5 / bit:.3f}",
         "distortion": f"{12.5 / 5 / bit:.3f}",
         "MC error": f"{math.sqrt(0.04) / 5:.4f}",
@@ -194,6 +194,13 @@ def test_what_columns_mean_is_said_of_those_that_are_there(capsys):
     out = capsys.readouterr().out
     assert "\nk̂: " in out
     assert "\nΔ bits/byte: " in out
+
+
+def test_a_perplexity_of_long_words_has_a_number_as_far_as_there_is_one(capsys):
+    """As of text without white space: exp(1,200 / 2) fits into a float, exp(1,500 / 2) does not."""
+    large, too_large = printed([row("elbo", [600.0, 600.0]), row("elbo", [700.0, 800.0])], capsys)
+    assert large["word perplexity"] == "3.773e+260"
+    assert too_large.get("word perplexity", "") == ""
 
 
 def test_a_name_in_brackets_is_no_markup(capsys):
