@@ -239,17 +239,21 @@ def main(args: Sequence[str]) -> int:
                             print(f"{row.run.name}: {row.figure}", flush=True)
                     if config.certify and run.trained.config.inference != NO_INFERENCE:
                         certificates.append(certified(run, inference, config))
+            if plot:
+                plot.finish(style.image(fast_steps_plot(rows), _plot_format(plot.path)))
         finally:
-            # Also after Ctrl-C: the figures that are finished are not lost.
-            if rows:
-                report.print_report(rows, certificates)
-            if rows and json:
-                json.finish(contents())
+            # Also after Ctrl-C: the figures that are finished are not lost. In files before they are printed, as a
+            # reader of what is printed may go away.
+            try:
+                if rows and json:
+                    json.finish(contents())
+            finally:
+                if rows:
+                    report.print_report(rows, certificates)
         if json:
             print(f"\nall figures: {config.json}")
-        if plot and plot_path:
-            plot.finish(style.image(fast_steps_plot(rows), _plot_format(plot_path)))
-            print(f"\nplot: {plot_path}")
+        if plot:
+            print(f"\nplot: {plot.path}")
     return 0
 
 

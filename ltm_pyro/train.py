@@ -320,7 +320,7 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
         processes.take_gpu()
     elif config.precision == "bfloat16" and processes.is_first and not cli.has_bfloat16():
         print(
-            "warning: this processor has no instructions for bfloat16, and takes about ten times as long with it as "
+            "warning: this processor has no instructions for bfloat16, and takes several times as long with it as "
             "with --precision float32",
             file=sys.stderr,
         )

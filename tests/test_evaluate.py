@@ -195,6 +195,17 @@ def test_text_may_be_cut_into_sequences_of_another_length(command):
     assert {place["first"] for place in short["by_position"]} == {0, 16}
 
 
+def test_a_reader_that_goes_away_does_not_cost_the_files(command, monkeypatch):
+    def gone(rows, certificates):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(evaluate.report, "print_report", gone)
+    args = ("vi", "--fast-steps", "0", "1", "--estimators", "elbo", "--json", "unread.json", "--plot", "unread.png")
+    assert command(*args)[0] == 1
+    assert len(figures_of("unread.json")) == 2
+    assert Path("unread.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_fast_steps_give_a_curve_and_a_plot(command, runs):
     for expected in ("fast-steps.png", "fast-steps-2.png"):
         status, out, _ = command(

@@ -130,11 +130,14 @@ def main(args: Sequence[str]) -> int:
                 if json:
                     json.update(contents())
         finally:
-            # Also after Ctrl-C, so that results that are finished are not lost.
-            if records:
-                print_results(records)
-            if records and json:
-                json.finish(contents())
+            # Also after Ctrl-C: the results that are finished are not lost. In a file before they are printed, as a
+            # reader of what is printed may go away.
+            try:
+                if records and json:
+                    json.finish(contents())
+            finally:
+                if records:
+                    print_results(records)
         if json:
             print(f"\nall results: {config.json}")
     return 0

@@ -119,6 +119,17 @@ BAD = {
 }
 
 
+def test_a_reader_that_goes_away_does_not_cost_the_file(command, monkeypatch):
+    def gone(records):
+        raise BrokenPipeError
+
+    finished = []
+    monkeypatch.setattr(tasks, "print_results", gone)
+    monkeypatch.setattr(tasks.Output, "finish", lambda self, content: finished.append(json.loads(content)))
+    assert command("last-word", "vi", "--num-items", "2", "--json", "unread.json")[0] == 1
+    assert len(finished[0]["tasks"]) > 0
+
+
 @pytest.mark.parametrize(("args", "reason"), BAD.values(), ids=BAD)
 def test_bad_input_ends_in_one_line_with_status_2(args, reason, command):
     status, out, err = command(*args)
