@@ -390,9 +390,17 @@ def infer(
 
 def keep_finite(state: State, proposed: State) -> Any:
     """The proposed state; for sequences in which it is not finite, the old one with the skipped step counted."""
-    floats = {name: value for name, value in vars(proposed).items() if value.is_floating_point()}
+    # What the step has left as it was is known to be finite.
+    floats = {
+        name: value
+        for name, value in vars(proposed).items()
+        if value.is_floating_point() and value is not getattr(state, name)
+    }
+    if not floats:
+        return proposed
     finite = torch.stack([_is_finite(value) for value in floats.values()]).all(0)
-    if finite.all():
+    # On a device the host would wait for the answer.
+    if finite.device.type == "cpu" and finite.all():
         return proposed
     kept = {
         name: torch.where(finite.view(-1, *[1] * (value.dim() - 1)), value, getattr(state, name))

@@ -128,7 +128,7 @@ def predict_backward(model: Model, z: Tensor, batch: Batch, num_tokens: float) -
     torch.autograd.backward(nll / num_tokens)
     if z.grad is None:  # the program does not read z
         return SlowLoss(nll.item()), torch.zeros_like(z)
-    return SlowLoss(nll.item()), z.grad * num_tokens
+    return SlowLoss(nll.item()), z.grad.mul_(num_tokens)
 
 
 def accumulating(synchronised: Model) -> contextlib.AbstractContextManager[None]:

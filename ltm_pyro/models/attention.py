@@ -6,6 +6,7 @@ Shapes: B sequences, H heads, T tokens, S slots, D width, K = D / H numbers per 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,29 +15,64 @@ from torch import Tensor, nn
 ROTARY_BASE = 10_000.0
 
 
-def rotary(x_BHTK: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34) of positions 0 … T − 1.
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34): the rotation at each of some positions.
 
     The first half of a head's numbers are the real, the second half the imaginary parts of the K/2 rotated pairs.
-    Scores of rotated queries and keys depend on the difference of their positions only.
+    Scores of rotated queries and keys depend on the difference of their positions only. The tables are the same for
+    all layers, so the decoder makes them once.
     """
-    num_positions, head_dim = x_BHTK.shape[-2:]
-    return rotated(x_BHTK, rotary_angles(torch.arange(num_positions, device=x_BHTK.device), head_dim, x_BHTK.dtype))
+
+    cos: Tensor
+    """[..., T, 1, K/2]; at least in float32."""
+    sin: Tensor
+    """[..., T, 1, K/2]."""
+
+    @classmethod
+    def at(cls, positions: Tensor, head_dim: int, dtype: torch.dtype = torch.float32) -> Rotation:
+        """The rotation at these positions, [..., T]."""
+        # At least in float32: bfloat16 cannot tell position 256 from 257.
+        dtype = torch.promote_types(dtype, torch.float32)
+        exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=dtype) / head_dim
+        angles = positions[..., None, None].to(dtype) * ROTARY_BASE**-exponents
+        return cls(angles.cos(), angles.sin())
+
+    def __call__(self, x_BTHK: Tensor, num_heads: int) -> Tensor:
+        """x, of which the first `num_heads` heads are rotated. The rotation may be that of more positions than T."""
+        length = x_BTHK.shape[-3]
+        cos, sin = (table[..., :length, :, :].to(x_BTHK.dtype) for table in (self.cos, self.sin))
+        rotated: Tensor = _Rotated.apply(x_BTHK, cos, sin, num_heads)  # type: ignore[no-untyped-call]  # as all of torch's
+        return rotated
 
 
-def rotary_angles(positions: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """The angles by which a head's pairs are rotated at these positions, [*positions.shape, K/2]."""
-    # At least in float32: bfloat16 cannot tell position 256 from 257.
-    dtype = torch.promote_types(dtype, torch.float32)
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=dtype) / head_dim
-    return positions[..., None].to(dtype) * ROTARY_BASE**-exponents
+class _Rotated(torch.autograd.Function):
+    """x with the pairs of its first heads rotated. The gradient is rotated back.
+
+    Autograd would take twice as many passes over the numbers, which take as long as attention itself on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHK: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.num_heads = num_heads
+        out = x_BTHK.clone()
+        (real, imaginary), (new_real, new_imaginary) = (x[..., :num_heads, :].chunk(2, dim=-1) for x in (x_BTHK, out))
+        new_real.mul_(cos).addcmul_(imaginary, sin, value=-1)
+        new_imaginary.mul_(cos).addcmul_(real, sin)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _Rotated.apply(gradient, cos, -sin, ctx.num_heads), None, None, None  # type: ignore[no-untyped-call]
 
 
-def rotated(x_BHTK: Tensor, angles: Tensor) -> Tensor:
-    """The pairs of each head rotated by angles that broadcast to [B, H, T, K/2]."""
-    cos, sin = angles.cos().to(x_BHTK.dtype), angles.sin().to(x_BHTK.dtype)
-    real, imaginary = x_BHTK.chunk(2, dim=-1)
-    return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+def rotary(x_BHTK: Tensor) -> Tensor:
+    """x rotated to positions 0 … T − 1."""
+    num_heads, num_positions, head_dim = x_BHTK.shape[-3:]
+    rotation = Rotation.at(torch.arange(num_positions, device=x_BHTK.device), head_dim, x_BHTK.dtype)
+    return rotation(x_BHTK.transpose(-2, -3), num_heads).transpose(-2, -3)
 
 
 def windowed_attention(q_BHTK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, window: int) -> Tensor:
@@ -129,36 +165,36 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, num_outputs: int | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation, num_outputs: int | None = None) -> Tensor:
         """Attention of the last `num_outputs` positions to all; None for that of every position."""
-        q, k, v = self._heads(x_BTD)
-        q = rotary(q)[:, :, 0 if num_outputs is None else q.shape[2] - num_outputs :]
-        attended: Tensor = self.output(join_heads(windowed_attention(q, rotary(k), v, self.window)))
+        q, k, v = self._heads(x_BTD, rotation)
+        q = q[:, :, 0 if num_outputs is None else q.shape[2] - num_outputs :]
+        attended: Tensor = self.output(join_heads(windowed_attention(q, k, v, self.window)))
         return attended
 
-    def read(self, x_BTD: Tensor, index_BR: Tensor) -> tuple[Tensor, Ring]:
+    def read(self, x_BTD: Tensor, rotation: Rotation, index_BR: Tensor) -> tuple[Tensor, Ring]:
         """What `forward` returns, and a ring of the tokens with these indices, from which `step` continues."""
-        q, k, v = self._heads(x_BTD)
-        k = rotary(k)
-        attended = self.output(join_heads(windowed_attention(rotary(q), k, v, self.window)))
+        q, k, v = self._heads(x_BTD, rotation)
+        attended = self.output(join_heads(windowed_attention(q, k, v, self.window)))
         return attended, Ring.of_last(k, v, index_BR)
 
-    def step(self, x_B1D: Tensor, ring: Ring, place: int, angles: Tensor, is_seen_BR: Tensor) -> Tensor:
+    def step(self, x_B1D: Tensor, ring: Ring, place: int, rotation: Rotation, is_seen_BR: Tensor) -> Tensor:
         """Attention of one token of each text, which takes its place in the ring.
 
         Args:
-            angles: the angles of the tokens' positions, [B, 1, 1, K/2].
+            rotation: at the tokens' positions, [B, 1].
             is_seen_BR: whether each place of the ring holds a token of the text, the new one included.
         """
-        q, k, v = self._heads(x_B1D)
-        ring.put(place, rotated(k, angles), v)
-        mask = is_seen_BR[:, None, None]
-        seen = F.scaled_dot_product_attention(rotated(q, angles), ring.k_BHRK, ring.v_BHRK, attn_mask=mask)
+        q, k, v = self._heads(x_B1D, rotation)
+        ring.put(place, k, v)
+        seen = F.scaled_dot_product_attention(q, ring.k_BHRK, ring.v_BHRK, attn_mask=is_seen_BR[:, None, None])
         attended: Tensor = self.output(join_heads(seen))
         return attended
 
-    def _heads(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (split_heads(x, self.num_heads) for x in self.query_key_value(x_BTD).chunk(3, dim=-1))
+    def _heads(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, rotated to their positions, and values."""
+        heads_BTHK = torch.unflatten(self.query_key_value(x_BTD), -1, (3 * self.num_heads, -1))
+        q, k, v = rotation(heads_BTHK, 2 * self.num_heads).transpose(1, 2).chunk(3, dim=1)
         return q, k, v
 
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from ltm_pyro.models.attention import CrossAttention, Ring, SelfAttention, rotary_angles
+from ltm_pyro.models.attention import CrossAttention, Ring, Rotation, SelfAttention
 from ltm_pyro.models.priors import PRIORS
 from ltm_pyro.models.vocabulary import target_log_probs
 
@@ -96,6 +96,11 @@ class DecoderConfig:
         """[L, S, D], the shape of z of one sequence."""
         return self.num_layers, self.num_slots, self.width
 
+    @property
+    def head_dim(self) -> int:
+        """K, the width of a head."""
+        return self.width // self.num_heads
+
 
 def draw_weights(network: nn.Module) -> None:
     """Draw all weights of a network anew, from torch's global generator.
@@ -135,8 +140,10 @@ class SwiGLU(nn.Module):
 
     def with_fast_weights(self, u_BSD: Tensor) -> Tensor:
         """The output weights of each text, [B, H, D] for H hidden units: u is added to those of the first S units."""
-        weight_HD = self.output.weight.T
-        return weight_HD + F.pad(u_BSD, (0, 0, 0, len(weight_HD) - u_BSD.shape[1]))
+        weight_HD, num_slots = self.output.weight.T, u_BSD.shape[1]
+        if num_slots < len(weight_HD):
+            u_BSD = F.pad(u_BSD, (0, 0, 0, len(weight_HD) - num_slots))
+        return weight_HD + u_BSD
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,9 +202,9 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.width, eps=1e-5)
         self.feed_forward = SwiGLU(config.width, config.hidden)
 
-    def below_z(self, x_BTD: Tensor, num_outputs: int) -> BelowZ:
+    def below_z(self, x_BTD: Tensor, rotation: Rotation, num_outputs: int) -> BelowZ:
         """The layer up to where it reads its thought vectors, of the last `num_outputs` positions alone."""
-        attended_BTD = self.self_attention(self.self_attention_norm(x_BTD), num_outputs)
+        attended_BTD = self.self_attention(self.self_attention_norm(x_BTD), rotation, num_outputs)
         return self._below_z(x_BTD[:, x_BTD.shape[1] - num_outputs :], attended_BTD)
 
     def forward(self, below: BelowZ, u_BSD: Tensor) -> Tensor:
@@ -205,17 +212,17 @@ class Block(nn.Module):
         attended_BTD = self.cross_attention(below.query_BTD, u_BSD) if self.attends else None
         return self._above_z(below, attended_BTD, self._fast_weights(u_BSD))
 
-    def read(self, x_BTD: Tensor, u_BSD: Tensor, index_BR: Tensor) -> tuple[Tensor, BlockMemory]:
+    def read(self, x_BTD: Tensor, rotation: Rotation, u_BSD: Tensor, index_BR: Tensor) -> tuple[Tensor, BlockMemory]:
         """The whole layer, and what `step` needs of these tokens."""
-        attended_BTD, ring = self.self_attention.read(self.self_attention_norm(x_BTD), index_BR)
+        attended_BTD, ring = self.self_attention.read(self.self_attention_norm(x_BTD), rotation, index_BR)
         thought = self.cross_attention.keys_values(u_BSD) if self.attends else None
         memory = BlockMemory(ring, thought, self._fast_weights(u_BSD))
         return self._remembering(x_BTD, attended_BTD, memory), memory
 
-    def step(self, x_B1D: Tensor, memory: BlockMemory, place: int, angles: Tensor, is_seen_BR: Tensor) -> Tensor:
+    def step(self, x_B1D: Tensor, memory: BlockMemory, place: int, rotation: Rotation, is_seen_BR: Tensor) -> Tensor:
         """The whole layer for one token of each text; the arguments are those of :meth:`SelfAttention.step`."""
         normed_B1D = self.self_attention_norm(x_B1D)
-        attended_B1D = self.self_attention.step(normed_B1D, memory.ring, place, angles, is_seen_BR)
+        attended_B1D = self.self_attention.step(normed_B1D, memory.ring, place, rotation, is_seen_BR)
         return self._remembering(x_B1D, attended_B1D, memory)
 
     def _remembering(self, x_BTD: Tensor, attended_BTD: Tensor, memory: BlockMemory) -> Tensor:
@@ -286,7 +293,7 @@ class Decoder(nn.Module):
         """
         with self._autocast():
             num_outputs = self._num_outputs(0, inputs_BT.shape[1], num_context)
-            return self.blocks[0].below_z(self.embedding(inputs_BT), num_outputs)
+            return self.blocks[0].below_z(self.embedding(inputs_BT), self._rotation(inputs_BT), num_outputs)
 
     def forward(self, inputs_BT: Tensor, u_BLSD: Tensor, below: BelowZ | None = None, num_context: int = 0) -> Tensor:
         """Hidden states [B, T - num_context, D] that predict the token after each input.
@@ -299,11 +306,13 @@ class Decoder(nn.Module):
         """
         below = self.below_z(inputs_BT, num_context) if below is None else below
         first, *others = u_BLSD.to(below.x_BTD.dtype).unbind(1)
+        # Each layer counts positions from the first that it sees: only their differences matter.
+        rotation = self._rotation(inputs_BT)
         with self._autocast():
             x_BTD: Tensor = self.blocks[0](below, first)
             for layer, u_BSD in enumerate(others, start=1):
                 block, num_outputs = self.blocks[layer], self._num_outputs(layer, inputs_BT.shape[1], num_context)
-                x_BTD = block(block.below_z(x_BTD, num_outputs), u_BSD)
+                x_BTD = block(block.below_z(x_BTD, rotation, num_outputs), u_BSD)
             hidden_BTD: Tensor = self.final_norm(x_BTD)
             return hidden_BTD
 
@@ -336,9 +345,10 @@ class Decoder(nn.Module):
         memory = DecoderMemory([], num_inputs_B.clone(), index_BR >= 0, 0)
         index_BR = index_BR.clamp(min=0)
         x_BTD: Tensor = self.embedding(inputs_BT)
+        rotation = self._rotation(inputs_BT)
         with self._autocast():
             for block, u_BSD in zip(self.blocks, u_BLSD.to(x_BTD.dtype).unbind(1), strict=True):
-                x_BTD, block_memory = block.read(x_BTD, u_BSD, index_BR)
+                x_BTD, block_memory = block.read(x_BTD, rotation, u_BSD, index_BR)
                 memory.blocks.append(block_memory)
             last_BD = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), num_inputs_B - 1]
             return self.final_norm(last_BD), memory
@@ -352,11 +362,10 @@ class Decoder(nn.Module):
         place, is_seen_BR = memory.place, memory.is_seen_BR
         is_seen_BR[:, place] = True
         x_B1D: Tensor = self.embedding(tokens_B[:, None])
-        head_dim = self.config.width // self.config.num_heads
-        angles = rotary_angles(memory.num_read_B[:, None, None], head_dim, x_B1D.dtype)
+        rotation = Rotation.at(memory.num_read_B[:, None], self.config.head_dim, x_B1D.dtype)
         with self._autocast():
             for block, block_memory in zip(self.blocks, memory.blocks, strict=True):
-                x_B1D = block.step(x_B1D, block_memory, place, angles, is_seen_BR)
+                x_B1D = block.step(x_B1D, block_memory, place, rotation, is_seen_BR)
             memory.num_read_B += 1
             memory.place = (place + 1) % is_seen_BR.shape[1]
             hidden_BD: Tensor = self.final_norm(x_B1D[:, 0])
@@ -370,6 +379,11 @@ class Decoder(nn.Module):
         """Logits [..., V − 1] of every token but begin-of-text, for hidden states [..., D]."""
         weight, dtype = self.embedding.weight[:-1], self.compute_dtype
         return F.linear(hidden.to(dtype or hidden.dtype), weight.to(dtype or weight.dtype))
+
+    def _rotation(self, inputs_BT: Tensor) -> Rotation:
+        """The rotation at the positions of some inputs, for all layers."""
+        positions = torch.arange(inputs_BT.shape[1], device=inputs_BT.device)
+        return Rotation.at(positions, self.config.head_dim, self.embedding.weight.dtype)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.compute_dtype is None:

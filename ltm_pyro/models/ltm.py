@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyro
@@ -72,7 +72,7 @@ class LatentThoughtModel(PyroModule):
             ValueError: if there is not to be a text.
         """
         require_whole("the number of texts", num_sequences if batch is None else len(batch), 1)
-        decoder, prior = self.decoder, self.prior
+        decoder, prior = self._part("decoder"), self._part("prior")
         weight = decoder.embedding.weight
         # z stays at least in float32 whatever the decoder computes in.
         zero = torch.zeros((), dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
@@ -81,12 +81,19 @@ class LatentThoughtModel(PyroModule):
             if batch is None:
                 likelihood = TokenSequence(decoder, u, self.end_of_text, self.config.length)
                 return pyro.sample("tokens", likelihood)
-            return pyro.sample("tokens", self._likelihood(u, batch), obs=batch.tokens)
+            return pyro.sample("tokens", self._likelihood(decoder, u, batch), obs=batch.tokens)
 
-    def _likelihood(self, u: Tensor, batch: TokenBatch) -> TokenSequence:
+    def _part(self, name: str) -> Any:
+        """The decoder or the prior. Pyro is told of its weights, unless they are frozen: in a fast step of a small
+        model, telling it takes longer than all else that Pyro does."""
+        part = self._modules[name]
+        is_frozen = part is not None and not any(weight.requires_grad for weight in part.parameters())
+        return part if is_frozen else getattr(self, name)
+
+    def _likelihood(self, decoder: Decoder, u: Tensor, batch: TokenBatch) -> TokenSequence:
         """p(x | u) of the texts of a batch."""
         return TokenSequence(
-            self.decoder,
+            decoder,
             u,
             self.end_of_text,
             batch.tokens.shape[-1],
@@ -105,7 +112,7 @@ class LatentThoughtModel(PyroModule):
         Args:
             z: [*sample_shape, B, L, S, D].
         """
-        log_probs = self._likelihood(self.prior.thoughts(z), batch).token_log_probs(batch.tokens)
+        log_probs = self._likelihood(self.decoder, self.prior.thoughts(z), batch).token_log_probs(batch.tokens)
         return log_probs * (batch.weights != 0)
 
     def stream(

@@ -305,10 +305,10 @@ def test_a_sequence_keeps_its_last_finite_state_while_its_steps_fail(failing, re
 
 
 def state_of(*rows, skipped=0):
-    """A state of MAP, each row a sequence's point, its moments 1 and 2 more."""
+    """A state of MAP, each row a sequence's point, its moments 1 and 2 more, and the first of them its squares."""
     z = torch.tensor(rows, dtype=torch.float64)
     count = torch.full((len(rows),), skipped)
-    return MAPState(torch.arange(len(rows)), count + 5, count, z, z + 1, z + 2)
+    return MAPState(torch.arange(len(rows)), count + 5, count, z, z + 1, z + 2, z[:, 0].clone())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

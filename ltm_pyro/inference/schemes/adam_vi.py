@@ -9,8 +9,9 @@ scheme is for comparison with the reference, and has its option of one noise for
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -53,6 +54,9 @@ class AdamVIState(State):
     """[B, *event_shape]: Adam's running mean of its square."""
     noise: Tensor
     """[B, *event_shape]: the one ε of `noise="reused"`; [B, 0] otherwise."""
+
+
+AnyState = TypeVar("AnyState", bound=AdamVIState)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class AdamVI:
             noise=noise,
         )
 
-    def step(self, model: Model, state: AdamVIState, batch: Batch, rng: Noise) -> tuple[AdamVIState, StepInfo]:
+    def step(self, model: Model, state: AnyState, batch: Batch, rng: Noise) -> tuple[AnyState, StepInfo]:
         noise = state.noise
         if self.noise == "fresh":
             noise = rng.normal("vi", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
@@ -123,29 +127,26 @@ class AdamVI:
             joint = log_joint(model, batch, z)
             objective = kl(normal(mean, scale), joint.prior, z) - joint.log_likelihood
             mean_gradient, log_scale_gradient = torch.autograd.grad(objective.sum(), (mean, log_scale))
-        new = AdamVIState(
-            state.sequence_ids,
-            state.step + 1,
-            state.num_skipped,
-            *adam_step(
-                mean.detach(),
-                mean_gradient,
-                state.mean_first_moment,
-                state.mean_second_moment,
-                state.step,
-                self.learning_rate,
-                self.epsilon,
-            ),
-            *adam_step(
-                log_scale.detach(),
-                log_scale_gradient,
-                state.log_scale_first_moment,
-                state.log_scale_second_moment,
-                state.step,
-                self.learning_rate,
-                self.epsilon,
-            ),
-            state.noise,
+        rates = state.step, self.learning_rate, self.epsilon
+        mean, mean_first_moment, mean_second_moment = adam_step(
+            mean.detach(), mean_gradient, state.mean_first_moment, state.mean_second_moment, *rates
+        )
+        log_scale, log_scale_first_moment, log_scale_second_moment = adam_step(
+            log_scale.detach(),
+            log_scale_gradient,
+            state.log_scale_first_moment,
+            state.log_scale_second_moment,
+            *rates,
+        )
+        new = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            mean=mean,
+            mean_first_moment=mean_first_moment,
+            mean_second_moment=mean_second_moment,
+            log_scale=log_scale,
+            log_scale_first_moment=log_scale_first_moment,
+            log_scale_second_moment=log_scale_second_moment,
         )
         return new, StepInfo(objective.detach())
 

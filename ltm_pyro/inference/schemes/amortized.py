@@ -34,6 +34,12 @@ from ltm_pyro.inference.schemes.block_step import block_step
 
 
 @dataclass(frozen=True)
+class AmortizedState(AdamVIState):
+    mean_squares: Tensor
+    """[B]: the mean square of the gradients of the blocks that were absorbed, summed over them."""
+
+
+@dataclass(frozen=True)
 class Amortized:
     """A Gaussian with independent dimensions, proposed by an encoder and refined by steps of adamvi.
 
@@ -73,7 +79,7 @@ class Amortized:
     def _refinement(self) -> AdamVI:
         return AdamVI(self.num_steps, self.learning_rate, self.epsilon)
 
-    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> AdamVIState:
+    def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> AmortizedState:
         """The Gaussian that the encoder proposes; with `warm`, only its scale.
 
         Raises:
@@ -81,12 +87,13 @@ class Amortized:
         """
         mean, log_scale = _encode(model, batch)
         start = self._refinement.init(model, batch, rng, mean if warm is None else warm)
-        return dataclasses.replace(start, log_scale=log_scale.detach().clone())
+        fields = vars(start) | {"log_scale": log_scale.detach().clone()}
+        return AmortizedState(**fields, mean_squares=start.mean.new_zeros(len(start)))
 
-    def step(self, model: Model, state: AdamVIState, batch: Batch, rng: Noise) -> tuple[AdamVIState, StepInfo]:
+    def step(self, model: Model, state: AmortizedState, batch: Batch, rng: Noise) -> tuple[AmortizedState, StepInfo]:
         return self._refinement.step(model, state, batch, rng)
 
-    def propose(self, model: Model, state: AdamVIState, block: Batch) -> AdamVIState:
+    def propose(self, model: Model, state: AmortizedState, block: Batch) -> AmortizedState:
         """The Gaussian that the encoder makes of the present one and a block, with the encoder's gradient.
 
         Raises:
@@ -95,20 +102,20 @@ class Amortized:
         mean, log_scale = _encode(model, block, state.mean, state.log_scale)
         return dataclasses.replace(state, mean=mean, log_scale=log_scale)
 
-    def absorb(self, state: AdamVIState, evidence: BlockEvidence, prior: TorchDistribution) -> AdamVIState:
+    def absorb(self, state: AmortizedState, evidence: BlockEvidence, prior: TorchDistribution) -> AmortizedState:
         """A step of the mean against the gradient, of length `block_step` on average over the blocks."""
-        mean, squares = block_step(state.mean, state.mean_second_moment, state.step, evidence, self.block_step)
-        return dataclasses.replace(state, step=state.step + 1, mean=mean, mean_second_moment=squares)
+        mean, mean_squares = block_step(state.mean, state.mean_squares, state.step, evidence, self.block_step)
+        return dataclasses.replace(state, step=state.step + 1, mean=mean, mean_squares=mean_squares)
 
-    def mean(self, state: AdamVIState) -> Tensor:
+    def mean(self, state: AmortizedState) -> Tensor:
         """μ, [B, *event_shape]."""
         return self._refinement.mean(state)
 
-    def distribution(self, state: AdamVIState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
+    def distribution(self, state: AmortizedState, rng: Noise, purpose: str = "distribution") -> TorchDistribution:
         """q(z), batch_shape [B]; each draw of the object that is returned uses new noise, which no step has seen."""
         return self._refinement.distribution(state, rng, purpose)
 
-    def guide(self, model: Model, state: AdamVIState, batch: Batch, rng: Noise) -> Guide:
+    def guide(self, model: Model, state: AmortizedState, batch: Batch, rng: Noise) -> Guide:
         """q(z), drawn afresh; its mean and log scale have the gradient of the encoder's proposal."""
         draw = fresh_noise(state, state.mean, rng, "guide")
 
@@ -121,7 +128,7 @@ class Amortized:
 
         return guide
 
-    def posterior(self, state: AdamVIState, num_samples: int, rng: Noise) -> Posterior:
+    def posterior(self, state: AmortizedState, num_samples: int, rng: Noise) -> Posterior:
         """Independent draws from q: one chain."""
         return self._refinement.posterior(state, num_samples, rng)
 

@@ -1,4 +1,4 @@
-"""The step that the gradient of a block takes, for schemes that keep no precision of z."""
+"""The step of a point or a mean that absorbs the blocks of a text one by one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ltm_pyro.inference.base import BlockEvidence, flat
 
 
 def block_step(
-    z: Tensor, sum_of_squares: Tensor, num_steps: Tensor, evidence: BlockEvidence, length: float
+    z: Tensor, mean_squares: Tensor, num_steps: Tensor, evidence: BlockEvidence, length: float
 ) -> tuple[Tensor, Tensor]:
     """One step against the gradient, whose length is in proportion to it.
 
@@ -18,16 +18,17 @@ def block_step(
 
     Args:
         z: what is moved, [B, *event_shape].
-        sum_of_squares: the sum of the squares of all gradients before, [B, *event_shape].
+        mean_squares: the mean square of a gradient over the numbers of z, summed over all gradients before, [B].
         num_steps: their number, [B].
         length: the root mean square over the numbers of z.
 
     Returns:
-        the new z, and the new sum of squares.
+        the new z, and the new sum of mean squares.
     """
     gradient = evidence.gradient
-    sum_of_squares = sum_of_squares + gradient.square()
-    mean_square = flat(sum_of_squares).mean(1) / (num_steps + 1).to(gradient)
-    rms = mean_square.sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
+    numbers = flat(gradient)
+    mean_squares = mean_squares + torch.linalg.vector_norm(numbers, dim=1).square() / numbers.shape[1]
+    rms = (mean_squares / (num_steps + 1).to(gradient)).sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
     scale = length * evidence.share / rms
-    return z - scale.view(-1, *[1] * (z.dim() - 1)) * gradient, sum_of_squares
+    # In one pass: z of a batch does not fit into a processor's cache.
+    return torch.addcmul(z, scale.view(-1, *[1] * (z.dim() - 1)), gradient, value=-1), mean_squares

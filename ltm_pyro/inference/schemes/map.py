@@ -42,7 +42,9 @@ class MAPState(State):
     first_moment: Tensor
     """[B, *event_shape]: Adam's running mean of the gradient."""
     second_moment: Tensor
-    """[B, *event_shape]: Adam's running mean of its square; where blocks are absorbed, the sum over them."""
+    """[B, *event_shape]: Adam's running mean of its square."""
+    mean_squares: Tensor
+    """[B]: the mean square of the gradients of the blocks that were absorbed, summed over them."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class MAP:
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> MAPState:
         z = (moments(latent_prior(model, batch))[0] if warm is None else warm).detach().clone()
-        return MAPState(*first_fields(batch), z, torch.zeros_like(z), torch.zeros_like(z))
+        return MAPState(*first_fields(batch), z, torch.zeros_like(z), torch.zeros_like(z), z.new_zeros(len(z)))
 
     def step(self, model: Model, state: MAPState, batch: Batch, rng: Noise) -> tuple[MAPState, StepInfo]:
         with torch.enable_grad():
@@ -87,15 +89,18 @@ class MAP:
             joint = log_joint(model, batch, z)
             objective = -(joint.log_likelihood + joint.log_prior)
             (gradient,) = torch.autograd.grad(objective.sum(), z)
-        moved = adam_step(
+        z, first_moment, second_moment = adam_step(
             z.detach(), gradient, state.first_moment, state.second_moment, state.step, self.learning_rate, self.epsilon
         )
-        return MAPState(state.sequence_ids, state.step + 1, state.num_skipped, *moved), StepInfo(objective.detach())
+        moved = dataclasses.replace(
+            state, step=state.step + 1, z=z, first_moment=first_moment, second_moment=second_moment
+        )
+        return moved, StepInfo(objective.detach())
 
     def absorb(self, state: MAPState, evidence: BlockEvidence, prior: TorchDistribution) -> MAPState:
         """One step against the gradient, of length `block_step` on average over the blocks."""
-        z, squares = block_step(evidence.z, state.second_moment, state.step, evidence, self.block_step)
-        return dataclasses.replace(state, step=state.step + 1, z=z, second_moment=squares)
+        z, mean_squares = block_step(evidence.z, state.mean_squares, state.step, evidence, self.block_step)
+        return dataclasses.replace(state, step=state.step + 1, z=z, mean_squares=mean_squares)
 
     def guide(self, model: Model, state: MAPState, batch: Batch, rng: Noise) -> Guide:
         """All mass at z."""
