@@ -125,7 +125,7 @@ def by_code(run: ScoredRun, which: str, rate: float, block_size: int, first: int
     for text in texts_of(run, first, last):
         nats = code_of(run, text, which, rate, block_size)
         estimate = Estimate(nats.sum(0), f"dynamic evaluation of {which}", 1, by_block=BlockNats(block_size, nats))
-        figure.add(estimate, text, run.packed.document_ids[text.sequence_ids])
+        figure.add(estimate, text, run.packed.document_ids[text.sequence_ids.cpu()])
     return figure
 
 

@@ -346,7 +346,7 @@ def score(
         inferred = Inferred(model, batch, inference, rng)
         for name, estimator in used.items():
             estimate = estimator.estimate(inferred, settings)
-            figures[name].add(estimate, batch, document_ids[batch.sequence_ids])
+            figures[name].add(estimate, batch, document_ids[batch.sequence_ids.cpu()])
             # A figure of blocks infers z for each of them, and from less than these chains have read.
             if estimate.by_block is None and inferred.chains is not None:
                 figures[name].add_chains(inferred.chains)

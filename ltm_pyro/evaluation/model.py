@@ -123,7 +123,7 @@ class Thoughts:
         rows, positions = where.nonzero(as_tuple=True)
         ids = self.batch.tokens.cpu()[where]
         coords = {
-            "token_sequence": ("token", self.batch.sequence_ids[rows].numpy()),
+            "token_sequence": ("token", self.batch.sequence_ids.cpu()[rows].numpy()),
             "token_position": ("token", positions.numpy()),
             "token_string": ("token", np.array(self.ltm.token_strings(ids.tolist()), dtype=object)),
         }

@@ -63,8 +63,7 @@ class Batch(Protocol):
 
 
 def ids_of(batch: Batch) -> Tensor:
-    """[B] int64, on the CPU: names the noise of each sequence. The batch's `sequence_ids` if it has them, else 0 …
-    B - 1."""
+    """[B] int64: names the noise of each sequence. The batch's `sequence_ids` if it has them, else 0 … B - 1."""
     ids: Tensor | None = getattr(batch, "sequence_ids", None)
     return torch.arange(len(batch)) if ids is None else ids
 
@@ -80,7 +79,10 @@ B = TypeVar("B", bound=Batch)
 
 @dataclass(frozen=True)
 class State:
-    """What the state of every scheme holds. The leading dimension of every field is the sequence."""
+    """What the state of every scheme holds. The leading dimension of every field is the sequence.
+
+    All fields are on the device of z: a step that copied its counters there would wait for the device.
+    """
 
     sequence_ids: Tensor
     """[B] int64: names the noise of each sequence."""
@@ -114,9 +116,9 @@ class State:
         return cls(**{name: torch.cat([getattr(state, name) for state in states]) for name in vars(states[0])})
 
 
-def first_fields(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The fields of `State` before the first step."""
-    ids = ids_of(batch)
+def first_fields(batch: Batch, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The fields of `State` before the first step, on the device of z."""
+    ids = ids_of(batch).to(z.device)
     return ids, torch.zeros_like(ids), torch.zeros_like(ids)
 
 

@@ -12,7 +12,6 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ltm_pyro.errors import require_whole
+from ltm_pyro.inference import philox
 
 
 class Noise(Protocol):
@@ -44,7 +44,7 @@ class Noise(Protocol):
         ...
 
     def uniform(self, purpose: str, sequence_ids: Tensor, steps: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
-        """Numbers from [0, 1), float64, on the CPU; [*sample_shape, B]."""
+        """Numbers from [0, 1), float64, on the device where numbers are drawn; [*sample_shape, B]."""
         ...
 
 
@@ -69,8 +69,7 @@ class BatchNoise:
 
     def uniform(self, purpose: str, sequence_ids: Tensor, steps: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
         shape = (*sample_shape, len(sequence_ids))
-        device = self.generator.device
-        return torch.rand(shape, generator=self.generator, dtype=torch.float64, device=device).cpu()
+        return torch.rand(shape, generator=self.generator, dtype=torch.float64, device=self.generator.device)
 
 
 class SequenceNoise:
@@ -81,8 +80,8 @@ class SequenceNoise:
 
     Args:
         seed: from 0 to 2**64 - 1.
-        device: where normal numbers are drawn. A device other than the CPU draws them by its own generator: this saves
-            the time to copy them there, but they are not those of the CPU.
+        device: where numbers are drawn. A device other than the CPU computes them itself, for all sequences at once
+            (`philox.py`): nothing is copied there and the host does not wait, but they are not those of the CPU.
 
     Raises:
         ValueError: if the seed is not such a number.
@@ -94,6 +93,7 @@ class SequenceNoise:
             raise ValueError(f"seed must be below 2**64, not {seed}")
         self.seed = seed
         self.device = torch.device(device)
+        self._by_numpy = self.device.type == "cpu"
 
     def normal(
         self,
@@ -106,8 +106,10 @@ class SequenceNoise:
         like: Tensor,
     ) -> Tensor:
         shape = (*sample_shape, *event_shape)
-        if self.device.type != "cpu":
-            return self._normal_on_device(purpose, sequence_ids, steps, shape, len(sample_shape)).to(like)
+        if not self._by_numpy:
+            ids, steps = sequence_ids.to(self.device), steps.to(self.device)
+            numbers = philox.normal(self._key(purpose), ids, steps, math.prod(shape))
+            return numbers.view(-1, *shape).movedim(0, len(sample_shape)).to(like)
         draws = [
             generator.standard_normal(math.prod(shape), dtype=np.float32).reshape(shape)
             for generator in self._generators(purpose, sequence_ids, steps)
@@ -115,18 +117,22 @@ class SequenceNoise:
         return torch.from_numpy(np.stack(draws, axis=len(sample_shape))).to(like)
 
     def uniform(self, purpose: str, sequence_ids: Tensor, steps: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        if not self._by_numpy:
+            ids, steps = sequence_ids.to(self.device), steps.to(self.device)
+            numbers = philox.uniform(self._key(purpose), ids, steps, math.prod(sample_shape))
+            return numbers.view(-1, *sample_shape).movedim(0, -1)
         draws = [generator.random(sample_shape) for generator in self._generators(purpose, sequence_ids, steps)]
         return torch.from_numpy(np.stack(draws, axis=-1))
 
-    def _keys(self, purpose: str, sequence_ids: Tensor, steps: Tensor) -> Iterator[tuple[int, int, int]]:
-        """The sequence id, the step, and a number for the purpose, of each sequence."""
-        purpose_id = zlib.crc32(purpose.encode())
-        for sequence_id, step in zip(sequence_ids.tolist(), steps.tolist(), strict=True):
-            yield sequence_id, step, purpose_id
+    def _key(self, purpose: str) -> int:
+        """A number of 64 bits for the seed and the purpose."""
+        digest = hashlib.blake2b(struct.pack("<Q", self.seed) + purpose.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little")
 
     def _generators(self, purpose: str, sequence_ids: Tensor, steps: Tensor) -> list[np.random.Generator]:
         # Key and counter are separate in Philox: no two (seed, id, purpose, step) share a stream. The first counter
         # word counts the numbers drawn.
+        purpose_id = zlib.crc32(purpose.encode())
         return [
             np.random.Generator(
                 np.random.Philox(
@@ -134,18 +140,5 @@ class SequenceNoise:
                     counter=np.array([0, 0, step, purpose_id], dtype=np.uint64),
                 )
             )
-            for sequence_id, step, purpose_id in self._keys(purpose, sequence_ids, steps)
+            for sequence_id, step in zip(sequence_ids.tolist(), steps.tolist(), strict=True)
         ]
-
-    def _normal_on_device(
-        self, purpose: str, sequence_ids: Tensor, steps: Tensor, shape: tuple[int, ...], dim: int
-    ) -> Tensor:
-        """Numbers of the device's own generator, float32; `dim` is the dimension of the sequences."""
-        # A device's generator has no key, only a seed of 64 bits.
-        generator = torch.Generator(self.device)
-        draws = []
-        for key in self._keys(purpose, sequence_ids, steps):
-            digest = hashlib.blake2b(struct.pack("<4Q", self.seed, *key), digest_size=8).digest()
-            generator.manual_seed(int.from_bytes(digest, "little"))
-            draws.append(torch.randn(shape, generator=generator, device=self.device))
-        return torch.stack(draws, dim)

@@ -33,7 +33,8 @@ def nuts(model: Model, batch: IndexedBatch, num_chains: int, num_warmup: int, nu
         samples of [num_chains, num_draws, B, *event_shape].
     """
     sequences = []
-    with torch.random.fork_rng():
+    # By name: torch warns of several devices that were not asked for.
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         for index, sequence_id in enumerate(ids_of(batch).tolist()):
             chains = [
                 _chain(model, batch[index : index + 1], num_warmup, num_draws, [seed, sequence_id, chain])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -22,6 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, kl, log_likelihood, require_settings
 from ltm_pyro.inference.surroundings import entry, normal_tensors
+
+Number = Any
+"""A number of Python, or a tensor of no dimension."""
 
 
 @dataclass(frozen=True)
@@ -59,29 +62,49 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SlowLoss:
-    """What a slow step saw, summed over sequences. The sum of two is that of all their sequences."""
+    """What a slow step saw, summed over sequences. The sum of two is that of all their sequences.
 
-    nelbo: float = 0.0
+    On a device the numbers that it computes stay there as tensors of no dimension, until `on_host` waits for them.
+    """
+
+    nelbo: Number = 0.0
     """The estimate of the negative ELBO, in nats. Where q has no density (a point, a draw): the negative log joint."""
-    kl: float = 0.0
+    kl: Number = 0.0
     """KL(q ‖ p), in nats; its estimate at the draw of z where there is no closed form. Where q has no density:
     -log p(z)."""
     num_tokens: int = 0
     """The number of predicted tokens."""
     num_bytes: int = 0
     """The bytes of the texts."""
-    num_skipped_fast_steps: int = 0
+    num_skipped_fast_steps: Number = 0
     """Fast steps of single sequences that were left out because a value was not finite."""
-    num_unusable: int = 0
+    num_unusable: Number = 0
     """Micro-batches in which no sequence could take any fast step."""
 
     @property
-    def nll(self) -> float:
+    def nll(self) -> Number:
         """-E_q log p(x | z), in nats."""
         return self.nelbo - self.kl
 
     def __add__(self, other: SlowLoss) -> SlowLoss:
         return SlowLoss(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
+
+    def on_host(self) -> SlowLoss:
+        """The same numbers as numbers of Python, in one wait for the device."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        if not tensors:
+            return self
+        values = torch.stack([value.double() for value in tensors.values()]).tolist()
+        return replace(self, **{name: _of_field(name, value) for name, value in zip(tensors, values, strict=True)})
+
+
+def _of_field(name: str, value: float) -> Number:
+    return int(value) if name.startswith("num_") else value
+
+
+def as_number(value: Tensor) -> Number:
+    """A tensor of no dimension as a number of Python where that takes no wait for a device."""
+    return value.item() if value.device.type == "cpu" else value.detach()
 
 
 @entry()
@@ -101,9 +124,9 @@ def elbo_backward(model: Model, guide: Guide, batch: Batch, num_tokens: float) -
     latent: Any = traced_guide.trace.nodes[LATENT]
     prior: Any = traced_model.trace.nodes[LATENT]
     with torch.no_grad():
-        divergence = kl(latent["fn"], prior["fn"], latent["value"]).sum().item()
+        divergence = kl(latent["fn"], prior["fn"], latent["value"]).sum()
     (nelbo / num_tokens).backward()
-    return SlowLoss(nelbo.item(), divergence)
+    return SlowLoss(as_number(nelbo), as_number(divergence))
 
 
 @entry()
@@ -127,8 +150,8 @@ def predict_backward(model: Model, z: Tensor, batch: Batch, num_tokens: float) -
         nll = -log_likelihood(model, batch, z).sum()
     torch.autograd.backward(nll / num_tokens)
     if z.grad is None:  # the program does not read z
-        return SlowLoss(nll.item()), torch.zeros_like(z)
-    return SlowLoss(nll.item()), z.grad.mul_(num_tokens)
+        return SlowLoss(as_number(nll)), torch.zeros_like(z)
+    return SlowLoss(as_number(nll)), z.grad.mul_(num_tokens)
 
 
 def accumulating(synchronised: Model) -> contextlib.AbstractContextManager[None]:

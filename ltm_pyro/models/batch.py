@@ -13,7 +13,7 @@ from ltm_pyro.models.decoder import BelowZ
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """B sequences of T predicted tokens.
+    """B sequences of T predicted tokens. All tensors are on the same device.
 
     What stands in front of the tokens is not among them, as it is not predicted here. At the beginning of a text that
     is the begin-of-text token, which :class:`~ltm_pyro.models.tokens.TokenSequence` puts there by itself.
@@ -27,10 +27,10 @@ class TokenBatch:
     inferred from, 1 elsewhere (where a fast step subsamples positions: 1 / their share)."""
 
     sequence_ids: Tensor
-    """[B] int64, on the CPU: the key of each sequence's noise, so that results do not depend on batch-mates."""
+    """[B] int64: the key of each sequence's noise, so that results do not depend on batch-mates."""
 
     num_bytes: Tensor
-    """[B] int64, on the CPU: the number of bytes of the text that each sequence encodes (special tokens have none)."""
+    """[B] int64: the number of bytes of the text that each sequence encodes (special tokens have none)."""
 
     previous: Tensor | None = None
     """[B] int64: the token in front of each sequence, where the tokens are a part of longer texts; None for
@@ -73,7 +73,7 @@ class TokenBatch:
     def prefix(self, num_tokens: Tensor) -> TokenBatch:
         """The same texts, weighted on their first `num_tokens` ([B]) positions only."""
         positions = torch.arange(self.tokens.shape[1], device=self.weights.device)
-        return self.with_weights(self.weights * (positions < num_tokens.to(self.weights.device)[:, None]))
+        return self.with_weights(self.weights * (positions < num_tokens[:, None].to(positions.device)))
 
     def every(self, stride: int, first: Tensor) -> TokenBatch:
         """The same texts, weighted on every `stride`-th position only, each by `stride` times as much.
@@ -109,7 +109,19 @@ class TokenBatch:
         )
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        """The batch with its tokens and weights, which the decoder reads, on `device`."""
-        tokens, weights = self.tokens.to(device), self.weights.to(device)
-        previous = None if self.previous is None else self.previous.to(device)
-        return dataclasses.replace(self, tokens=tokens, weights=weights, previous=previous, below_z=None)
+        """The batch on `device`. The host does not wait for a copy to a GPU."""
+        device = torch.device(device)
+        return TokenBatch(
+            tokens=_to_device(self.tokens, device),
+            weights=_to_device(self.weights, device),
+            sequence_ids=_to_device(self.sequence_ids, device),
+            num_bytes=_to_device(self.num_bytes, device),
+            previous=None if self.previous is None else _to_device(self.previous, device),
+            num_context=self.num_context,
+        )
+
+
+def _to_device(value: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and value.device.type == "cpu":  # only memory that is pinned is copied without a wait
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)

@@ -229,7 +229,8 @@ def simulate(model: LatentThoughtModel, num_texts: int, first_id: int, seed: int
         seed: the same seed and ids give the same texts.
     """
     device = model.decoder.embedding.weight.device
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
+    # By name: torch warns of several devices that were not asked for.
+    with torch.random.fork_rng(range(torch.cuda.device_count())), pyro.get_param_store().scope():
         torch.manual_seed(int(np.random.SeedSequence([seed, first_id]).generate_state(1)[0]))
         trace = pyro.poutine.trace(model).get_trace(num_sequences=num_texts)
     z, tokens = (cast(Tensor, trace.nodes[name]["value"]) for name in ("z", "tokens"))

@@ -125,7 +125,7 @@ def slow_step(training: Training, stop: StopSignal) -> SlowLoss | None:
             # average is the gradient per token of all of them.
             share = num_tokens / processes.size
             loss += objective.backward(training.model, training.synchronised, training.scheme, batch, rng, share)
-    loss = sum(processes.gather(loss), SlowLoss())
+    loss = sum(processes.gather(loss.on_host()), SlowLoss())
     if training.optimizer.update(progress.step, is_usable=not loss.num_unusable and bool(np.isfinite(loss.nelbo))):
         progress.skips_in_a_row = 0
     else:

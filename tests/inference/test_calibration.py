@@ -40,7 +40,7 @@ class Given:
     num_draws: ClassVar[None] = None
 
     def init(self, model, batch, rng, warm=None):
-        return GivenState(*first_fields(batch), self.world.posterior_mean(batch.x))
+        return GivenState(*first_fields(batch, batch.x), self.world.posterior_mean(batch.x))
 
     def posterior(self, state, num_samples, rng):
         covariance = torch.linalg.inv(self.world.precision)

@@ -13,15 +13,19 @@ FLOAT64 = torch.zeros((), dtype=torch.float64)
 
 
 class OnDevice(SequenceNoise):
-    """Draws as on a device that is not the CPU, by that device's generator; here by torch's on the CPU."""
+    """Draws as on a device that is not the CPU; here on the CPU."""
 
-    def normal(self, purpose, sequence_ids, steps, event_shape, sample_shape=(), *, like):
-        shape = (*sample_shape, *event_shape)
-        return self._normal_on_device(purpose, sequence_ids, steps, shape, len(sample_shape)).to(like)
+    def __init__(self, seed):
+        super().__init__(seed)
+        self._by_numpy = False
 
 
 def normal_on_device(**key):
     return normal(**key, noise=OnDevice)
+
+
+def uniform_on_device(**key):
+    return uniform(**key, noise=OnDevice)
 
 
 def normal(seed=0, sequence_id=5, purpose="step", step=0, count=8, noise=SequenceNoise):
@@ -30,9 +34,9 @@ def normal(seed=0, sequence_id=5, purpose="step", step=0, count=8, noise=Sequenc
     return noise(seed).normal(purpose, ids, steps, torch.Size([count]), like=FLOAT64)[0]
 
 
-def uniform(seed=0, sequence_id=5, purpose="step", step=0, count=8):
+def uniform(seed=0, sequence_id=5, purpose="step", step=0, count=8, noise=SequenceNoise):
     ids, steps = torch.tensor([sequence_id]), torch.tensor([step])
-    return SequenceNoise(seed).uniform(purpose, ids, steps, (count,))[:, 0]
+    return noise(seed).uniform(purpose, ids, steps, (count,))[:, 0]
 
 
 def batch_noise(seed=0):
@@ -59,13 +63,13 @@ DIFFERENT_KEYS = [
 ]
 
 
-@pytest.mark.parametrize("draw", [normal, normal_on_device, uniform])
+@pytest.mark.parametrize("draw", [normal, normal_on_device, uniform, uniform_on_device])
 def test_keys_that_differ_in_any_part_have_no_number_in_common(draw):
     numbers = torch.cat([draw(**key) for key in DIFFERENT_KEYS])
     assert len(numbers.unique()) == len(numbers)
 
 
-@pytest.mark.parametrize("draw", [normal, normal_on_device, uniform])
+@pytest.mark.parametrize("draw", [normal, normal_on_device, uniform, uniform_on_device])
 def test_neighbouring_seeds_of_any_size_have_no_number_in_common(draw):
     seeds = [edge + offset for edge in (0, 2**31, 2**32, 2**53, 2**63, 2**64 - 3) for offset in range(3)]
     numbers = torch.cat([draw(seed=seed) for seed in seeds])
@@ -112,8 +116,9 @@ def test_noise_for_a_gpu_is_drawn_there_and_keyed_like_any():
     assert len(drawn.unique()) == drawn.numel()
 
 
-def test_more_chains_leave_the_numbers_of_the_first_ones_as_they_were():
-    noise, ids, steps = SequenceNoise(0), torch.tensor([4, 9]), torch.tensor([0, 3])
+@pytest.mark.parametrize("noise", [SequenceNoise(0), OnDevice(0)], ids=lambda noise: type(noise).__name__)
+def test_more_chains_leave_the_numbers_of_the_first_ones_as_they_were(noise):
+    ids, steps = torch.tensor([4, 9]), torch.tensor([0, 3])
     few, many = (noise.normal("step", ids, steps, torch.Size([2, 3]), (n,), like=FLOAT64) for n in (2, 5))
     assert few.equal(many[:2])
     few, many = (noise.uniform("step", ids, steps, (n,)) for n in (2, 5))
@@ -164,6 +169,9 @@ UNIFORMS = {
     "across sequences": lambda: across_sequences(uniforms_of(SequenceNoise(0))),
     "across steps": lambda: across_steps(uniforms_of(SequenceNoise(0))),
     "of a batch": lambda: across_sequences(uniforms_of(batch_noise())),
+    "one stream of a device": lambda: uniform_on_device(count=NUM_DRAWS),
+    "across sequences, on a device": lambda: across_sequences(uniforms_of(OnDevice(0))),
+    "across steps, on a device": lambda: across_steps(uniforms_of(OnDevice(0))),
 }
 # The two-sided probability of 5 standard errors.
 SMALLEST_P_VALUE = math.erfc(5 / math.sqrt(2))
@@ -190,13 +198,15 @@ def test_uniform_numbers_are_uniform_from_0_to_1(draw):
 
 
 @pytest.mark.parametrize("other", [key for key in DIFFERENT_KEYS if key], ids=str)
-@pytest.mark.parametrize("draw", [normal, uniform])
+@pytest.mark.parametrize("draw", [normal, normal_on_device, uniform, uniform_on_device])
 def test_streams_are_uncorrelated(draw, other):
     streams = torch.stack([draw(count=NUM_DRAWS), draw(count=NUM_DRAWS, **other)])
     assert abs(torch.corrcoef(streams)[0, 1]) < 5 / math.sqrt(NUM_DRAWS)
 
 
-@pytest.mark.parametrize("noise", [SequenceNoise(0), batch_noise()], ids=lambda noise: type(noise).__name__)
+@pytest.mark.parametrize(
+    "noise", [SequenceNoise(0), OnDevice(0), batch_noise()], ids=lambda noise: type(noise).__name__
+)
 def test_dimensions_are_samples_then_sequences_then_event(noise):
     ids, steps = torch.tensor([4, 9, 2]), torch.tensor([0, 3, 1])
     single = torch.zeros((), dtype=torch.float32)

@@ -1,5 +1,7 @@
 """A batch: what belongs to a sequence stays together, and a prefix weighs its first positions only."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -71,11 +73,15 @@ def test_a_cut_keeps_the_first_positions_alone(batch):
     assert batch.cut(100).tokens.equal(TOKENS)
 
 
-def test_to_moves_what_the_decoder_reads_and_leaves_the_rest_on_the_cpu(batch):
+@pytest.mark.parametrize("previous", [None, torch.zeros(len(TOKENS), dtype=torch.int64)])
+def test_to_moves_all_tensors_and_keeps_the_rest(batch, previous):
+    batch = dataclasses.replace(batch, previous=previous, num_context=1)
     moved = batch.to("meta")
-    assert (moved.tokens.device.type, moved.weights.device.type) == ("meta", "meta")
-    assert torch.equal(moved.sequence_ids, SEQUENCE_IDS)
-    assert torch.equal(moved.num_bytes, NUM_BYTES)
+    tensors = {name for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    assert {name for name, value in vars(moved).items() if getattr(value, "is_meta", False)} == tensors
+    assert moved.num_context == 1
+    again = batch.to("cpu")
+    assert all(getattr(again, name).equal(getattr(batch, name)) for name in tensors)
 
 
 @pytest.mark.parametrize(

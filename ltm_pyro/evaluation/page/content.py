@@ -149,7 +149,7 @@ def content_of(
     slots: list[tuple[int, SlotKL | None]] = []
     for batch in batches:
         inferred = Inferred(trained.model, batch, inference, rng)
-        documents = run.packed.document_ids[batch.sequence_ids]
+        documents = run.packed.document_ids[batch.sequence_ids.cpu()]
         for name, figure in found.items():
             figure.add(ESTIMATORS[name].estimate(inferred, settings), batch, documents)
         if not no_slots:

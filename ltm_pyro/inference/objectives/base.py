@@ -11,7 +11,7 @@ from torch import Tensor
 from ltm_pyro.inference.base import Model, PosteriorScheme, infer
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.streaming import BlockedBatch
-from ltm_pyro.inference.svi import SlowLoss, elbo_backward
+from ltm_pyro.inference.svi import SlowLoss, as_number, elbo_backward
 
 
 class TextBatch(BlockedBatch, Protocol):
@@ -86,7 +86,7 @@ class InferredAtOnce(ABC):
         state = infer(scheme, model, evidence, rng)
         loss = elbo_backward(synchronised, scheme.guide(model, state, evidence, rng), batch, num_tokens)
         return loss + SlowLoss(
-            num_skipped_fast_steps=int(state.num_skipped.sum()),
+            num_skipped_fast_steps=as_number(state.num_skipped.sum()),
             # Where no sequence could take any step, the posteriors are no better than their start.
-            num_unusable=int(scheme.num_steps > 0 and not (state.num_skipped < state.step).any()),
+            num_unusable=as_number((state.num_skipped >= state.step).all().long()) if scheme.num_steps else 0,
         )

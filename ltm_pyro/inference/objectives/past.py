@@ -22,7 +22,7 @@ from ltm_pyro.inference.base import Model, PosteriorScheme
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.objectives.base import TextBatch
 from ltm_pyro.inference.streaming import Stream, num_positions
-from ltm_pyro.inference.svi import SlowLoss, accumulating, predict_backward
+from ltm_pyro.inference.svi import SlowLoss, accumulating, as_number, predict_backward
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,4 @@ class Past:
                 break
             stream.read(self.block_size, z, gradient)
         state = stream.state
-        return loss + SlowLoss(num_skipped_fast_steps=int(state.num_skipped.sum()))
+        return loss + SlowLoss(num_skipped_fast_steps=as_number(state.num_skipped.sum()))

@@ -21,7 +21,6 @@ class Prefix(InferredAtOnce):
 
 def random_prefix(batch: AnyTextBatch, rng: Noise) -> AnyTextBatch:
     """Each text weighted up to a split point of its own, uniform from 0 (z from the prior) to all its tokens."""
-    num_tokens = batch.weights.sum(1).cpu()
-    ids = ids_of(batch)
-    fraction = rng.uniform("split", ids, torch.zeros_like(ids))
+    num_tokens, ids = batch.weights.sum(1), ids_of(batch)
+    fraction = rng.uniform("split", ids, torch.zeros_like(ids)).to(num_tokens.device)
     return batch.prefix((fraction * (num_tokens + 1)).floor())

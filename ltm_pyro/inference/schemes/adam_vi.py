@@ -102,10 +102,10 @@ class AdamVI:
         log_scale = (self.initial_scale * prior_scale).log().expand_as(mean).clone()
         noise = mean.new_zeros(len(mean), 0)
         if self.noise == "reused":
-            ids = ids_of(batch)
+            ids = ids_of(batch).to(mean.device)
             noise = rng.normal("vi", ids, torch.zeros_like(ids), mean.shape[1:], like=mean)
         return AdamVIState(
-            *first_fields(batch),
+            *first_fields(batch, mean),
             mean=mean,
             mean_first_moment=torch.zeros_like(mean),
             mean_second_moment=torch.zeros_like(mean),

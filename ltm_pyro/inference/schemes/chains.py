@@ -125,12 +125,12 @@ class Chains:
             z = warm.detach().unsqueeze(1).repeat_interleave(self.num_chains, 1)
         units = Units.diagonal(torch.ones_like(z[:, 0])) if fit is None else units_of(start)
         draws = z.unsqueeze(2).repeat_interleave(self.num_kept, 2)
-        return ChainState(*first_fields(batch), z=z, **vars(units), draws=draws)
+        return ChainState(*first_fields(batch, z), z=z, **vars(units), draws=draws)
 
     def guide(self, model: Model, state: ChainState, batch: Batch, rng: Noise) -> Guide:
         """All mass at the position of one chain, picked uniformly for each sequence."""
-        sequence = torch.arange(len(state))
-        chain = (rng.uniform("guide", state.sequence_ids, state.step) * self.num_chains).long()
+        uniform = rng.uniform("guide", state.sequence_ids, state.step).to(state.z.device)
+        sequence, chain = torch.arange(len(state), device=state.z.device), (uniform * self.num_chains).long()
         return guide_of(point(state.z[sequence, chain]))
 
     def posterior(self, state: ChainState, num_samples: int, rng: Noise) -> Posterior:

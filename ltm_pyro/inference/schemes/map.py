@@ -81,7 +81,7 @@ class MAP:
 
     def init(self, model: Model, batch: Batch, rng: Noise, warm: Tensor | None = None) -> MAPState:
         z = (moments(latent_prior(model, batch))[0] if warm is None else warm).detach().clone()
-        return MAPState(*first_fields(batch), z, torch.zeros_like(z), torch.zeros_like(z), z.new_zeros(len(z)))
+        return MAPState(*first_fields(batch, z), z, torch.zeros_like(z), torch.zeros_like(z), z.new_zeros(len(z)))
 
     def step(self, model: Model, state: MAPState, batch: Batch, rng: Noise) -> tuple[MAPState, StepInfo]:
         with torch.enable_grad():

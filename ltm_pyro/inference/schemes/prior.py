@@ -27,6 +27,7 @@ from ltm_pyro.inference.base import (
     State,
     StepInfo,
     first_fields,
+    ids_of,
     is_independent_normal,
     latent_prior,
 )
@@ -54,7 +55,7 @@ class PriorState(State):
     """[B]: p(z) of each sequence, batch_shape [1]."""
 
     def __getitem__(self, index: slice | Tensor) -> Self:
-        rows = torch.arange(len(self))[index]
+        rows = torch.arange(len(self), device=self.step.device)[index]
         priors = tuple(self.priors[row] for row in rows.tolist())
         return type(self)(self.sequence_ids[rows], self.step[rows], self.num_skipped[rows], priors)
 
@@ -92,10 +93,11 @@ class PriorScheme:
         """
         prior = latent_prior(model, batch)
         if is_independent_normal(prior):
-            return GaussianPriorState(*first_fields(batch), prior.mean.detach().clone(), prior.stddev.detach().clone())
+            mean, scale = prior.mean.detach().clone(), prior.stddev.detach().clone()
+            return GaussianPriorState(*first_fields(batch, mean), mean, scale)
         indexed = cast(IndexedBatch, batch)
         priors = tuple(latent_prior(model, indexed[row : row + 1]) for row in range(len(batch)))
-        return PriorState(*first_fields(batch), priors)
+        return PriorState(*first_fields(batch, ids_of(batch)), priors)
 
     def step(self, model: Model, state: Any, batch: Batch, rng: Noise) -> tuple[Any, StepInfo]:
         """The protocol demands a step, and the prior is where no step has been taken: `infer` never asks for one.

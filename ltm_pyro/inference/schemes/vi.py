@@ -123,11 +123,11 @@ class VI:
         prior_mean, prior_scale = moments(latent_prior(model, batch))
         mean = (prior_mean if warm is None else warm).detach().clone()
         log_scale = prior_scale.log().expand_as(mean).clone()
-        return VIState(*first_fields(batch), mean, log_scale, torch.zeros_like(mean))
+        return VIState(*first_fields(batch, mean), mean, log_scale, torch.zeros_like(mean))
 
     def step(self, model: Model, state: VIState, batch: Batch, rng: Noise) -> tuple[VIState, StepInfo]:
         noise = rng.normal("vi", state.sequence_ids, state.step, state.mean.shape[1:], like=state.mean)
-        noise = torch.where(_by_sequence(state.step.to(noise.device) % 2 == 1, noise), -state.noise, noise)
+        noise = torch.where(_by_sequence(state.step % 2 == 1, noise), -state.noise, noise)
         scale, batch = state.log_scale.exp(), self._subsampled(state, batch, rng)
         with torch.enable_grad():
             z = (state.mean + scale * noise).detach().requires_grad_()

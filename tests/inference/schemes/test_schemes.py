@@ -16,7 +16,7 @@ from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from safetensors.torch import load_file, save_file
 
-from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, State, StepInfo, base, infer
+from ltm_pyro.inference import SCHEMES, BatchNoise, SequenceNoise, State, StepInfo, infer
 from ltm_pyro.inference.svi import elbo_backward
 from ltm_pyro.models import TokenBatch
 
@@ -457,24 +457,6 @@ def test_a_state_has_at_least_float32_whatever_the_decoder_computes_in(scheme, l
     state = infer(scheme, ltm.to(decoder), texts, SequenceNoise(0))
     kinds = {name: value.dtype for name, value in vars(state).items() if value.is_floating_point()}
     assert set(kinds.values()) == {expected}
-
-
-@pytest.mark.parametrize("scheme", [name for name in VARIANTS if name in SCHEMES or "scaled" in name], indirect=True)
-def test_ids_and_counts_stay_on_the_cpu_where_z_is_not(scheme, ltm, texts, monkeypatch):
-    """`meta` has a device's rules without needing one; its tensors have no values, so that none can be checked."""
-    num_steps = 3  # of lowrank the last one takes a product
-    scheme = dataclasses.replace(scheme, num_steps=num_steps)
-    monkeypatch.setattr(base, "keep_finite", lambda state, proposed: proposed)
-    ltm, texts, rng = ltm.to("meta"), texts.to("meta"), SequenceNoise(0)
-    with pyro.validation_enabled(False):
-        state = scheme.init(ltm, texts, rng)
-        for _ in range(num_steps):
-            state, _ = scheme.step(ltm, state, texts, rng)
-        scheme.guide(ltm, state, texts, rng)(texts)
-        assert scheme.posterior(state, scheme.num_chains if scheme.has_chains else 1, rng).samples.device.type == "meta"
-    devices = {name: value.device.type for name, value in vars(state).items()}
-    assert {devices.pop(name) for name in ("sequence_ids", "step", "num_skipped")} == {"cpu"}
-    assert set(devices.values()) == {"meta"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
