@@ -102,7 +102,7 @@ def batches(options: argparse.Namespace, folder: Path) -> None:
 
     def read() -> None:
         indices = batch_indices(config.seed, next(steps), config.batch_size, len(training.train))
-        for part in indices.reshape(-1, micro_batch_size(config)):
+        for part in indices.reshape(-1, micro_batch_size(config, torch.device("cpu"))):
             training.train.batch(part)
 
     read()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import torch
 import tyro
 
 from ltm_pyro import cli
@@ -46,6 +47,7 @@ Config = TypeVar("Config")
 SchemeSettings = dict[str, dict[str, Any]]
 """Settings of schemes that a command gives, by the names of schemes and of settings."""
 PresetName = Literal["tiny", "small", "medium", "large"]
+PrecisionName = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,13 @@ class TrainConfig:
     They are taken for each sequence, or with --infer-from past for each block of one."""
     batch_size: int = 4
     """The number of sequences in a slow step, over all processes."""
-    micro_batch_size: int = 8
-    """The largest number of sequences for which a process infers z at the same time.
+    micro_batch_size: int | None = None
+    """The largest number of sequences for which a process infers z at the same time. Default: 8 on a CPU, 64 on a GPU.
     A smaller number needs less memory; the gradients of the parts are added up."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """The number format of the decoder's matrix products. bfloat16 is about twice as fast on processors that have it.
-    Weights, z, KL, sums and the optimiser stay in float32."""
+    precision: PrecisionName = "auto"
+    """The number format of the decoder's matrix products.
+    auto: bfloat16 on a GPU that has it, and otherwise float32. Processors that have it are about twice as fast with it.
+    Weights, z, KL, sums and the optimiser are in float32 with each of them."""
     compile: bool = False
     """Compile the decoder with torch.compile, which takes a minute at the start and needs a C++ compiler."""
     seed: int = 0
@@ -155,7 +158,6 @@ def _paper(num_layers: int, num_slots: int, fast_steps: int) -> dict[str, Any]:
         "steps": 60_000,
         "fast_steps": fast_steps,
         "batch_size": 512,
-        "micro_batch_size": 8,
         "validate_every": 1000,
         "validation_sequences": 16,
         "validation_samples": 64,
@@ -415,10 +417,13 @@ def validate(config: TrainConfig) -> None:
         raise InputError(f"--inference none has nothing to infer: --fast-steps must be 0, not {config.fast_steps}")
 
 
-def micro_batch_size(config: TrainConfig, num_processes: int = 1) -> int:
+def micro_batch_size(config: TrainConfig, device: torch.device, num_processes: int = 1) -> int:
     """The largest divisor of a process's part of the batch that is no larger than the setting."""
+    at_most = config.micro_batch_size
+    if at_most is None:  # a GPU is idle with few sequences, and with many a processor's caches are too small
+        at_most = 8 if device.type == "cpu" else 64
     part = config.batch_size // num_processes
-    return max(size for size in range(1, min(part, config.micro_batch_size) + 1) if part % size == 0)
+    return max(size for size in range(1, min(part, at_most) + 1) if part % size == 0)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -337,7 +337,7 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
             "give more text or a smaller --model.length"
         )
     pyro.set_rng_seed(config.seed)
-    model = build_model(config, tokenizer).to(device)
+    model = build_model(config, tokenizer, device)
     if config.compile:
         model.decoder.compile()
     return Loaded(
@@ -454,6 +454,7 @@ def carry_out(training: Training) -> int:
     go_on = f"continue with: python -m ltm_pyro.train --out {shlex.quote(str(run.path))} --resume"
     print(
         f"{run.path}: {training.trained.num_weights:,} weights on {training.device.type}"
+        f"{'' if training.model.decoder.compute_dtype is None else ', with matrix products in bfloat16'}"
         f"{f', in each of {num_processes} processes' if num_processes > 1 else ''}, "
         f"{'no z' if config.inference == NO_INFERENCE else thinking}; "
         f"{len(training.train):,} pieces of up to {config.model.length:,} tokens to train on, "

@@ -77,10 +77,17 @@ def test_fast_steps_are_the_steps_of_the_scheme_that_is_named(inference):
 
 @given(st.integers(1, 600), st.integers(1, 600))
 def test_the_micro_batch_is_the_largest_divisor_of_the_batch_that_is_allowed(batch_size, at_most):
-    size = micro_batch_size(dataclasses.replace(preset("tiny"), batch_size=batch_size, micro_batch_size=at_most))
+    config = dataclasses.replace(preset("tiny"), batch_size=batch_size, micro_batch_size=at_most)
+    size = micro_batch_size(config, torch.device("cpu"))
     assert batch_size % size == 0
     assert size <= at_most
     assert all(batch_size % larger for larger in range(size + 1, min(at_most, batch_size) + 1))
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 8), ("cuda", 64)])
+def test_a_gpu_takes_more_sequences_at_a_time_by_default(device, expected):
+    assert micro_batch_size(preset("small"), torch.device(device)) == expected
+    assert micro_batch_size(preset("small"), torch.device(device), num_processes=32) == min(16, expected)
 
 
 def test_settings_that_differ_are_named_with_dots_and_both_values():

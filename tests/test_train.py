@@ -26,6 +26,7 @@ from ltm_pyro.inference.objectives import OBJECTIVES, prefix
 from ltm_pyro.inference.schemes.vi import VI
 from ltm_pyro.models import LatentThoughtModel
 from ltm_pyro.runs.run import Run
+from ltm_pyro.runs.trained import compute_dtype
 from ltm_pyro.training import loop
 from ltm_pyro.training.progress import ProgressDisplay
 
@@ -76,6 +77,15 @@ def test_a_run_in_bfloat16_computes_in_it_wherever_it_is_read(command):
     assert ltm_pyro.load("run").model.decoder.compute_dtype == torch.bfloat16
     assert all(record["valid_bound"] for record in records(Path("run")))
     assert command("--out", "run", "--resume", "--precision", "float32", data=None)[0] == 2
+
+
+def test_a_gpu_computes_in_bfloat16_unless_it_is_told_otherwise(monkeypatch):
+    """The choice alone; this machine may have no GPU."""
+    cuda, cpu, half = torch.device("cuda"), torch.device("cpu"), torch.bfloat16
+    for has_it, chosen in ((True, half), (False, None)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, **_: has_it)
+        assert [compute_dtype(name, cuda) for name in ("auto", "float32", "bfloat16")] == [chosen, None, half]
+        assert [compute_dtype(name, cpu) for name in ("auto", "float32", "bfloat16")] == [None, None, half]
 
 
 def test_report_and_evaluate_score_nothing_that_a_checkpoint_was_chosen_by(command, monkeypatch):

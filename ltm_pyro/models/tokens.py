@@ -113,11 +113,9 @@ class TokenSequence(TorchDistribution):
         inputs_BT = self.decoder.inputs(tokens_BT, previous_B)
         hidden_BTD = self.decoder(inputs_BT, self._expanded_u(shape), below, self.num_context)
         tokens_BT, counts_BT = tokens_BT[:, self.num_context :], counts_BT[:, self.num_context :]
-        if hidden_BTD.device.type != "cpu":  # to choose the positions that count, the host would wait for the device
-            log_probs_BT = self.decoder.log_probs(hidden_BTD.flatten(0, 1), tokens_BT.flatten()).view(tokens_BT.shape)
-        else:
-            log_probs_N = self.decoder.log_probs(hidden_BTD[counts_BT], tokens_BT[counts_BT])
-            log_probs_BT = log_probs_N.new_zeros(tokens_BT.shape).masked_scatter(counts_BT, log_probs_N)
+        # To choose the positions that count, the host would wait for a device.
+        log_probs = log_probs_of_chosen if hidden_BTD.device.type == "cpu" else log_probs_of_all
+        log_probs_BT = log_probs(self.decoder, hidden_BTD, tokens_BT, counts_BT)
         return F.pad(log_probs_BT, (self.num_context, 0)).view(*shape, -1)
 
     @torch.no_grad()
@@ -131,3 +129,18 @@ class TokenSequence(TorchDistribution):
         """The thought vectors of every text of a batch of this shape, flattened: [B, L, S, D]."""
         # Not -1 for B: where there are no slots, u has no numbers from which B could be worked out.
         return self.u.expand(*shape, -1, -1, -1).reshape(shape.numel(), *self.decoder.config.latent_shape)
+
+
+def log_probs_of_chosen(decoder: Decoder, hidden_BTD: Tensor, tokens_BT: Tensor, is_chosen_BT: Tensor) -> Tensor:
+    """Log-probabilities [B, T] of the tokens that follow the hidden states where they are chosen, and 0 elsewhere."""
+    log_probs_N = decoder.log_probs(hidden_BTD[is_chosen_BT], tokens_BT[is_chosen_BT])
+    return log_probs_N.new_zeros(tokens_BT.shape).masked_scatter(is_chosen_BT, log_probs_N)
+
+
+def log_probs_of_all(decoder: Decoder, hidden_BTD: Tensor, tokens_BT: Tensor, is_chosen_BT: Tensor) -> Tensor:
+    """Log-probabilities [B, T] of the tokens that follow the hidden states where they are chosen, and others elsewhere.
+
+    Hidden states that are not chosen have no part in them, whatever they hold: 0 times what is not a number is none.
+    """
+    hidden_BTD = hidden_BTD.where(is_chosen_BT[..., None], 0)
+    return decoder.log_probs(hidden_BTD.flatten(0, 1), tokens_BT.flatten()).view(tokens_BT.shape)

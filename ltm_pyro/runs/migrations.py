@@ -13,7 +13,8 @@ version 5   no `version`, no `model.prior`
 version 6   no `model.thoughts`
 version 7   no `model.encoder_reads`
 version 8   `text_column` is never null, and "text" also where a benchmark set has a column of its own
-version 9   the current version
+version 9   `micro_batch_size` is never null, and 8 also on a GPU; `precision` is never auto
+version 10  the current version
 
 A new scheme, and a new setting of one, need no version: :func:`ltm_pyro.config.from_dict` completes schemes by their
 defaults.
@@ -86,6 +87,11 @@ def _before_columns_by_default(values: Values) -> None:
         values["text_column"] = None
 
 
+def _before_defaults_by_device(values: Values) -> None:
+    if values.get("micro_batch_size") == 8:
+        values["micro_batch_size"] = None
+
+
 MIGRATIONS: list[Callable[[Values], None]] = [
     _before_the_encoder,
     _when_vi_was_fitted_by_adam,
@@ -96,6 +102,7 @@ MIGRATIONS: list[Callable[[Values], None]] = [
     _before_fast_weights,
     _before_encoders_of_blocks,
     _before_columns_by_default,
+    _before_defaults_by_device,
 ]
 """The n-th, counted from 0, changes values of version n into those of version n + 1, in place."""
 

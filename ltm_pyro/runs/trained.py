@@ -11,7 +11,7 @@ from pathlib import Path
 import tiktoken
 import torch
 
-from ltm_pyro.config import NO_INFERENCE, SchemeSettings, TrainConfig, with_settings
+from ltm_pyro.config import NO_INFERENCE, PrecisionName, SchemeSettings, TrainConfig, with_settings
 from ltm_pyro.data import (
     TokenizedCorpus,
     TokenizedTexts,
@@ -37,8 +37,15 @@ DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo"
 
 
-def build_model(config: TrainConfig, encoding: tiktoken.Encoding) -> LatentThoughtModel:
-    """The model of a config, its weights drawn from torch's global generator.
+def compute_dtype(precision: PrecisionName, device: torch.device) -> torch.dtype | None:
+    """The dtype of the decoder's matrix products on a device; None for that of the weights."""
+    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def build_model(config: TrainConfig, encoding: tiktoken.Encoding, device: torch.device) -> LatentThoughtModel:
+    """The model of a config on a device, its weights drawn from torch's global generator on the CPU.
 
     Raises:
         InputError: if there is not enough memory for it.
@@ -47,9 +54,8 @@ def build_model(config: TrainConfig, encoding: tiktoken.Encoding) -> LatentThoug
         model = LatentThoughtModel(config.model, encoding.n_vocab, end_of_text(encoding))
     except RuntimeError as error:
         raise InputError(f"a model of these sizes cannot be made: {error}") from None
-    if config.precision == "bfloat16":
-        model.decoder.compute_dtype = torch.bfloat16
-    return model
+    model.decoder.compute_dtype = compute_dtype(config.precision, device)
+    return model.to(device)
 
 
 @dataclass(frozen=True)
@@ -200,11 +206,11 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu", which
     if fingerprint(encoding) != resolved.get("tokenizer_sha256"):
         raise InputError(f"the tokenizer {config.tokenizer} is not the one that {path} was trained with")
     with torch.random.fork_rng(devices=[]):
-        model = build_model(config, encoding)
+        model = build_model(config, encoding, torch.device(device))
     # The checkpoint is chosen once, since a training that is still running may write another one.
     chosen = run.checkpoint(which)
     checkpoint.load_weights(chosen, model)
-    return TrainedModel(model.to(device), encoding, config, run.path, resolved, checkpoint.read_progress(chosen))
+    return TrainedModel(model, encoding, config, run.path, resolved, checkpoint.read_progress(chosen))
 
 
 def require_device(device: torch.device | str) -> None:

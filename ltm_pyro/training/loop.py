@@ -154,7 +154,7 @@ def micro_batches(training: Training) -> list[TokenBatch]:
     position = training.progress.step, config.batch_size
     ranks = processes.rank, processes.size
     indices = batch_indices(config.seed, *position, len(sequences), *ranks)
-    size = micro_batch_size(config, processes.size)
+    size = micro_batch_size(config, training.device, processes.size)
     positions = stream_positions(*position, *ranks)
     return [
         dataclasses.replace(sequences.batch(part), sequence_ids=torch.from_numpy(ids))
@@ -203,7 +203,7 @@ def held_out(
     Every process scores a part of them; the figure is that of all.
     """
     config, validation, processes = training.config, training.validation, training.processes
-    size = min(micro_batch_size(config, processes.size), -(-len(chosen) // processes.size))
+    size = min(micro_batch_size(config, training.device, processes.size), -(-len(chosen) // processes.size))
 
     def batches() -> Iterator[TokenBatch]:
         for start in range(0, len(chosen), size * processes.size):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ltm_pyro.models import Decoder, DecoderConfig, TokenSequence
+from ltm_pyro.models.tokens import log_probs_of_all, log_probs_of_chosen
 
 VOCAB_SIZE, END, BEGIN = 4, 2, 3
 LENGTH = 4
@@ -112,6 +113,23 @@ def test_what_stands_in_the_padding_changes_neither_log_prob_nor_its_gradient(de
         assert torch.equal(log_prob_of_other, log_prob)
         (gradient_of_other,) = torch.autograd.grad(log_prob_of_other.sum(), z)
         torch.testing.assert_close(gradient_of_other, gradient, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("log_probs", [log_probs_of_chosen, log_probs_of_all])
+def test_hidden_states_of_padding_have_no_part_in_what_is_summed(decoder, log_probs):
+    """Both ways, that of a CPU and that of a device, against the decoder's logits."""
+    is_chosen, tokens = torch.tensor([[True, True, False], [False, True, False]]), random_tokens(2, 3)
+    hidden = torch.randn(2, 3, CONFIG.width, dtype=torch.float64)
+    expected = decoder.logits(hidden).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    for filling in (0.0, math.nan, math.inf):
+        filled = hidden.where(is_chosen[..., None], filling).requires_grad_()
+        found = log_probs(decoder, filled, tokens, is_chosen)
+        torch.testing.assert_close(found[is_chosen], expected[is_chosen])
+        assert found.isfinite().all()
+        (gradient,) = torch.autograd.grad((found * is_chosen).sum(), filled)
+        assert gradient.isfinite().all()
+        assert not gradient[~is_chosen].any()
+        assert gradient[is_chosen].any(-1).all()
 
 
 def test_without_weights_what_follows_the_first_end_of_text_counts_nothing(decoder):

@@ -54,6 +54,7 @@ def expected(**changes: Any) -> TrainConfig:
         validation_sequences=2,
         validation_samples=2,
         checkpoint_every=150,
+        precision="float32",
         optimizer=OptimizerConfig(),
     )
     return dataclasses.replace(common, **changes)
@@ -92,9 +93,14 @@ def test_a_run_by_vi_of_natural_gradients_stays_one(version, out, tmp_path):
     assert read(version, tmp_path) == expected(schemes=with_schemes(vi=VI(learning_rate=0.07)), out=out)
 
 
+def test_a_run_from_before_defaults_depended_on_the_device_keeps_its_precision(tmp_path):
+    config = read(9, tmp_path)
+    assert (config.precision, config.micro_batch_size) == ("float32", None)
+
+
 def test_every_step_has_a_file_that_needs_it():
     """A file of version n is taken through the functions from n on, and n is the version it is found to be."""
-    assert VERSION == 9
+    assert VERSION == 10
     for version in range(VERSION):
         values = migrated(values_of(version))
         assert migrated(values | {"version": VERSION}) == values
@@ -115,7 +121,7 @@ def test_a_run_that_was_trained_by_lowrank_of_adam_is_refused(tmp_path):
 def test_a_file_of_a_newer_version_is_refused_in_one_line_that_says_so(version, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values_of(5) | {"version": version, "resolved": {}}))
     with pytest.raises(
-        InputError, match=f"are of version {version}, but this ltm_pyro reads versions up to 9"
+        InputError, match=f"are of version {version}, but this ltm_pyro reads versions up to 10"
     ) as error:
         Run(tmp_path).read_config()
     assert "\n" not in str(error.value)
