@@ -97,7 +97,7 @@ class TrainConfig:
     auto: bfloat16 on a GPU that has it, and otherwise float32. Processors that have it are about twice as fast with it.
     Weights, z, KL, sums and the optimiser are in float32 with each of them."""
     compile: bool = False
-    """Compile the decoder with torch.compile, which takes a minute at the start and needs a C++ compiler."""
+    """Compile the decoder with torch.compile, which takes minutes at the start and needs a C++ compiler."""
     seed: int = 0
     """The seed of the weights, the noise and the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

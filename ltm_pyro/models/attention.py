@@ -42,8 +42,16 @@ class Rotation:
         """x, of which the first `num_heads` heads are rotated. The rotation may be that of more positions than T."""
         length = x_BTHK.shape[-3]
         cos, sin = (table[..., :length, :, :].to(x_BTHK.dtype) for table in (self.cos, self.sin))
+        if torch.compiler.is_compiling():  # a compiler fuses the passes by itself, and is slowed by changes in place
+            return _rotated(x_BTHK, cos, sin, num_heads)
         rotated: Tensor = _Rotated.apply(x_BTHK, cos, sin, num_heads)  # type: ignore[no-untyped-call]  # as all of torch's
         return rotated
+
+
+def _rotated(x_BTHK: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+    turned, others = x_BTHK.tensor_split([num_heads], dim=-2)
+    real, imaginary = turned.chunk(2, dim=-1)
+    return torch.cat([torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1), others], dim=-2)
 
 
 class _Rotated(torch.autograd.Function):

@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -269,6 +269,15 @@ class Decoder(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the weights anew, from torch's global generator."""
         draw_weights(self)
+
+    def compile(self, **options: Any) -> None:
+        """Compile all that a fast and a slow step compute of the decoder but the vocabulary term: two whole graphs.
+
+        Args:
+            options: those of `torch.compile`.
+        """
+        super().compile(fullgraph=True, **options)
+        self.below_z = torch.compile(self.below_z, fullgraph=True, **options)  # type: ignore[method-assign]
 
     @property
     def begin_of_text(self) -> int:

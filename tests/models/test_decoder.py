@@ -376,6 +376,11 @@ def test_bfloat16_leaves_weights_and_their_gradients_in_float32(wide):
 def test_compiled_it_says_the_same(wide):
     decoder, inputs, z = wide
     expected = log_probs_and_slopes(decoder, inputs, z)
+    below = decoder.below_z(inputs)
     decoder.compile()
     for ours, theirs in zip(log_probs_and_slopes(decoder, inputs, z), expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    # What a batch has precomputed in the fast steps comes from a graph of its own.
+    assert torch.allclose(decoder.below_z(inputs).x_BTD, below.x_BTD, rtol=1e-4, atol=1e-5)
+    again = decoder(inputs, z, decoder.below_z(inputs))
+    assert torch.allclose(again, decoder(inputs, z), rtol=1e-4, atol=1e-5)
