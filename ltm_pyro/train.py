@@ -66,7 +66,7 @@ from ltm_pyro.runs.run import Run, check_is_free, create_run, read_settings, res
 from ltm_pyro.runs.trained import TrainedModel, build_model
 from ltm_pyro.training import tensorboard
 from ltm_pyro.training.loop import Diverged, Training, report, train
-from ltm_pyro.training.processes import Processes, joined
+from ltm_pyro.training.processes import Processes, is_restarted, joined
 from ltm_pyro.training.progress import time_text
 from ltm_pyro.training.tensorboard import TensorBoard
 
@@ -124,6 +124,7 @@ def first_options(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--infer-from")
     parser.add_argument("--model.thoughts", dest="thoughts")
     parser.add_argument("--model.hidden", dest="hidden", type=int)
+    parser.add_argument("--device")
     parser.add_argument("--out")
     parser.add_argument("--resume", action="store_true")
     try:
@@ -139,13 +140,16 @@ def _with_dashes(arg: str) -> str:
 
 
 def resumed_run(args: Sequence[str]) -> Run | None:
-    """The run that --resume names; None without that option.
+    """The run that --resume names, or the one that the processes had begun before torchrun started them again; None
+    for a new run.
 
     Raises:
         InputError: if it cannot be resumed.
     """
     known = first_options(args)
-    if not known.resume:
+    if is_restarted() and known.out is None:
+        raise InputError("processes that are started again find their run only with --out FOLDER")
+    if not known.resume and not (is_restarted() and checkpoint.all_checkpoints(Run(Path(known.out)).checkpoints)):
         return None
     if known.out is None:
         raise InputError("--resume needs --out FOLDER, the run to resume")
@@ -317,7 +321,7 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
         tensorboard.check_is_installed()
     device = cli.pick_device(config.device)
     if device.type == "cuda":
-        processes.take_gpu()
+        processes.require_gpus()
     elif config.precision == "bfloat16" and processes.is_first and not cli.has_bfloat16():
         print(
             "warning: this processor has no instructions for bfloat16, and takes several times as long with it as "
@@ -430,7 +434,7 @@ def _training(
 
 
 def main(args: Sequence[str]) -> int:
-    with joined() as processes, contextlib.ExitStack() as open_until_end:
+    with joined(first_options(args).device != "cpu") as processes, contextlib.ExitStack() as open_until_end:
         run = processes.by_all(lambda: resumed_run(args))
         if run is not None:  # before its settings are read: another process may be changing them
             processes.by_first(lambda: open_until_end.enter_context(locked(run.path)))

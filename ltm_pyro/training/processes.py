@@ -86,38 +86,55 @@ class Processes:
         value = self.by_all(lambda: function() if self.is_first else None)
         return self.gather(value)[0]  # type: ignore[return-value]
 
-    def take_gpu(self) -> None:
-        """Use the GPU of this machine whose number is that of this process on the machine.
+    def require_gpus(self) -> None:
+        """Check that each process of this machine has a GPU of its own, which :func:`joined` has taken.
 
         Raises:
             InputError: if the machine has fewer GPUs than processes.
         """
-        if self.group is None:
-            return
-        local_rank, num_devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local_rank >= num_devices:
+        if self.group is not None and _gpu_of_its_own() is None:
             raise InputError(
-                f"there is no GPU for process {local_rank}, since this machine has {num_devices}: start fewer "
-                "processes, or use --device cpu"
+                f"this machine has {torch.cuda.device_count()} GPUs for {_num_local()} processes: "
+                "start fewer processes, or use --device cpu"
             )
-        torch.cuda.set_device(local_rank)
 
     def synchronised(self, model: nn.Module) -> nn.Module:
         """The model with the first process's weights, whose backward pass averages gradients over the processes."""
         return model if self.group is None else DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
+def is_restarted() -> bool:
+    """Whether torchrun has started the processes again after one of them failed (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def _gpu_of_its_own() -> torch.device | None:
+    """The GPU whose number is that of this process on its machine; None where there are more processes than GPUs."""
+    return None if _num_local() > torch.cuda.device_count() else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+
+def _num_local() -> int:
+    """The number of processes on this machine, as far as it is known: torchrun says it, other launchers may not."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ["LOCAL_RANK"]) + 1))
+
+
 @contextlib.contextmanager
-def joined() -> Iterator[Processes]:
+def joined(uses_gpu: bool) -> Iterator[Processes]:
     """The processes that this one was started with. They disconnect at the end of the block.
 
     All but the first print nothing on standard output.
+
+    Args:
+        uses_gpu: whether to train on GPUs, where each process of a machine can have one of its own.
     """
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         yield Processes()
         return
+    gpu = _gpu_of_its_own() if uses_gpu else None
+    if gpu is not None:  # first of all: what is made before would be on the first GPU, in each process
+        torch.cuda.set_device(gpu)
     # No backend is named, so that each kind of device has its own: NCCL for gradients on GPUs, gloo on CPUs.
-    distributed.init_process_group()
+    distributed.init_process_group(device_id=gpu)
     processes = Processes(distributed.get_rank(), distributed.get_world_size(), distributed.new_group(backend="gloo"))
     with contextlib.ExitStack() as stack:
         if not processes.is_first:

@@ -20,6 +20,7 @@ from typing import NamedTuple, NoReturn
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed
 
 from ltm_pyro import cli, train
 from ltm_pyro.config import preset
@@ -272,18 +273,68 @@ def test_a_full_disk_ends_all_processes_with_one_line(small, data, fork_two, ful
     assert second.err == ""
 
 
-def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
-    taken = []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    Processes().take_gpu()  # alone: the GPU that torch takes
-    for rank, local_rank in ((4, 0), (5, 1)):
-        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-        Processes(rank, 6, group="some").take_gpu()
-    assert taken == [0, 1]
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(InputError, match="no GPU for process 2, since this machine has 2"):
-        Processes(2, 3, group="some").take_gpu()
+@pytest.mark.parametrize(
+    ("uses_gpu", "num_gpus", "gpu"), [(True, 2, 1), (True, 8, 1), (True, 1, None), (False, 2, None)]
+)
+def test_a_process_takes_a_gpu_of_its_own_before_it_joins_the_others(monkeypatch, uses_gpu, num_gpus, gpu):
+    """The second process of a machine with these GPUs, of which nothing is there but their number."""
+    calls = []
+    for name, value in {"RANK": 5, "WORLD_SIZE": 6, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("take", device)))
+    monkeypatch.setattr(distributed, "init_process_group", lambda device_id: calls.append(("join", device_id)))
+    monkeypatch.setattr(distributed, "get_rank", lambda: 5)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 6)
+    monkeypatch.setattr(distributed, "new_group", lambda backend: "some")
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: calls.append("leave"))
+    with joined(uses_gpu) as processes:
+        if num_gpus == 1:
+            with pytest.raises(InputError, match="this machine has 1 GPUs for 2 processes"):
+                processes.require_gpus()
+        else:
+            processes.require_gpus()
+    device = None if gpu is None else torch.device("cuda", gpu)
+    assert calls == [*([] if gpu is None else [("take", device)]), ("join", device), "leave"]
+
+
+def test_a_process_alone_takes_the_gpu_that_torch_takes():
+    with joined(uses_gpu=True) as processes:
+        processes.require_gpus()
+    assert processes == Processes()
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_starts_again_resume_their_run(small, data, tmp_path):
+    args = ["-m", "ltm_pyro.train", *small, "--data", data, "--micro-batch-size", "2", "--checkpoint-every", "2"]
+    assert in_two(*args[2:], "--out", "whole", cwd=tmp_path).returncode == 0
+    command = [*TORCHRUN, "--max-restarts", "1", *args, "--out", "parts"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 3/"):
+                break
+        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+        os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert "continuing after step 2" in out
+    whole, parts = (
+        load_file(tmp_path / run / "checkpoints/step-00000006/model.safetensors") for run in ("whole", "parts")
+    )
+    assert all(weight.equal(parts[name]) for name, weight in whole.items())
+
+
+def test_a_run_without_a_name_cannot_be_found_again(monkeypatch, small, data, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(InputError, match="only with --out"):
+        train.main([*small, "--data", data])
+
+
+def test_processes_that_failed_before_they_began_a_run_begin_one_when_started_again(monkeypatch, small, data, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert train.main([*small, "--data", data, "--steps", "1", "--out", str(tmp_path / "new")]) == 0
 
 
 def test_what_the_processes_tell_each_other(fork_two, tmp_path):
@@ -296,7 +347,7 @@ def test_what_the_processes_tell_each_other(fork_two, tmp_path):
     def tell(rank):
         said = {}
         try:
-            with joined() as processes:
+            with joined(uses_gpu=False) as processes:
                 said["ranks"] = processes.gather(processes.rank)
                 said["all"] = processes.by_all(lambda: processes.rank * 10)
                 said["first"] = processes.by_first(lambda: os.getpid())
