@@ -329,9 +329,9 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
             file=sys.stderr,
         )
     tokenizer = get_tokenizer(config.tokenizer)
-    if processes.is_first and is_prepared(config.data):
-        # Opening it only checks sizes, and the model would learn from a flipped bit.
-        verify(Path(config.data).expanduser())
+    if is_prepared(config.data):
+        # Opening it only checks sizes, and the model would learn from a flipped bit. Each machine may have a copy.
+        verify(Path(config.data).expanduser(), processes.local_rank, processes.local_size)
     corpus = load_tokenized_corpus(config.data, config.text_column, tokenizer)
     pack, length = PACKING[config.packing], config.model.length
     num_tokens = corpus.train.num_tokens
@@ -362,7 +362,7 @@ def start_run(config: TrainConfig, processes: Processes, open_until_end: context
     Args:
         open_until_end: receives what the first process opens, such as the lock of the folder.
     """
-    loaded = processes.by_all(lambda: load(config, processes))
+    loaded = processes.patient.by_all(lambda: load(config, processes))
     resolved = loaded.resolved(processes)
 
     def create() -> Path:
@@ -386,7 +386,7 @@ def resume_run(run: Run, config: TrainConfig, processes: Processes, open_until_e
     # Its name may lead nowhere, or elsewhere, from this folder. What it is, is checked by its hash.
     place = before.get("corpus_path", config.data)
     place = place if config.data == old.data and is_there(place) else config.data
-    loaded = processes.by_all(lambda: load(dataclasses.replace(config, data=place), processes))
+    loaded = processes.patient.by_all(lambda: load(dataclasses.replace(config, data=place), processes))
     resolved = loaded.resolved(processes)
 
     def restore() -> Progress:

@@ -11,7 +11,8 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from types import NoneType
 from typing import Any, TypeVar
 
@@ -38,11 +39,22 @@ class Processes:
     """The number of processes."""
     group: Any = None
     """The group through which they communicate on CPUs; None if there is only one process."""
+    patient_group: Any = None
+    """The same, for what may take hours."""
+    local_rank: int = 0
+    """The number of this process on its machine, from 0."""
+    local_size: int = 1
+    """The number of processes on its machine."""
 
     @property
     def is_first(self) -> bool:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
+
+    @property
+    def patient(self) -> Processes:
+        """The same processes, which wait for each other for up to a day instead of half an hour."""
+        return replace(self, group=self.patient_group)
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all processes, in the order of their ranks. A value must be picklable.
@@ -94,7 +106,7 @@ class Processes:
         """
         if self.group is not None and _gpu_of_its_own() is None:
             raise InputError(
-                f"this machine has {torch.cuda.device_count()} GPUs for {_num_local()} processes: "
+                f"this machine has {torch.cuda.device_count()} GPUs for {self.local_size} processes: "
                 "start fewer processes, or use --device cpu"
             )
 
@@ -135,7 +147,14 @@ def joined(uses_gpu: bool) -> Iterator[Processes]:
         torch.cuda.set_device(gpu)
     # No backend is named, so that each kind of device has its own: NCCL for gradients on GPUs, gloo on CPUs.
     distributed.init_process_group(device_id=gpu)
-    processes = Processes(distributed.get_rank(), distributed.get_world_size(), distributed.new_group(backend="gloo"))
+    processes = Processes(
+        rank=distributed.get_rank(),
+        size=distributed.get_world_size(),
+        group=distributed.new_group(backend="gloo"),
+        patient_group=distributed.new_group(backend="gloo", timeout=timedelta(days=1)),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        local_size=_num_local(),
+    )
     with contextlib.ExitStack() as stack:
         if not processes.is_first:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))

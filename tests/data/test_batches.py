@@ -1,10 +1,20 @@
 """The order of batches, as a pure function of seed, step and rank."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
+import scipy.stats
 
 from ltm_pyro.data import batches
-from ltm_pyro.data.batches import batch_indices, stream_positions
+from ltm_pyro.data.batches import batch_indices, keyed_permutation, stream_positions
+
+
+@pytest.fixture(params=["held", "computed where it is needed"], autouse=True)
+def way(request, monkeypatch):
+    """Both ways to find what stands at a place; the second one is for many sequences."""
+    if request.param != "held":
+        monkeypatch.setattr(batches, "LONGEST_HELD", 0)
 
 
 def stream(seed, num_steps, batch_size, num_sequences):
@@ -61,3 +71,42 @@ def test_a_place_says_which_sequence_of_which_epoch_it_is():
     for step in range(9):
         alone = [batch_indices(2, int(place), 1, 7)[0] for place in stream_positions(step, 6)]
         assert batch_indices(2, step, 6, 7).tolist() == alone
+
+
+# --- permutations that are computed where they are needed
+
+SIZES = [*range(1, 70), 255, 256, 257, 1000, 4095, 4096, 4097, 65537]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_each_number_stands_once_in_a_permutation(size):
+    assert np.sort(keyed_permutation(np.arange(size), 3, 1, size)).tolist() == list(range(size))
+
+
+def test_every_number_is_as_likely_at_every_place():
+    """The chi-square statistic of a table of 50 places and 50 numbers, from 4000 permutations."""
+    size, num_keys = 50, 4000
+    counts = np.zeros((size, size))
+    for seed in range(num_keys):
+        counts[np.arange(size), keyed_permutation(np.arange(size), seed, 0, size)] += 1
+    expected = num_keys / size
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    assert scipy.stats.chi2.sf(statistic, (size - 1) ** 2) > 1e-6
+    assert scipy.stats.chi2.cdf(statistic, (size - 1) ** 2) > 1e-6
+
+
+def test_neighbours_of_a_large_permutation_have_nothing_to_do_with_each_other():
+    size, count = 60_000_000, 20_000
+    found = keyed_permutation(np.arange(count), 7, 0, size) / size
+    assert scipy.stats.kstest(found, "uniform").pvalue > 1e-6
+    other_epoch = keyed_permutation(np.arange(count), 7, 1, size) / size
+    for other in (np.roll(found, 1), np.roll(found, 2), np.arange(count) / count, other_epoch):
+        assert abs(np.corrcoef(found, other)[0, 1]) < 5 / np.sqrt(count)
+
+
+def test_a_place_of_a_large_permutation_costs_no_memory_for_the_others():
+    tracemalloc.start()
+    batch_indices(0, 10**6, 512, 10**12)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000

@@ -338,3 +338,12 @@ def test_random_bytes_in_any_file_are_refused_by_verification(made, corpus):
         assert "SHA-256" in refusal(lambda: verify(corpus))
         (corpus / name).write_bytes(contents)
     assert verify(corpus) == read_manifest(made / "corpus")
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 20])
+def test_processes_check_every_file_once_between_them(corpus, monkeypatch, num_parts):
+    checked = []
+    monkeypatch.setattr(prepared, "check_file", lambda path, stored: checked.append(path.name))
+    for part in range(num_parts):
+        verify(corpus, part, num_parts)
+    assert sorted(checked) == sorted(read_manifest(corpus).stored())

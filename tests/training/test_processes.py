@@ -22,8 +22,9 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 
-from ltm_pyro import cli, train
+from ltm_pyro import cli, prepare, train
 from ltm_pyro.config import preset
+from ltm_pyro.data.prepared import read_manifest
 from ltm_pyro.errors import InputError, RunError
 from ltm_pyro.training import loop
 from ltm_pyro.training.processes import Processes, joined
@@ -101,7 +102,7 @@ def fork_two(tmp_path: Path) -> Callable[[Callable[[int], object]], list[Forked]
         try:
             os.chdir(tmp_path)
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             with (
                 open(f"out-{rank}", "w") as out,
                 open(f"err-{rank}", "w") as err,
@@ -286,7 +287,7 @@ def test_a_process_takes_a_gpu_of_its_own_before_it_joins_the_others(monkeypatch
     monkeypatch.setattr(distributed, "init_process_group", lambda device_id: calls.append(("join", device_id)))
     monkeypatch.setattr(distributed, "get_rank", lambda: 5)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 6)
-    monkeypatch.setattr(distributed, "new_group", lambda backend: "some")
+    monkeypatch.setattr(distributed, "new_group", lambda backend, timeout=None: "some")
     monkeypatch.setattr(distributed, "destroy_process_group", lambda: calls.append("leave"))
     with joined(uses_gpu) as processes:
         if num_gpus == 1:
@@ -302,6 +303,21 @@ def test_a_process_alone_takes_the_gpu_that_torch_takes():
     with joined(uses_gpu=True) as processes:
         processes.require_gpus()
     assert processes == Processes()
+
+
+def test_damage_that_the_second_process_finds_is_said_once(small, fork_two, tmp_path):
+    """The processes of a machine check the files of a prepared corpus between them."""
+    rows, corpus = tmp_path / "rows.jsonl", tmp_path / "corpus"
+    rows.write_text("".join(json.dumps({"text": f"Document number {number}. " * 9}) + "\n" for number in range(60)))
+    assert prepare.main([str(rows), "--out", str(corpus), "--processes", "1", "--shard-tokens", "6000"]) == 0
+    sizes = {name: stored.num_bytes for name, stored in read_manifest(corpus).stored().items()}
+    _, path = sorted(corpus.glob("train-*.tokens.bin"), key=lambda path: -sizes[path.name])[:2]
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    first, second = fork_two(lambda rank: cli.run(train.main, [*small, "--data", str(corpus), "--out", "run"]))
+    assert (first.status, second.status) == (2, 2), first.err + second.err
+    assert (first.err.count("\n"), second.err) == (1, "")
+    assert f"{path.name} is damaged" in first.err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
