@@ -49,7 +49,8 @@ NUM_ROUNDS = 10
 def permuted(offsets: np.ndarray, seed: int, epoch: int, num_sequences: int) -> np.ndarray:
     """What stands at these offsets of the permutation of an epoch, int64."""
     if num_sequences <= LONGEST_HELD:
-        return _permutation(seed, epoch, num_sequences)[offsets]
+        held: np.ndarray = _permutation(seed, epoch, num_sequences)[offsets]
+        return held
     return keyed_permutation(offsets, seed, epoch, num_sequences)
 
 
@@ -82,7 +83,8 @@ def _mixed(words: np.ndarray) -> np.ndarray:
     2014, figure 17)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    mixed: np.ndarray = words ^ (words >> np.uint64(31))
+    return mixed
 
 
 @functools.lru_cache(maxsize=2)  # a batch at the border of two epochs needs both

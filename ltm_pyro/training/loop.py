@@ -34,6 +34,7 @@ from ltm_pyro.runs.checkpoint import Progress
 from ltm_pyro.runs.continuation import infer_thoughts
 from ltm_pyro.runs.run import Run
 from ltm_pyro.runs.trained import TrainedModel
+from ltm_pyro.training.load import LoadOfOthers
 from ltm_pyro.training.processes import Processes
 from ltm_pyro.training.progress import ProgressDisplay
 from ltm_pyro.training.tensorboard import TensorBoard
@@ -86,6 +87,11 @@ class Training:
     def run(self) -> Run:
         """The folder of the run."""
         return Run(self.trained.path)
+
+    @property
+    def is_alone_on_cpu(self) -> bool:
+        """Whether one process trains on a CPU."""
+        return self.device.type == "cpu" and self.processes.size == 1
 
     def is_stopped(self, stop: StopSignal) -> bool:
         """Whether a signal has asked any process to stop. If so, all processes stop, with the same signal.
@@ -259,6 +265,7 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
         lambda: {record["step"] for record in training.run.read_metrics() if record.get("split") == "validation"}
     )
     tokens_logged, seconds_logged = progress.tokens_seen, progress.seconds
+    load = LoadOfOthers(torch.get_num_threads()) if training.is_alone_on_cpu else None
     while progress.step < config.steps and not training.is_stopped(stop):
         # Before the step and not after it, so that a run that was stopped in between still validates.
         if progress.step and progress.step % config.validate_every == 0 and progress.step not in validated:
@@ -288,6 +295,9 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
             log(training, record)
             tokens_logged, seconds_logged = progress.tokens_seen, progress.seconds
         display.step(record, seconds)
+        if record is not None and load is not None and (hint := load.hint()) is not None:
+            display.say(f"  {hint}")
+            load = None  # once is enough
         # Not after a skipped step, which may have failed because of the weights.
         if progress.step % config.checkpoint_every == 0 and not progress.skips_in_a_row:
             save(training)
