@@ -21,7 +21,6 @@ reference   a training step beside the published implementation's (--reference, 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -33,14 +32,14 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from speed import Step, memory_mb
-from timing import matrix_rate, median_seconds
+from speed import Step
+from timing import matrix_rate, median_seconds, peak_memory
 from torch import Tensor
 
 from ltm_pyro.config import preset
@@ -178,11 +177,10 @@ def run_speed(options: argparse.Namespace, name: str, batch_size: int) -> Result
     device = torch.device(options.device)
     precision = "float32" if options.toy else "bfloat16"
     step = step_of(options, name, batch_size)
-    with reset_memory(device):
+    with peak_memory(device) as peak:
         step.training()
-        memory = memory_mb(device)
     rate, rounds = matrix_rate(device, getattr(torch, precision)), 1 if options.toy else 20
-    result: Result = {"precision": precision, "operations_per_second_of_products": rate, "peak_memory_mb": memory}
+    result: Result = {"precision": precision, "operations_per_second_of_products": rate, "peak_memory_mb": peak[0]}
     for what, work in {"fast step": step.fast, "slow step": step.slow}.items():
         seconds = median_seconds(work, rounds, device)
         operations = count(work)
@@ -190,15 +188,6 @@ def run_speed(options: argparse.Namespace, name: str, batch_size: int) -> Result
     config = preset(name, "vi", "whole")
     seconds = config.fast_steps * result["fast step"]["milliseconds"] + result["slow step"]["milliseconds"]
     return result | {"fast_steps": config.fast_steps, "tokens_per_second": 1e3 * step.batch.tokens.numel() / seconds}
-
-
-@contextlib.contextmanager
-def reset_memory(device: torch.device) -> Iterator[None]:
-    """Within the block, the peak of the device's memory counts from its beginning."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    yield
 
 
 def run_kernels(options: argparse.Namespace, name: str, batch_size: int) -> Result:

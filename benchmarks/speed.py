@@ -3,49 +3,80 @@
     python benchmarks/speed.py [--presets tiny small] [--inference vi langevin] [--device cuda] [--precision bfloat16]
     python benchmarks/speed.py --scaling
 
-The limit is the rate of a large matrix product in the same precision, measured in the same run. The operations of a
-step are counted while the code runs. --scaling shows how the time of a training step grows with T, batch and length. It
-also shows the slope of the logarithm of that time over the logarithm of the size, which is 1 where the cost is linear.
+A training step is `slow_step` of `ltm_pyro.training.loop`, with T fast steps and the slow one, its data and its noise;
+the others are parts of it. The limit is the rate of a large matrix product in the same precision, measured in the same
+run. The operations of a step are counted while the code runs. --scaling shows how the time of a training step grows
+with T, batch and length, and the slope of its logarithm over that of the size, which is 1 where the cost is linear.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import resource
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyro
+import tiktoken
 import torch
-from timing import machine, matrix_rate, median_seconds
+from timing import machine, matrix_rate, median_seconds, peak_memory
 
 from ltm_pyro.config import TrainConfig, preset, scheme_of
-from ltm_pyro.data import token_batch
+from ltm_pyro.data import TokenizedCorpus
+from ltm_pyro.data.documents import Documents
+from ltm_pyro.data.packing import pack_as_stream
 from ltm_pyro.evaluation.operations import count
-from ltm_pyro.inference import SCHEMES, BatchNoise, infer
+from ltm_pyro.files.stop import StopSignal
+from ltm_pyro.inference import SCHEMES, SequenceNoise
 from ltm_pyro.inference.base import frozen
 from ltm_pyro.inference.svi import WeightOptimizer, elbo_backward
-from ltm_pyro.models import LatentThoughtModel
+from ltm_pyro.runs.checkpoint import Progress
+from ltm_pyro.runs.trained import TrainedModel, build_model
+from ltm_pyro.training.loop import Training, micro_batches, slow_step
+from ltm_pyro.training.processes import Processes
+
+
+def random_training(config: TrainConfig, options: argparse.Namespace) -> Training:
+    """A training on random tokens, with new weights."""
+    device = torch.device(options.device)
+    vocab_size = 258 if config.tokenizer == "bytes" else 50_258
+    # Any tokens will do: a tokenizer with as many of them, which needs no download.
+    ranks = {number.to_bytes(2 if vocab_size > 258 else 1, "big"): number for number in range(vocab_size - 2)}
+    specials = {"<|endoftext|>": vocab_size - 2, "<|beginoftext|>": vocab_size - 1}
+    encoding = tiktoken.Encoding("random", pat_str=".", mergeable_ranks=ranks, special_tokens=specials)
+    torch.manual_seed(0)
+    model = build_model(config, encoding, device)
+    if options.compile:
+        model.decoder.compile()
+    length, num_sequences = config.model.length, 4 * config.batch_size
+    tokens = np.random.default_rng(0).integers(0, vocab_size - 2, length * num_sequences, dtype=np.uint16)
+    documents = Documents([tokens], *np.array([[0], [len(tokens)]]))
+    sequences = pack_as_stream(documents, encoding, length)
+    return Training(
+        trained=TrainedModel(model, encoding, config, Path(), {}, Progress()),
+        corpus=cast(TokenizedCorpus, None),  # only the closing report reads it
+        synchronised=model,
+        scheme=scheme_of(config),
+        optimizer=WeightOptimizer(model, config.optimizer, config.steps),
+        train=sequences,
+        validation=sequences,
+        device=device,
+        processes=Processes(),
+    )
 
 
 class Step:
-    """A training step on random tokens, and its parts."""
+    """A training step on random tokens, all sequences at a time, and its parts."""
 
     def __init__(self, config: TrainConfig, batch_size: int, options: argparse.Namespace) -> None:
-        device = torch.device(options.device)
-        vocab_size = 258 if config.tokenizer == "bytes" else 50_258
-        torch.manual_seed(0)
-        self.model = LatentThoughtModel(config.model, vocab_size, vocab_size - 2).to(device)
-        if options.precision == "bfloat16":
-            self.model.decoder.compute_dtype = torch.bfloat16
-        if options.compile:
-            self.model.decoder.compile()
-        self.batch = token_batch(torch.randint(vocab_size - 2, (batch_size, config.model.length))).to(device)
-        self.scheme = scheme_of(config)
-        self.rng = BatchNoise(torch.Generator(device).manual_seed(0))
-        self.optimizer = WeightOptimizer(self.model, config.optimizer, 1000)
+        sizes = {"batch_size": batch_size, "micro_batch_size": batch_size, "precision": options.precision}
+        self.training_run = random_training(dataclasses.replace(config, **sizes), options)
+        self.model, self.scheme = self.training_run.model, self.training_run.scheme
+        (batch,) = micro_batches(self.training_run)
+        self.batch = batch.to(options.device)
+        self.rng = SequenceNoise(0, options.device)
         with frozen(self.model, self.batch) as self.precomputed:
             self.state = self.scheme.init(self.model, self.precomputed, self.rng)
 
@@ -56,41 +87,39 @@ class Step:
     def slow(self) -> None:
         guide = self.scheme.guide(self.model, self.state, self.batch, self.rng)
         elbo_backward(self.model, guide, self.batch, self.batch.tokens.numel())
-        self.optimizer.update(0)
+        self.training_run.optimizer.update(0)
 
     def training(self) -> None:
-        self.state = infer(self.scheme, self.model, self.batch, self.rng)
-        self.slow()
-
-
-def memory_mb(device: torch.device) -> float:
-    """The peak memory of this process so far [MB]."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        """A whole step as the command takes it, with its data and its noise."""
+        slow_step(self.training_run, StopSignal())
 
 
 def table(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     rate = matrix_rate(device, getattr(torch, options.precision))
-    print(f"a product of 4096 x 4096 matrices in {options.precision}: {rate / 1e9:.0f} G operations a second\n")
+    print(f"a product of 4096 x 4096 matrices in {options.precision}: {rate / 1e9:,.0f} G operations a second\n")
     print(
-        "| preset | scheme | T | fast step [s] | of the limit | slow step [s] | of the limit | tokens/s | memory [MB] |"
+        "| preset | scheme | T | fast step [ms] | of the limit | slow step [ms] | of the limit | training step [ms] "
+        "| tokens/s | memory [MB] |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name in options.presets:
         for inference in options.inference:
             config = preset(name, inference, "whole")
-            step = Step(config, options.batch_size, options)
+            with peak_memory(device) as peak:  # before operations are counted, which takes memory of its own
+                step = Step(config, options.batch_size, options)
+                whole = median_seconds(step.training, options.rounds, device)
             fast, slow = (median_seconds(work, options.rounds, device) for work in (step.fast, step.slow))
-            shares = ("", "") if options.compile else (count(step.fast) / fast / rate, count(step.slow) / slow / rate)
-            cells = [name, inference, config.fast_steps, f"{fast:.3f}", shares[0], f"{slow:.3f}", shares[1]]
-            cells += [
-                f"{step.batch.tokens.numel() / (config.fast_steps * fast + slow):,.0f}",
-                f"{memory_mb(device):.0f}",
-            ]
-            print("| " + " | ".join(f"{x:.0%}" if type(x) is float else str(x) for x in cells) + " |", flush=True)
-    print("\nMemory is the peak of this process so far.")
+            shares = ["", ""]
+            if not options.compile:
+                counted = (count(step.fast) / fast, count(step.slow) / slow)
+                shares = [f"{operations / rate:.0%}" for operations in counted]
+            times = [f"{1e3 * seconds:,.1f}" for seconds in (fast, slow, whole)]
+            cells = [name, inference, config.fast_steps, times[0], shares[0], times[1], shares[1], times[2]]
+            cells += [f"{step.batch.tokens.numel() / whole:,.0f}", f"{peak[0]:,.0f}"]
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    if device.type != "cuda":
+        print("\nMemory is the peak of this process so far.")
 
 
 def scaling(options: argparse.Namespace) -> None:

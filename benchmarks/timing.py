@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -42,4 +44,29 @@ def median_seconds(work: Callable[[], object], rounds: int, device: torch.device
 def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
     """The operations per second of a large matrix product."""
     a, b = (torch.randn(4096, 4096, device=device, dtype=dtype) for _ in range(2))
-    return 2 * 4096**3 / median_seconds(lambda: a @ b, 5, device)
+    if device.type != "cuda":
+        return 2 * 4096**3 / median_seconds(lambda: a @ b, 5, device)
+    # A product takes a fraction of a millisecond there, less than the host takes to start one and wait for it.
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for count in (20, 200):  # the first ones are a warm-up
+        start.record()
+        for _ in range(count):
+            torch.mm(a, b)
+        end.record()
+        end.synchronize()
+    return 2 * 4096**3 * count / (1e-3 * start.elapsed_time(end))
+
+
+@contextlib.contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[float]]:
+    """Receives, at the end of its block, the peak memory in it [MB]: of a CUDA device, or else of this process since it
+    began."""
+    found: list[float] = []
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    yield found
+    if device.type == "cuda":
+        found.append(torch.cuda.max_memory_allocated(device) / 2**20)
+    else:
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
