@@ -34,6 +34,7 @@ from ltm_pyro.config import (
     TrainConfig,
     differences,
     from_dict,
+    micro_batch_size,
     option_of,
     options_of_scheme,
     preset,
@@ -102,6 +103,7 @@ CHANGEABLE = {
     "steps",
     "device",
     "compile",
+    "micro_batch_size",
     "out",
     "resume",
     "log_every",
@@ -480,6 +482,14 @@ def carry_out(training: Training) -> int:
         except (Diverged, FloatingPointError) as error:
             newest = run.newest_checkpoint()
             raise RunError(f"{error} (step {training.progress.step}); the last good checkpoint is {newest}") from None
+        except torch.OutOfMemoryError as error:
+            if num_processes > 1:  # the others wait for this one, until torchrun ends them for its error
+                raise
+            size = micro_batch_size(config, training.device)
+            raise RunError(
+                f"the memory of the GPU is full with {size} sequences at a time; {go_on} --micro-batch-size "
+                f"{max(1, size // 2)} ({str(error).splitlines()[0]})"
+            ) from None
         except WriteError as error:
             saved = checkpoint.all_checkpoints(run.checkpoints)
             hint = (

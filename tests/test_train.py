@@ -79,6 +79,26 @@ def test_a_run_in_bfloat16_computes_in_it_wherever_it_is_read(command):
     assert command("--out", "run", "--resume", "--precision", "float32", data=None)[0] == 2
 
 
+def test_a_gpu_whose_memory_is_full_is_told_of_in_one_line_and_fewer_sequences_go_on(command, monkeypatch):
+    steps = loop.slow_step
+
+    def full(training, stop):
+        if training.progress.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd much more.")
+        return steps(training, stop)
+
+    monkeypatch.setattr(loop, "slow_step", full)
+    options = ("--steps", "4", "--batch-size", "4", "--checkpoint-every", "100", "--out", "run")
+    status, _, err = command(*options)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "full with 2 sequences at a time" in err
+    assert "--out run --resume --micro-batch-size 1 (CUDA out of memory. Tried to allocate 2.00 GiB.)" in err
+    assert Run(Path("run")).newest_checkpoint().name.endswith("2")
+    monkeypatch.setattr(loop, "slow_step", steps)
+    assert command("--out", "run", "--resume", "--micro-batch-size", "1", data=None)[0] == 0
+    assert records(Path("run"))[-1]["step"] == 4
+
+
 def test_a_gpu_computes_in_bfloat16_unless_it_is_told_otherwise(monkeypatch):
     """The choice alone; this machine may have no GPU."""
     cuda, cpu, half = torch.device("cuda"), torch.device("cpu"), torch.bfloat16

@@ -251,8 +251,8 @@ def train(training: Training, stop: StopSignal) -> None:
         with ProgressDisplay(progress.step, training.config.steps, has_bar=training.processes.is_first) as display:
             save(training)
             take_steps(training, stop, display)
-    except (OSError, InputError):
-        # The output is closed, the disk that it is written to is full, or the data is damaged.
+    except (OSError, InputError, torch.OutOfMemoryError):
+        # The output is closed, the disk that it is written to is full, the data is damaged, or a GPU's memory is full.
         save(training)
         raise
     save(training)
