@@ -264,6 +264,7 @@ class Decoder(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         """The dtype of matrix products (bfloat16); None for that of the weights. Sums, norms, the residual stream,
         weights and their gradients keep the dtype of the weights."""
+        self._is_compiled = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -271,11 +272,12 @@ class Decoder(nn.Module):
         draw_weights(self)
 
     def compile(self, **options: Any) -> None:
-        """Compile all that a fast and a slow step compute of the decoder but the vocabulary term: two whole graphs.
+        """Compile the decoder: `forward` and `below_z` as whole graphs, and on a GPU the vocabulary term.
 
         Args:
-            options: those of `torch.compile`.
+            options: those of `torch.compile` for the former.
         """
+        self._is_compiled = True
         super().compile(fullgraph=True, **options)
         self.below_z = torch.compile(self.below_z, fullgraph=True, **options)  # type: ignore[method-assign]
 
@@ -382,7 +384,10 @@ class Decoder(nn.Module):
 
     def log_probs(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
         """Log-probabilities [N] of the tokens that follow the hidden states, at least in float32."""
-        return target_log_probs(hidden_ND, self.embedding.weight, tokens_N, num_unused=1, dtype=self.compute_dtype)
+        # On a CPU the number of positions changes from text to text.
+        is_compiled = self._is_compiled and hidden_ND.device.type != "cpu"
+        weight, dtype = self.embedding.weight, self.compute_dtype
+        return target_log_probs(hidden_ND, weight, tokens_N, num_unused=1, dtype=dtype, is_compiled=is_compiled)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V − 1] of every token but begin-of-text, for hidden states [..., D]."""

@@ -14,11 +14,15 @@ Shapes: N positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 CPU_BLOCK = (512, 2048)
 """The numbers of positions and of tokens whose logits are held at a time: 4 MiB in float32."""
@@ -27,7 +31,12 @@ DEVICE_BLOCK = (8192, 8192)
 
 
 def target_log_probs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, num_unused: int = 0, dtype: torch.dtype | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    num_unused: int = 0,
+    dtype: torch.dtype | None = None,
+    is_compiled: bool = False,
 ) -> Tensor:
     """log softmax(hidden weightᵀ) at the targets, [N], at least in float32.
 
@@ -41,20 +50,30 @@ def target_log_probs(
         num_unused: number of rows at the end of the weights that are never a target. They are passed and left out
             here, since a caller's slice of the weights would copy their gradient.
         dtype: dtype of the products; None for that of the arguments. Sums are kept at least in float32.
+        is_compiled: whether `torch.compile` makes kernels of what is done to a block of logits. Each of its passes
+            over the block reads and writes all of it, which is what takes the time on a GPU. There is a kernel for each
+            size of a block, so the number of positions should not change often.
 
     Raises:
         IndexError: if a target is not an id below V.
     """
     # `Function.apply` has no types.
-    log_probs: Tensor = _TargetLogProbs.apply(hidden, weight, targets, num_unused, dtype)  # type: ignore[no-untyped-call]
+    log_probs: Tensor = _TargetLogProbs.apply(hidden, weight, targets, num_unused, dtype, is_compiled)  # type: ignore[no-untyped-call]
     return log_probs
 
 
 class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, num_unused: int, dtype: torch.dtype | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        num_unused: int,
+        dtype: torch.dtype | None,
+        is_compiled: bool,
     ) -> Tensor:
+        ctx.is_compiled = is_compiled
         ctx.vocab_size = len(weight) - num_unused
         ctx.weight_dtype = weight.dtype
         needs_slope, needs_weight_gradient, *_ = ctx.needs_input_grad
@@ -67,30 +86,33 @@ class _TargetLogProbs(torch.autograd.Function):
         ctx.save_for_backward(slope, hidden, weight, targets, log_total if needs_weight_gradient else None)
         hidden, used = (x.to(dtype or x.dtype) for x in (hidden, used))
         for rows in _blocks(len(hidden), hidden.device, 0):
-            chosen, log_total[rows], mean_weight = _softmax(hidden[rows], used, targets[rows], needs_slope)
+            chosen, log_total[rows], mean_weight = _softmax(
+                hidden[rows], used, targets[rows], needs_slope, _as_is(_add_block, is_compiled)
+            )
             log_probs[rows] = chosen - log_total[rows]
             if slope is not None and mean_weight is not None:
                 slope[rows] = (used[targets[rows]] - mean_weight).to(slope.dtype)
         return log_probs
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         slope, hidden, weight, targets, log_total = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated, so it must be a function of the arguments
-            return (*_differentiable(ctx, gradient, hidden, weight, targets), None, None, None)
+            return (*_differentiable(ctx, gradient, hidden, weight, targets), None, None, None, None)
         hidden_gradient = None if slope is None else (gradient[:, None] * slope).to(slope.dtype)
         if not ctx.needs_input_grad[1]:
-            return hidden_gradient, None, None, None, None
+            return hidden_gradient, None, None, None, None, None
         hidden, weight = (x.to(ctx.product_dtype or x.dtype) for x in (hidden, weight))
         # The gradient of the logits is gradient · (one-hot - probabilities).
         weight_gradient = torch.zeros(weight.shape, dtype=ctx.weight_dtype, device=weight.device)
         weight_gradient.index_add_(0, targets, (gradient[:, None] * hidden).to(ctx.weight_dtype))
+        slopes_of = _as_is(_slopes_of, ctx.is_compiled)
         for tokens in _blocks(ctx.vocab_size, hidden.device, 1):
             for rows in _blocks(len(hidden), hidden.device, 0):
-                logits = torch.mm(hidden[rows], weight[tokens].T).to(gradient.dtype)
-                slopes = logits.sub_(log_total[rows, None]).exp_().mul_(gradient[rows, None])
-                weight_gradient[tokens] -= torch.mm(slopes.to(weight.dtype).T, hidden[rows])
-        return hidden_gradient, weight_gradient, None, None, None
+                logits = torch.mm(hidden[rows], weight[tokens].T)
+                slopes = slopes_of(logits, log_total[rows, None], gradient[rows, None])
+                weight_gradient[tokens] -= torch.mm(slopes.T, hidden[rows])
+        return hidden_gradient, weight_gradient, None, None, None, None
 
 
 def _differentiable(
@@ -110,25 +132,65 @@ def _differentiable(
     return of_hidden, torch.nn.functional.pad((slopes.T @ rows).to(weight.dtype), (0, 0, 0, num_unused))
 
 
-def _softmax(hidden: Tensor, weight: Tensor, targets: Tensor, needs_mean: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+Seen = tuple[Tensor, Tensor, Tensor]
+"""What is known of the logits of n positions after some blocks of tokens, [n, 1] each: the highest logit, the sum of
+the exponentials of logits less that, and the target's logit."""
+
+
+def _add_block(logits: Tensor, index: Tensor, seen: Seen) -> tuple[Tensor, Tensor, Seen]:
+    """One more block of logits, [n, v].
+
+    Args:
+        index: the position of the target in the block, [n, 1]; outside of it for a target in another block.
+
+    Returns:
+        the exponentials, [n, v]; by what those of earlier blocks shrink, [n, 1]; and what is known now.
+    """
+    highest, total, chosen = seen
+    dtype, logits = logits.dtype, logits.to(total.dtype)
+    # The very logits that the total is over, rounded as they are: the probabilities sum to one.
+    is_here = (index >= 0) & (index < logits.shape[1])
+    chosen = torch.where(is_here, logits.gather(1, index.clamp(0, logits.shape[1] - 1)), chosen)
+    lower, highest = highest, torch.maximum(highest, logits.amax(1, keepdim=True))
+    shrinkage = (lower - highest).exp()
+    exponentials = logits.sub_(highest).exp_()
+    total = total * shrinkage + exponentials.sum(1, keepdim=True)
+    return exponentials.to(dtype), shrinkage, (highest, total, chosen)
+
+
+def _slopes_of(logits: Tensor, log_total: Tensor, gradient: Tensor) -> Tensor:
+    """Probabilities times the gradient of each position, [n, v]."""
+    return logits.to(gradient.dtype).sub_(log_total).exp_().mul_(gradient).to(logits.dtype)
+
+
+def _as_is(function: Callable[P, R], is_compiled: bool) -> Callable[P, R]:
+    return _compiled(function) if is_compiled else function
+
+
+@functools.cache
+def _compiled(function: Callable[P, R]) -> Callable[P, R]:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _softmax(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    needs_mean: bool,
+    add_block: Callable[[Tensor, Tensor, Seen], tuple[Tensor, Tensor, Seen]],
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The targets' logits, [n]; log Σ_v exp(logit_v), [n]; and Σ_v p_v w_v, [n, D], where it is needed."""
     dtype = _sum_dtype(hidden)
     highest = torch.full((len(hidden), 1), -torch.inf, dtype=dtype, device=hidden.device)
-    total, chosen = torch.zeros_like(highest), torch.zeros_like(highest)
+    seen = highest, torch.zeros_like(highest), torch.zeros_like(highest)
     weighted = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if needs_mean else None
     for tokens in _blocks(len(weight), hidden.device, 1):
         block = weight[tokens]
-        logits = torch.mm(hidden, block.T).to(dtype)
-        # The very logits that the total is over, rounded as they are: the probabilities sum to one.
         index = (targets - tokens.start)[:, None]
-        is_here = (index >= 0) & (index < len(block))
-        chosen = torch.where(is_here, logits.gather(1, index.clamp(0, len(block) - 1)), chosen)
-        lower, highest = highest, torch.maximum(highest, logits.amax(1, keepdim=True))
-        shrinkage = (lower - highest).exp_()
-        exponentials = logits.sub_(highest).exp_()
-        total = total.mul_(shrinkage).add_(exponentials.sum(1, keepdim=True))
+        exponentials, shrinkage, seen = add_block(torch.mm(hidden, block.T), index, seen)
         if weighted is not None:
-            weighted = weighted.mul_(shrinkage).add_(torch.mm(exponentials.to(block.dtype), block))
+            weighted = weighted.mul_(shrinkage).add_(torch.mm(exponentials, block))
+    highest, total, chosen = seen
     mean = None if weighted is None else weighted / total
     return chosen.squeeze(1), (highest + total.log()).squeeze(1), mean
 

@@ -36,6 +36,24 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(block, monkeypatch
         assert torch.allclose(ours, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, of parts of PyTorch that it uses
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_compiled_kernels_say_the_same(dtype, monkeypatch):
+    monkeypatch.setattr(vocabulary, "CPU_BLOCK", (16, 4))
+    hidden, weight, targets = inputs(dtype=torch.float32)
+    results = []
+    for is_compiled in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        values = target_log_probs(h, w, targets, dtype=dtype, is_compiled=is_compiled)
+        results.append((values.detach(), *torch.autograd.grad(values.sum(), (h, w))))
+    for ours, expected in zip(*results, strict=True):
+        # A kernel rounds to bfloat16 only where it writes.
+        assert torch.allclose(
+            ours, expected, rtol=1e-5 if dtype is None else 2e-2, atol=1e-5 if dtype is None else 5e-2
+        )
+
+
 @pytest.mark.parametrize("frozen", [None, "weight", "hidden"])
 def test_gradients_can_be_differentiated_again(frozen):
     """Against finite differences, in every argument that has a gradient."""
