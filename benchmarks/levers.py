@@ -81,10 +81,10 @@ def thoughts_at_once(model: LatentThoughtModel) -> Iterator[None]:
     original, decoder_forward = CrossAttention.forward, model.decoder.forward
     made: list[Tensor] = []
 
-    def decoder(inputs: Tensor, z: Tensor, below: Any = None) -> Tensor:
+    def decoder(inputs: Tensor, z: Tensor, below: Any = None, num_context: int = 0) -> Tensor:
         weights = torch.stack([block.cross_attention.key_value.weight for block in model.decoder.blocks])
         made[:] = torch.einsum("blsd,led->lbse", z, weights).unbind(0)
-        return decoder_forward(inputs, z, below)
+        return decoder_forward(inputs, z, below, num_context)
 
     def attend(self: CrossAttention, query: Tensor, z: Tensor) -> Tensor:
         k, v = (split_heads(x, self.num_heads) for x in made.pop(0).chunk(2, dim=-1))

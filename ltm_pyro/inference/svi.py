@@ -94,7 +94,7 @@ class SlowLoss:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         if not tensors:
             return self
-        values = torch.stack([value.double() for value in tensors.values()]).tolist()
+        values = torch.stack(list(tensors.values())).tolist()
         return replace(self, **{name: _of_field(name, value) for name, value in zip(tensors, values, strict=True)})
 
 
@@ -103,8 +103,8 @@ def _of_field(name: str, value: float) -> Number:
 
 
 def as_number(value: Tensor) -> Number:
-    """A tensor of no dimension as a number of Python where that takes no wait for a device."""
-    return value.item() if value.device.type == "cpu" else value.detach()
+    """A tensor of no dimension as a number of Python where that takes no wait for a device, and else in float64."""
+    return value.item() if value.device.type == "cpu" else value.detach().double()
 
 
 @entry()
