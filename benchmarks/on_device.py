@@ -11,6 +11,7 @@ machine     versions, the device, and the rates of large products and of copies
 parity      log-probabilities, attention, gradients and every scheme against float64 on the CPU
 waits       places where the host waits for the device (CUDA alone)
 speed …     fast and slow step of a preset at a batch size, in bfloat16: time, share of the rate, peak memory
+compiled …  the same with --compile; operations are counted as written
 kernels …   what the time of a fast step goes into
 training    30 steps of preset tiny against the CPU's losses; killed, resumed, and compared with a run that was not
 processes   one process of torchrun
@@ -167,24 +168,32 @@ def run_waits(options: argparse.Namespace) -> Result:
     return found
 
 
-def step_of(options: argparse.Namespace, name: str, batch_size: int, inference: str = "vi") -> Step:
+def step_of(
+    options: argparse.Namespace, name: str, batch_size: int, inference: str = "vi", is_compiled: bool = False
+) -> Step:
     precision = "float32" if options.toy else "bfloat16"
-    settings = argparse.Namespace(device=options.device, precision=precision, compile=False)
+    settings = argparse.Namespace(device=options.device, precision=precision, compile=is_compiled)
     return Step(preset(name, inference, "whole"), batch_size, settings)
 
 
-def run_speed(options: argparse.Namespace, name: str, batch_size: int) -> Result:
+def run_speed(options: argparse.Namespace, name: str, batch_size: int, is_compiled: bool = False) -> Result:
     device = torch.device(options.device)
     precision = "float32" if options.toy else "bfloat16"
-    step = step_of(options, name, batch_size)
+    step = step_of(options, name, batch_size, is_compiled=is_compiled)
     with peak_memory(device) as peak:
-        step.training()
+        step.fast()
+        step.slow()
+    as_written = step_of(options, name, batch_size) if is_compiled else step  # operations are counted as written
     rate, rounds = matrix_rate(device, getattr(torch, precision)), 1 if options.toy else 20
     result: Result = {"precision": precision, "operations_per_second_of_products": rate, "peak_memory_mb": peak[0]}
-    for what, work in {"fast step": step.fast, "slow step": step.slow}.items():
-        seconds = median_seconds(work, rounds, device)
-        operations = count(work)
-        result[what] = {"milliseconds": 1e3 * seconds, "operations": operations, "share": operations / seconds / rate}
+    for what in ("fast", "slow"):
+        seconds = median_seconds(getattr(step, what), rounds, device)
+        operations = count(getattr(as_written, what))
+        result[f"{what} step"] = {
+            "milliseconds": 1e3 * seconds,
+            "operations": operations,
+            "share": operations / seconds / rate,
+        }
     config = preset(name, "vi", "whole")
     seconds = config.fast_steps * result["fast step"]["milliseconds"] + result["slow step"]["milliseconds"]
     return result | {"fast_steps": config.fast_steps, "tokens_per_second": 1e3 * step.batch.tokens.numel() / seconds}
@@ -284,22 +293,25 @@ def run_reference(options: argparse.Namespace) -> Result:
         return result
 
 
-def of_size(part: Callable[..., Result], name: str, batch_size: int) -> Callable[[argparse.Namespace], Result]:
+def of_size(
+    part: Callable[..., Result], name: str, batch_size: int, **settings: bool
+) -> Callable[[argparse.Namespace], Result]:
     """A part that a toy run takes at the smallest size."""
-    return lambda options: part(options, *(("tiny", 2) if options.toy else (name, batch_size)))
+    return lambda options: part(options, *(("tiny", 2) if options.toy else (name, batch_size)), **settings)
 
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], Result], int]] = {
-    "machine": (run_machine, 30),
-    "parity": (run_parity, 60),
-    "waits": (run_waits, 30),
-    "speed small 64": (of_size(run_speed, "small", 64), 40),
-    "speed large 64": (of_size(run_speed, "large", 64), 50),
-    "kernels small 64": (of_size(run_kernels, "small", 64), 30),
-    "training": (run_training, 90),
-    "speed small 8": (of_size(run_speed, "small", 8), 30),
-    "speed large 8": (of_size(run_speed, "large", 8), 30),
-    "generation": (run_generation, 30),
+    "machine": (run_machine, 20),
+    "parity": (run_parity, 50),
+    "waits": (run_waits, 20),
+    "speed small 64": (of_size(run_speed, "small", 64), 35),
+    "compiled small 64": (of_size(run_speed, "small", 64, is_compiled=True), 70),
+    "speed large 64": (of_size(run_speed, "large", 64), 45),
+    "kernels small 64": (of_size(run_kernels, "small", 64), 25),
+    "training": (run_training, 80),
+    "speed small 8": (of_size(run_speed, "small", 8), 25),
+    "speed large 8": (of_size(run_speed, "large", 8), 25),
+    "generation": (run_generation, 25),
     "processes": (run_processes, 30),
     "reference": (run_reference, 30),
 }

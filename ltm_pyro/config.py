@@ -94,7 +94,7 @@ class TrainConfig:
     A smaller number needs less memory; the gradients of the parts are added up."""
     precision: PrecisionName = "auto"
     """The number format of the decoder's matrix products.
-    auto: bfloat16 on a GPU that has it, and otherwise float32. Processors that have it are about twice as fast with it.
+    auto: bfloat16 on a GPU that has it, and otherwise float32. Some processors are faster in bfloat16, others slower.
     Weights, z, KL, sums and the optimiser are in float32 with each of them."""
     compile: bool = False
     """Compile the decoder with torch.compile, which takes minutes at the start and needs a C++ compiler."""
