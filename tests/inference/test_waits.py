@@ -76,7 +76,7 @@ def batch():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_fast_step_waits_nor_a_draw_for_the_slow_step(model, batch, variant):
     name, settings = VARIANTS[variant]
-    scheme, rng = SCHEMES[name](num_steps=4, **settings), SequenceNoise(0, "meta")
+    scheme, rng = SCHEMES[name](num_steps=2, **settings), SequenceNoise(0, "meta")
     with Copies() as copies, pyro.validation_enabled(False):
         state = infer(scheme, model, batch, rng)
         scheme.guide(model, state, batch, rng)(batch)
