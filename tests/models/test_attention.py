@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ltm_pyro.models import attention
-from ltm_pyro.models.attention import CrossAttention, rotary, windowed_attention
+from ltm_pyro.models.attention import CrossAttention, Rotation, rotary, windowed_attention
 
 EPS32 = np.finfo(np.float32).eps
 # Rotation angles are computed in float32, whatever the dtype of x: the frequency and its product with the position are
@@ -125,6 +125,17 @@ def test_rotary_is_complex_multiplication_by_the_position():
     expected = np.stack([[[rotated(x[b, h, n].numpy(), n) for n in range(length)] for h in range(3)] for b in range(2)])
     tolerance = length * ROTARY_ROUNDING * float(x.abs().max())
     np.testing.assert_allclose(rotary(x).numpy(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("num_heads", [0, 1, 3])
+def test_rotation_has_the_gradient_of_finite_differences_and_so_has_its_gradient(num_heads):
+    x = torch.randn(2, 4, 3, 6, dtype=torch.float64, requires_grad=True)
+    rotation = Rotation.at(torch.arange(5), 6, torch.float64)
+    assert torch.autograd.gradcheck(lambda x: rotation(x, num_heads), x)
+    assert torch.autograd.gradgradcheck(lambda x: rotation(x, num_heads), x)
+    turned = rotation(x, num_heads)
+    assert turned[:, :, num_heads:].equal(x[:, :, num_heads:])
+    assert turned[:, 1:, :num_heads].ne(x[:, 1:, :num_heads]).all()
 
 
 def test_rotary_leaves_position_zero_as_it_is():

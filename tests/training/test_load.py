@@ -23,9 +23,10 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(time, "process_time", lambda: now["own"])
 
     def write():
-        rows = [
-            f"cpu{core} {int(s * TICKS)} 0 0 999 99 0 0 7 {int(s * TICKS)} 0" for core, s in enumerate(now["cores"])
-        ]
+        # Idle, waiting for disks, and taken by the host of the machine: none of it is work of this machine's programs.
+        idle = int(100 * now["wall"] * TICKS)
+        ticks = [int(seconds * TICKS) for seconds in now["cores"]]
+        rows = [f"cpu{core} {busy} 0 0 {idle} {idle} 0 0 {idle} {busy} 0" for core, busy in enumerate(ticks)]
         (tmp_path / "stat").write_text("\n".join(["cpu 1 2 3 4 5 6 7 8 9 10", *rows, "intr 5"]) + "\n")
 
     def passes(wall, own, *cores):
@@ -46,6 +47,7 @@ def machine(monkeypatch, tmp_path):
         (2, 12, (10, 10, 10, 10), "0.8 of 2"),  # what runs on cores of others is no matter
         (2, 16, (10, 10, 0, 0), None),  # less than half a core
         (1, 10, (10, 10, 0, 0), None),  # one thread waits for no other
+        (4, 20, (10, 10, 0, 0), None),  # more threads than cores wait for each other
     ],
 )
 def test_it_says_so_where_others_take_a_core_that_a_thread_needs(machine, num_threads, own, cores, others):
