@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # not listed by torch
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ltm_pyro.errors import InputError, RunError
@@ -130,6 +132,19 @@ def _num_local() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ["LOCAL_RANK"]) + 1))
 
 
+def _place_to_meet() -> dict[str, Any]:
+    """Where processes of one machine that were started again find each other.
+
+    Torchrun gives them the store of those that failed, where some would find addresses that nobody has any more. On
+    several machines the number of restarts need not be the same.
+    """
+    if not is_restarted() or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, rank, size = next(rendezvous("env://"))
+    prefix = f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    return {"store": PrefixStore(prefix, store), "rank": rank, "world_size": size}
+
+
 @contextlib.contextmanager
 def joined(uses_gpu: bool) -> Iterator[Processes]:
     """The processes that this one was started with. They disconnect at the end of the block.
@@ -146,7 +161,7 @@ def joined(uses_gpu: bool) -> Iterator[Processes]:
     if gpu is not None:  # first of all: what is made before would be on the first GPU, in each process
         torch.cuda.set_device(gpu)
     # No backend is named, so that each kind of device has its own: NCCL for gradients on GPUs, gloo on CPUs.
-    distributed.init_process_group(device_id=gpu)
+    distributed.init_process_group(device_id=gpu, **_place_to_meet())
     processes = Processes(
         rank=distributed.get_rank(),
         size=distributed.get_world_size(),
