@@ -51,7 +51,7 @@ class Copies(TorchDispatchMode):
         return out
 
 
-@pytest.fixture(params=["attended", "fast-weights"])
+@pytest.fixture(params=[pytest.param("attended", marks=pytest.mark.slow), "fast-weights"])
 def model(request):
     config = DecoderConfig(
         num_layers=2,

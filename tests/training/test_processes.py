@@ -152,7 +152,7 @@ SLOW = pytest.mark.slow
     [
         ("vi", "prefix"),
         ("map", "past"),
-        ("amortized", "past"),
+        pytest.param("amortized", "past", marks=SLOW),
         pytest.param("amortized", "prefix", marks=SLOW),
         pytest.param("none", "prefix", marks=SLOW),
     ],
