@@ -87,7 +87,7 @@ class _TargetLogProbs(torch.autograd.Function):
         hidden, used = (x.to(dtype or x.dtype) for x in (hidden, used))
         for rows in _blocks(len(hidden), hidden.device, 0):
             chosen, log_total[rows], mean_weight = _softmax(
-                hidden[rows], used, targets[rows], needs_slope, _as_is(_add_block, is_compiled)
+                hidden[rows], used, targets[rows], needs_slope, _kernel(_add_block, is_compiled)
             )
             log_probs[rows] = chosen - log_total[rows]
             if slope is not None and mean_weight is not None:
@@ -106,7 +106,7 @@ class _TargetLogProbs(torch.autograd.Function):
         # The gradient of the logits is gradient · (one-hot - probabilities).
         weight_gradient = torch.zeros(weight.shape, dtype=ctx.weight_dtype, device=weight.device)
         weight_gradient.index_add_(0, targets, (gradient[:, None] * hidden).to(ctx.weight_dtype))
-        slopes_of = _as_is(_slopes_of, ctx.is_compiled)
+        slopes_of = _kernel(_slopes_of, ctx.is_compiled)
         for tokens in _blocks(ctx.vocab_size, hidden.device, 1):
             for rows in _blocks(len(hidden), hidden.device, 0):
                 logits = torch.mm(hidden[rows], weight[tokens].T)
@@ -163,7 +163,7 @@ def _slopes_of(logits: Tensor, log_total: Tensor, gradient: Tensor) -> Tensor:
     return logits.to(gradient.dtype).sub_(log_total).exp_().mul_(gradient).to(logits.dtype)
 
 
-def _as_is(function: Callable[P, R], is_compiled: bool) -> Callable[P, R]:
+def _kernel(function: Callable[P, R], is_compiled: bool) -> Callable[P, R]:
     return _compiled(function) if is_compiled else function
 
 

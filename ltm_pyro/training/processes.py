@@ -129,7 +129,7 @@ def _gpu_of_its_own() -> torch.device | None:
 
 def _num_local() -> int:
     """The number of processes on this machine, as far as it is known: torchrun says it, other launchers may not."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ["LOCAL_RANK"]) + 1))
+    return int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ.get("LOCAL_RANK", 0)) + 1))
 
 
 def _place_to_meet() -> dict[str, Any]:
@@ -167,7 +167,7 @@ def joined(uses_gpu: bool) -> Iterator[Processes]:
         size=distributed.get_world_size(),
         group=distributed.new_group(backend="gloo"),
         patient_group=distributed.new_group(backend="gloo", timeout=timedelta(days=1)),
-        local_rank=int(os.environ["LOCAL_RANK"]),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
         local_size=_num_local(),
     )
     with contextlib.ExitStack() as stack:
