@@ -37,7 +37,7 @@ from ltm_pyro.inference.base import (
 )
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.schemes.prior import PRIOR
-from ltm_pyro.inference.streaming import BlockedBatch, Stream, block_of, num_positions
+from ltm_pyro.inference.streaming import BlockedBatch, Stream, block_of, num_positions, which_go_on
 from ltm_pyro.inference.surroundings import entry
 
 Density = Callable[[PosteriorScheme, Any, Any, Any, Noise], TorchDistribution]
@@ -104,7 +104,13 @@ def prequential(
     # Of one piece: small tensors between the large ones, which they outlive, would keep their memory from being freed.
     block_nats = torch.zeros(len(starts), len(batch), dtype=torch.float64)
     token_nats = torch.zeros(batch.weights.shape, dtype=torch.float64) if by_token else None
+    texts = torch.arange(len(batch))  # those that go on
     for number, start in enumerate(starts):
+        goes_on = which_go_on(batch, start)
+        if goes_on is not None:
+            batch, texts = batch[goes_on], texts[goes_on]
+            if stream is not None:
+                stream.keep(goes_on)
         read, block = batch.cut(start), block_of(model, batch, start, start + block_size)
         log_weights = None
         if not start and (stream is None or density is not None):
@@ -123,11 +129,12 @@ def prequential(
                 draws = q.sample((num_samples,))
                 log_weights = _log_weights(model, read, q, draws)
         if token_nats is None:
-            block_nats[number] = _block_nats(model, block, draws, log_weights)
+            block_nats[number, texts] = _block_nats(model, block, draws, log_weights)
         else:
             of_tokens = _token_nats(model, block, draws, log_weights)
-            token_nats[:, start : start + block_size] = of_tokens[:, -min(block_size, num_positions(batch) - start) :]
-            block_nats[number] = of_tokens.sum(1)
+            size = min(block_size, num_positions(batch) - start)
+            token_nats[texts, start : start + size] = of_tokens[:, -size:]
+            block_nats[number, texts] = of_tokens.sum(1)
         if stream is not None and start + block_size < num_positions(batch):
             stream.read(block_size)
     return Prequential(block_nats, num_samples, token_nats)

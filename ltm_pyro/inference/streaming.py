@@ -26,6 +26,7 @@ from ltm_pyro.inference.base import (
     LATENT,
     Batch,
     BlockEvidence,
+    IndexedBatch,
     Model,
     PosteriorScheme,
     StreamingEncoderScheme,
@@ -44,7 +45,7 @@ from ltm_pyro.inference.schemes.prior import PRIOR
 from ltm_pyro.inference.surroundings import entry, normal_tensors
 
 
-class BlockedBatch(Batch, Protocol):
+class BlockedBatch(IndexedBatch, Protocol):
     """A batch of texts, whose observations stand in an order and can be read in blocks."""
 
     @property
@@ -69,6 +70,18 @@ class BlockedBatch(Batch, Protocol):
 def num_positions(batch: BlockedBatch) -> int:
     """T, the number of positions of the longest text of the batch."""
     return batch.weights.shape[1]
+
+
+def which_go_on(batch: BlockedBatch, start: int) -> Tensor | None:
+    """Which texts have a position from `start` on that counts, [B]; None where all have one.
+
+    A text that has ended need not be computed any more, which in a batch of texts of many lengths saves much. On a
+    device all go on: to ask for their lengths would be a wait, and a compiler would be asked for another shape.
+    """
+    if batch.weights.device.type != "cpu":
+        return None
+    goes_on = (batch.weights[:, start:] != 0).any(1)
+    return None if goes_on.all() or not goes_on.any() else goes_on
 
 
 def block_of(model: Model, batch: BlockedBatch, start: int, end: int) -> Any:
@@ -125,6 +138,13 @@ class Stream:
         guide = self.scheme.guide(self.model, self.state, read, self.rng)
         value = poutine.trace(guide).get_trace(read).nodes[LATENT]["value"]
         return cast(Tensor, value).detach()
+
+    @entry()
+    def keep(self, index: Tensor) -> None:
+        """Go on with these texts alone, and forget the others."""
+        self.batch, self.state = self.batch[index], self.state[index]
+        with frozen(self.model):
+            self._prior = latent_prior(self.model, self.batch.cut(0))
 
     def posterior(self, num_samples: int) -> Posterior:
         """Draws of z given what has been read."""

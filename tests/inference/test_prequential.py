@@ -136,6 +136,33 @@ def test_padding_costs_no_token(ltm):
     assert (code.token_nats[1, :2] > 0).all()
 
 
+@pytest.mark.parametrize("is_streaming", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"by_token": True}, {"density": own_density}])
+def test_a_text_that_has_ended_costs_nothing_more_and_changes_no_other(ltm, is_streaming, settings, monkeypatch):
+    weights = (torch.arange(7) < torch.tensor([3, 7, 0, 4])[:, None]).double()
+    texts = torch.randint(3, (4, 7), generator=torch.Generator().manual_seed(0))
+    batch = token_batch(texts).with_weights(weights)
+    sizes, block = [], type(batch).block
+
+    def noted(self, *args):
+        sizes.append(len(self))
+        return block(self, *args)
+
+    def code_of(batch):
+        return prequential(ltm, batch, VI(1), 2, NUM_SAMPLES, SequenceNoise(0), is_streaming, **settings)
+
+    monkeypatch.setattr(type(batch), "block", noted)
+    code, num_chosen = code_of(batch), list(dict.fromkeys(sizes))
+    # Of the blocks that begin at 0, 2, 4 and 6.
+    assert num_chosen == [3, 1]
+    alone = [code_of(batch[number : number + 1]) for number in range(4)]
+    torch.testing.assert_close(code.nats, torch.cat([one.nats for one in alone]), rtol=1e-9, atol=1e-12)
+    assert code.nats[2] == 0
+    if code.token_nats is not None:
+        parts = torch.cat([one.token_nats for one in alone])
+        torch.testing.assert_close(code.token_nats, parts, rtol=1e-9, atol=1e-12)
+
+
 def test_what_is_inferred_from_earlier_tokens_reaches_a_score(ltm):
     """The window is two tokens and there are two layers: the first token reaches the fourth through z alone, or not."""
     texts = torch.tensor([[0, 1, 1, 1, 1, 1], [2, 1, 1, 1, 1, 1]])

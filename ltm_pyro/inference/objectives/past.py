@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ltm_pyro.errors import require_whole
-from ltm_pyro.inference.base import Model, PosteriorScheme
+from ltm_pyro.inference.base import Model, PosteriorScheme, State
 from ltm_pyro.inference.noise import Noise
 from ltm_pyro.inference.objectives.base import TextBatch
-from ltm_pyro.inference.streaming import Stream, num_positions
+from ltm_pyro.inference.streaming import Stream, num_positions, which_go_on
 from ltm_pyro.inference.svi import SlowLoss, accumulating, as_number, predict_backward
 
 
@@ -56,5 +56,12 @@ class Past:
             if is_last:
                 break
             stream.read(self.block_size, z, gradient)
-        state = stream.state
-        return loss + SlowLoss(num_skipped_fast_steps=as_number(state.num_skipped.sum()))
+            goes_on = which_go_on(stream.batch, stream.num_read)
+            if goes_on is not None:
+                loss += _skipped_of(stream.state[~goes_on])
+                stream.keep(goes_on)
+        return loss + _skipped_of(stream.state)
+
+
+def _skipped_of(state: State) -> SlowLoss:
+    return SlowLoss(num_skipped_fast_steps=as_number(state.num_skipped.sum()))
