@@ -1,10 +1,11 @@
 """Do on a device what matters there, in parts of limited time, each with its line in a JSON file.
 
-    python benchmarks/on_device.py --out FILE [--device cuda] [--parts machine parity …] [--reference PATH] [--toy]
+    python benchmarks/on_device.py --out FILE [--device cuda] [--parts machine parity …] [--reference PATH]
+        [--corpus FOLDER] [--toy]
 
 Every part runs in a process of its own, in the order of their weight, and its line is written when it ends: failed, out
 of time or done. So a run that is cut off still tells what it has seen, and a part that crashes costs no other. The
-limits add up to eight minutes. --toy takes sizes that a processor can do, to try the script itself: its times say
+limits of all but the last add up to eight minutes. --toy takes sizes that a processor can do, to try the script itself: its times say
 nothing of a device.
 
 machine     versions, the device, and the rates of large products and of copies
@@ -17,6 +18,8 @@ training    30 steps of preset tiny against the CPU's losses; killed, resumed, a
 processes   one process of torchrun
 generation  tokens written in a second
 reference   a training step beside the published implementation's (--reference, the path of a clone)
+corpus      preset small trained by objective past and without z, as many steps of each, on a corpus that
+            `python -m ltm_pyro.prepare` has written (--corpus), with their figures on its held-out text
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ from torch import Tensor
 
 from ltm_pyro.config import preset
 from ltm_pyro.data import token_batch
+from ltm_pyro.data.prepared import MANIFEST
 from ltm_pyro.evaluation.operations import count
 from ltm_pyro.inference import SCHEMES, SequenceNoise, infer
 from ltm_pyro.inference.streaming import gradient_of_block
@@ -293,6 +297,36 @@ def run_reference(options: argparse.Namespace) -> Result:
         return result
 
 
+def run_corpus(options: argparse.Namespace) -> Result:
+    if not options.corpus:
+        return {"skipped": "no --corpus"}
+    tokenizer = json.loads((Path(options.corpus) / MANIFEST).read_text())["tokenizer"]
+    common = ["--data", options.corpus, "--tokenizer", tokenizer, "--device", options.device, "--log-every", "10"]
+    common += ["--validate-every", "100000", "--checkpoint-every", "100000"]
+    sizes = (
+        ["--preset", "tiny", "--steps", "4", "--model.length", "256", "--batch-size", "4"]
+        if options.toy
+        else ["--preset", "small", "--steps", "150", "--batch-size", "64", "--optimizer.warmup-steps", "30"]
+        + ["--optimizer.learning-rate", "2e-3", "--validation-sequences", "64"]
+    )
+    found: Result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, choice in {"past": ["--infer-from", "past"], "none": ["--inference", "none"]}.items():
+            out = Path(folder) / name
+            command = [sys.executable, "-m", "ltm_pyro.train", *choice, *sizes, *common, "--out", str(out)]
+            subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            steps = [line for line in lines if line["split"] == "train"]
+            keys = ("estimator", "posterior", "fast_steps", "nats_per_token", "bits_per_byte", "num_tokens")
+            found[name] = {
+                "steps": steps[-1]["step"],
+                "seconds": steps[-1]["seconds"],
+                "tokens_per_second": steps[-1]["tokens_per_second"],
+                "held_out": [{key: line.get(key) for key in keys} for line in lines if line["split"] == "report"],
+            }
+    return found
+
+
 def of_size(
     part: Callable[..., Result], name: str, batch_size: int, **settings: bool
 ) -> Callable[[argparse.Namespace], Result]:
@@ -314,6 +348,7 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], Result], int]] = {
     "generation": (run_generation, 25),
     "processes": (run_processes, 30),
     "reference": (run_reference, 30),
+    "corpus": (run_corpus, 240),
 }
 """The parts, in their order, and how long each may take [seconds]."""
 
@@ -324,6 +359,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--reference", help="folder of a clone of the published implementation")
+    parser.add_argument("--corpus", help="folder of a corpus that python -m ltm_pyro.prepare has written")
     parser.add_argument("--toy", action="store_true", help="the smallest sizes, and a limit of ten minutes a part")
     parser.add_argument("--only", choices=list(PARTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -348,6 +384,7 @@ def result_of(name: str, options: argparse.Namespace) -> Result:
         out = Path(folder) / "result.json"
         command = [sys.executable, str(HERE), "--only", name, "--out", str(out), "--device", options.device]
         command += ["--reference", options.reference] if options.reference else []
+        command += ["--corpus", str(Path(options.corpus).absolute())] if options.corpus else []
         command += ["--toy"] if options.toy else []
         # In a group of its own, so that a part that is cut off takes along what it has started.
         process = subprocess.Popen(

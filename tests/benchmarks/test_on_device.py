@@ -33,7 +33,11 @@ def test_a_part_that_fails_has_its_line_and_costs_no_other(tmp_path):
 @pytest.mark.slow
 def test_every_part_ends_and_a_processor_agrees_with_itself(tmp_path):
     """float32 with float64, a run that was killed with one that was not."""
-    lines = lines_of(tmp_path)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"text {n} " * 50}) + "\n" for n in range(60)))
+    prepare = [sys.executable, "-m", "ltm_pyro.prepare", str(texts), "--out", str(tmp_path / "corpus")]
+    subprocess.run(prepare, check=True, capture_output=True)
+    lines = lines_of(tmp_path, "--corpus", str(tmp_path / "corpus"))
     assert {line["status"] for line in lines.values()} == {"done"}
     parity = lines["parity"]["result"]
     for thoughts in ("attended", "fast-weights"):
@@ -47,3 +51,8 @@ def test_every_part_ends_and_a_processor_agrees_with_itself(tmp_path):
     assert lines["processes"]["result"]["losses"] == pytest.approx(training["losses"])
     for part in ("speed small 64", "compiled small 64"):
         assert 0 < lines[part]["result"]["fast step"]["share"] < 1.5
+    for name, num_figures in {"past": 2, "none": 1}.items():
+        trained = lines["corpus"]["result"][name]
+        assert trained["steps"] == 4
+        assert len(trained["held_out"]) == num_figures
+        assert all(figure["nats_per_token"] > 0 for figure in trained["held_out"])
