@@ -5,8 +5,8 @@
 
 Every part runs in a process of its own, in the order of their weight, and its line is written when it ends: failed, out
 of time or done. So a run that is cut off still tells what it has seen, and a part that crashes costs no other. The
-limits of all but the last add up to eight minutes. --toy takes sizes that a processor can do, to try the script itself: its times say
-nothing of a device.
+limits of all but the last add up to eight minutes. --toy takes sizes that a processor can do, to try the script itself:
+its times say nothing of a device.
 
 machine     versions, the device, and the rates of large products and of copies
 parity      log-probabilities, attention, gradients and every scheme against float64 on the CPU
@@ -303,12 +303,10 @@ def run_corpus(options: argparse.Namespace) -> Result:
     tokenizer = json.loads((Path(options.corpus) / MANIFEST).read_text())["tokenizer"]
     common = ["--data", options.corpus, "--tokenizer", tokenizer, "--device", options.device, "--log-every", "10"]
     common += ["--validate-every", "100000", "--checkpoint-every", "100000"]
-    sizes = (
-        ["--preset", "tiny", "--steps", "4", "--model.length", "256", "--batch-size", "4"]
-        if options.toy
-        else ["--preset", "small", "--steps", "150", "--batch-size", "64", "--optimizer.warmup-steps", "30"]
-        + ["--optimizer.learning-rate", "2e-3", "--validation-sequences", "64"]
-    )
+    sizes = ["--preset", "small", "--steps", "150", "--batch-size", "64", "--validation-sequences", "64"]
+    sizes += ["--optimizer.learning-rate", "2e-3", "--optimizer.warmup-steps", "30"]
+    if options.toy:
+        sizes = ["--preset", "tiny", "--steps", "4", "--batch-size", "4", "--model.length", "256"]
     found: Result = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, choice in {"past": ["--infer-from", "past"], "none": ["--inference", "none"]}.items():
