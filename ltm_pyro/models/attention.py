@@ -157,10 +157,10 @@ class Ring:
         index = index_BR[:, None, :, None].expand(-1, k_BHTK.shape[1], -1, k_BHTK.shape[3])
         return cls(k_BHTK.gather(2, index), v_BHTK.gather(2, index))
 
-    def put(self, place: int, k_BH1K: Tensor, v_BH1K: Tensor) -> None:
+    def put(self, place_1: Tensor, k_BH1K: Tensor, v_BH1K: Tensor) -> None:
         """Replace the token in this place by another."""
-        self.k_BHRK[:, :, place] = k_BH1K[:, :, 0]
-        self.v_BHRK[:, :, place] = v_BH1K[:, :, 0]
+        self.k_BHRK.index_copy_(2, place_1, k_BH1K)
+        self.v_BHRK.index_copy_(2, place_1, v_BH1K)
 
 
 class SelfAttention(nn.Module):
@@ -186,15 +186,16 @@ class SelfAttention(nn.Module):
         attended = self.output(join_heads(windowed_attention(q, k, v, self.window)))
         return attended, Ring.of_last(k, v, index_BR)
 
-    def step(self, x_B1D: Tensor, ring: Ring, place: int, rotation: Rotation, is_seen_BR: Tensor) -> Tensor:
+    def step(self, x_B1D: Tensor, ring: Ring, place_1: Tensor, rotation: Rotation, is_seen_BR: Tensor) -> Tensor:
         """Attention of one token of each text, which takes its place in the ring.
 
         Args:
+            place_1: the place that the token takes, the same for all texts.
             rotation: at the tokens' positions, [B, 1].
             is_seen_BR: whether each place of the ring holds a token of the text, the new one included.
         """
         q, k, v = self._heads(x_B1D, rotation)
-        ring.put(place, k, v)
+        ring.put(place_1, k, v)
         seen = F.scaled_dot_product_attention(q, ring.k_BHRK, ring.v_BHRK, attn_mask=is_seen_BR[:, None, None])
         attended: Tensor = self.output(join_heads(seen))
         return attended

@@ -174,17 +174,20 @@ class BlockMemory:
     """The output weights of the SwiGLU network with the thoughts in them; None where they are no fast weights."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class DecoderMemory:
-    """What the decoder keeps of B texts that it writes token by token. :meth:`Decoder.step` changes it in place."""
+    """What the decoder keeps of B texts that it writes token by token.
+
+    :meth:`Decoder.step` changes these tensors in place and nothing else, so that a graph of a step can be replayed.
+    """
 
     blocks: list[BlockMemory]
     num_read_B: Tensor
     """The number of inputs read so far, which is the position of the next one."""
     is_seen_BR: Tensor
     """Whether each place of the rings holds a token of the text."""
-    place: int
-    """The place in the rings that the next token takes, the same for all texts."""
+    place_1: Tensor
+    """The place in the rings that the next token takes, the same for all texts: a single number, [1] int64."""
 
 
 class Block(nn.Module):
@@ -219,10 +222,12 @@ class Block(nn.Module):
         memory = BlockMemory(ring, thought, self._fast_weights(u_BSD))
         return self._remembering(x_BTD, attended_BTD, memory), memory
 
-    def step(self, x_B1D: Tensor, memory: BlockMemory, place: int, rotation: Rotation, is_seen_BR: Tensor) -> Tensor:
+    def step(
+        self, x_B1D: Tensor, memory: BlockMemory, place_1: Tensor, rotation: Rotation, is_seen_BR: Tensor
+    ) -> Tensor:
         """The whole layer for one token of each text; the arguments are those of :meth:`SelfAttention.step`."""
         normed_B1D = self.self_attention_norm(x_B1D)
-        attended_B1D = self.self_attention.step(normed_B1D, memory.ring, place, rotation, is_seen_BR)
+        attended_B1D = self.self_attention.step(normed_B1D, memory.ring, place_1, rotation, is_seen_BR)
         return self._remembering(x_B1D, attended_B1D, memory)
 
     def _remembering(self, x_BTD: Tensor, attended_BTD: Tensor, memory: BlockMemory) -> Tensor:
@@ -353,7 +358,7 @@ class Decoder(nn.Module):
         size = min(self.config.window, inputs_BT.shape[1] + num_steps)
         # The newest token stands last, so that what a short text leaves empty is overwritten first.
         index_BR = num_inputs_B[:, None] - size + torch.arange(size, device=inputs_BT.device)
-        memory = DecoderMemory([], num_inputs_B.clone(), index_BR >= 0, 0)
+        memory = DecoderMemory([], num_inputs_B.clone(), index_BR >= 0, num_inputs_B.new_zeros(1))
         index_BR = index_BR.clamp(min=0)
         x_BTD: Tensor = self.embedding(inputs_BT)
         rotation = self._rotation(inputs_BT)
@@ -367,18 +372,20 @@ class Decoder(nn.Module):
     def step(self, tokens_B: Tensor, memory: DecoderMemory) -> Tensor:
         """Read one more token of each text. The cost is the same at every position.
 
+        The host neither keeps a number of the step nor asks the device for one.
+
         Returns:
             the hidden state [B, D] that predicts the token after it.
         """
-        place, is_seen_BR = memory.place, memory.is_seen_BR
-        is_seen_BR[:, place] = True
+        place_1, is_seen_BR = memory.place_1, memory.is_seen_BR
+        is_seen_BR.index_fill_(1, place_1, True)
         x_B1D: Tensor = self.embedding(tokens_B[:, None])
         rotation = Rotation.at(memory.num_read_B[:, None], self.config.head_dim, x_B1D.dtype)
         with self._autocast():
             for block, block_memory in zip(self.blocks, memory.blocks, strict=True):
-                x_B1D = block.step(x_B1D, block_memory, place, rotation, is_seen_BR)
-            memory.num_read_B += 1
-            memory.place = (place + 1) % is_seen_BR.shape[1]
+                x_B1D = block.step(x_B1D, block_memory, place_1, rotation, is_seen_BR)
+            memory.num_read_B.add_(1)
+            place_1.add_(1).remainder_(is_seen_BR.shape[1])
             hidden_BD: Tensor = self.final_norm(x_B1D[:, 0])
             return hidden_BD
 

@@ -12,6 +12,7 @@ Shapes: B texts, L layers, S slots, D width, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,11 @@ from torch import Tensor
 
 from ltm_pyro.errors import RunError, require_number, require_whole
 from ltm_pyro.models.decoder import Decoder
+from ltm_pyro.models.graphs import repeated
 from ltm_pyro.models.vector_products import logits_of_many_tokens
 
+DEVICE_STRETCH = 16
+"""The number of tokens of each text that a device writes before the host looks at them, for which it must wait."""
 LARGEST_PENALTY = 1000.0
 """Beyond it, and below its inverse, a penalised logit would leave the numbers that float32 has."""
 
@@ -61,27 +65,26 @@ class Sampling:
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
             raise ValueError("temperature 0 takes the most likely token, so it cannot be combined with top_k or top_p")
 
-    def choose(self, logits_BV: Tensor, is_used_BV: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The next token of each text, [B].
+    def choose(self, logits_BV: Tensor, is_used_BV: Tensor, uniform_B1: Tensor) -> Tensor:
+        """The next token of each text, [B]; V, which is none, where a logit is not finite and the model says nothing.
 
         Args:
             logits_BV: the model's logits.
             is_used_BV: whether prompt or text have each token already; only read if there is a penalty.
-            generator: a generator on the device of the logits; None for torch's global one.
-
-        Raises:
-            RunError: a logit is not finite, so that the model says nothing of the next token.
+            uniform_B1: a random number from 0 to 1 for each text, float64; only read above temperature 0.
         """
-        if not logits_BV.isfinite().all():
-            raise RunError("the model's logits are not finite, so it says nothing of the next token")
-        logits_BV = self._penalised(logits_BV.float(), is_used_BV)
+        # What is not a finite number shows in the largest or in the smallest logit.
+        is_finite_B = logits_BV.amax(-1).isfinite() & logits_BV.amin(-1).isfinite()
+        penalised_BV = self._penalised(logits_BV.float(), is_used_BV)
         if self.temperature == 0:
-            return logits_BV.argmax(-1)
-        # By the inverse of the distribution function, with one random number a text, where `torch.multinomial` takes
-        # one for every token of the vocabulary. In float64, a uniform number times the total stays below the total.
-        total_BV = self._warped(logits_BV).softmax(-1).cumsum(-1)
-        uniform_B1 = torch.rand(len(total_BV), 1, dtype=torch.float64, device=total_BV.device, generator=generator)
-        return torch.searchsorted(total_BV, uniform_B1 * total_BV[:, -1:], right=True).squeeze(-1)
+            chosen_B = penalised_BV.argmax(-1)
+        else:
+            # By the inverse of the distribution function, with one random number a text, where `torch.multinomial`
+            # takes one for every token of the vocabulary. In float64, a uniform number times the total stays below the
+            # total.
+            total_BV = self._warped(penalised_BV).softmax(-1).cumsum(-1)
+            chosen_B = torch.searchsorted(total_BV, uniform_B1 * total_BV[:, -1:], right=True).squeeze(-1)
+        return chosen_B.masked_fill(~is_finite_B, logits_BV.shape[-1])
 
     def _penalised(self, logits_BV: Tensor, is_used_BV: Tensor) -> Tensor:
         if self.repetition_penalty == 1:
@@ -135,6 +138,7 @@ def stream(
     Raises:
         ValueError: if there are not as many prompts as texts, or the number of tokens is not a whole number of at least
             0.
+        RunError: if the model's logits are not finite, after all tokens before them.
     """
     require_whole("max_new_tokens", max_new_tokens, 0)
     prompts = [()] * len(u_BLSD) if prompts is None else prompts
@@ -142,9 +146,39 @@ def stream(
         raise ValueError(f"{len(prompts)} prompts need one z each, not {len(u_BLSD)} z")
     if not max_new_tokens or not len(prompts):
         return
-    device = u_BLSD.device
-    is_used_BV = torch.zeros(len(prompts), decoder.vocab_size - 1, dtype=torch.bool, device=device)
-    if sampling.repetition_penalty != 1:  # otherwise nothing reads it, and a long prompt would cost time
+    tokens = _unchecked_tokens(decoder, u_BLSD, end_of_text, max_new_tokens, prompts, sampling, generator)
+    while stretch := list(itertools.islice(tokens, _num_ahead(u_BLSD.device))):
+        for tokens_B, on_host in zip(stretch, torch.stack(stretch).tolist(), strict=True):
+            if decoder.begin_of_text in on_host:
+                raise RunError("the model's logits are not finite, so it says nothing of the next token")
+            yield tokens_B
+            if on_host.count(end_of_text) == len(on_host):
+                return
+
+
+def _num_ahead(device: torch.device) -> int:
+    """The number of tokens of each text that are written before one is looked at."""
+    return 1 if device.type == "cpu" else DEVICE_STRETCH
+
+
+def _unchecked_tokens(
+    decoder: Decoder,
+    u_BLSD: Tensor,
+    end_of_text: int,
+    max_new_tokens: int,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    generator: torch.Generator | None,
+) -> Iterator[Tensor]:
+    """As many tokens of each text as :func:`stream` yields at most, whether or not all texts have ended.
+
+    Where the logits are not finite, they are begin-of-text. After the prompts, the host does not wait for the device.
+    """
+    device, num_texts = u_BLSD.device, len(prompts)
+    # Begin-of-text has a column too, since it may stand in the place of a token.
+    is_used_BV = torch.zeros(num_texts, decoder.vocab_size, dtype=torch.bool, device=device)
+    has_penalty = sampling.repetition_penalty != 1  # otherwise nothing reads it, and a long prompt would cost time
+    if has_penalty:
         for is_used_V, prompt in zip(is_used_BV, prompts, strict=True):
             if prompt:
                 is_used_V[list(prompt)] = True
@@ -155,16 +189,29 @@ def stream(
     num_inputs_B = torch.tensor([len(row) for row in inputs], device=device)
     hidden_BD, memory = decoder.read(inputs_BT, num_inputs_B, u_BLSD, max_new_tokens - 1)
     logits = logits_of_many_tokens(decoder, max_new_tokens)
-    has_ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    for num_left in reversed(range(max_new_tokens)):
-        chosen_B = sampling.choose(logits(hidden_BD), is_used_BV, generator)
-        tokens_B = chosen_B.masked_fill(has_ended_B, end_of_text)
-        yield tokens_B
-        has_ended_B |= tokens_B == end_of_text
-        if not num_left or has_ended_B.all():
-            return
-        is_used_BV[torch.arange(len(prompts), device=device), tokens_B] = True
-        hidden_BD = decoder.step(tokens_B, memory)
+    uniform_B1 = torch.empty(num_texts, 1, dtype=torch.float64, device=device)
+    tokens_B = torch.full((num_texts,), decoder.begin_of_text, device=device)
+
+    def choose(hidden_BD: Tensor) -> None:
+        chosen_B = sampling.choose(logits(hidden_BD), is_used_BV[:, :-1], uniform_B1)
+        # A text has ended if its last token was end-of-text, and then gets no other.
+        is_other_B = (tokens_B == end_of_text) & (chosen_B != decoder.begin_of_text)
+        tokens_B.copy_(chosen_B.masked_fill(is_other_B, end_of_text))
+        if has_penalty:
+            is_used_BV.scatter_(1, tokens_B[:, None], True)
+
+    def go_on() -> None:
+        choose(decoder.step(tokens_B, memory))
+
+    go_on_again = repeated(go_on, max_new_tokens - 1, device)
+    for number in range(max_new_tokens):
+        if sampling.temperature:
+            uniform_B1.uniform_(generator=generator)
+        if number:
+            go_on_again()
+        else:
+            choose(hidden_BD)
+        yield tokens_B.clone()
 
 
 def _last_inputs(decoder: Decoder, prompt: Sequence[int]) -> list[int]:

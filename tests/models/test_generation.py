@@ -13,7 +13,7 @@ import torch
 
 from ltm_pyro.errors import RunError
 from ltm_pyro.evaluation import operations
-from ltm_pyro.models import Decoder, DecoderConfig, Sampling, TokenSequence, generate, vector_products
+from ltm_pyro.models import Decoder, DecoderConfig, Sampling, TokenSequence, generate, generation, vector_products
 from ltm_pyro.models.generation import stream
 
 TOY = DecoderConfig(num_layers=3, width=12, num_heads=3, hidden=10, num_slots=2, window=4, length=11)
@@ -223,16 +223,21 @@ def test_frequencies_of_texts_are_their_probabilities(sampling):
             assert abs(counts.get(text, 0) - num_draws * prob) < 5 * standard_error + 1, text
 
 
+def choose(sampling, logits, is_used=False):
+    uniform = torch.rand(len(logits), 1, dtype=torch.float64)
+    return sampling.choose(logits, torch.full(logits.shape, is_used), uniform)
+
+
 def test_equally_likely_tokens_are_all_kept_as_transformers_does():
     logits = torch.tensor([[1.0, 3.0, 1.0, 0.0, 1.0]]).expand(500, -1)
-    drawn = Sampling(top_k=2).choose(logits, torch.zeros(500, 5, dtype=torch.bool))
+    drawn = choose(Sampling(top_k=2), logits)
     assert drawn.unique().tolist() == [0, 1, 2, 4]
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-40, 1e-320])
 def test_near_temperature_0_the_most_likely_token_is_drawn(temperature):
     logits = 40 * torch.randn(50, 5)
-    drawn = Sampling(temperature=temperature).choose(logits, torch.zeros(50, 5, dtype=torch.bool))
+    drawn = choose(Sampling(temperature=temperature), logits)
     assert torch.equal(drawn, logits.argmax(-1))
 
 
@@ -313,8 +318,48 @@ def test_settings_of_one_kind_go_together():
 def test_no_token_comes_from_logits_that_are_not_finite(value, settings):
     logits = torch.zeros(2, 5)
     logits[1, 3] = value
+    first, second = choose(Sampling(**settings), logits).tolist()
+    assert first < 5
+    assert second == 5
+
+
+@pytest.mark.parametrize("num_ahead", [1, 4, 100])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(repetition_penalty=1.1)], ids=str)
+@pytest.mark.parametrize("row", [0, 1])
+def test_texts_end_with_an_error_where_logits_are_not_finite_whoever_looks_how_often(
+    num_ahead, sampling, row, monkeypatch
+):
+    """All tokens before them are given, and none from them or after them. One of the texts has ended by then."""
+    decoder = sharp_decoder()
+    end = int(generate(decoder, z := random_z(decoder, 2), END, 1, [[1], [2]], GREEDY)[0, 0])
+    expected = list(stream(decoder, z, end, 9, [[1], [2]], sampling, torch.Generator().manual_seed(0)))[:6]
+    step, num_steps = decoder.step, 0
+
+    def broken(*args):
+        nonlocal num_steps
+        hidden, num_steps = step(*args), num_steps + 1
+        if num_steps == len(expected):
+            hidden[row] = math.nan
+        return hidden
+
+    monkeypatch.setattr(decoder, "step", broken)
+    monkeypatch.setattr(generation, "_num_ahead", lambda device: num_ahead)
+    written = stream(decoder, z, end, 9, [[1], [2]], sampling, torch.Generator().manual_seed(0))
+    for tokens in expected:
+        assert next(written).equal(tokens)
     with pytest.raises(RunError, match="logits are not finite"):
-        Sampling(**settings).choose(logits, torch.zeros(2, 5, dtype=torch.bool))
+        next(written)
+
+
+@pytest.mark.parametrize("num_ahead", [2, 7, 1000])
+def test_texts_are_the_same_however_far_they_are_written_ahead(num_ahead, monkeypatch):
+    decoder = sharp_decoder()
+    z = random_z(decoder, 6)
+    settings = {"sampling": Sampling(repetition_penalty=1.2)}
+    expected = list(stream(decoder, z, END, 50, generator=torch.Generator().manual_seed(0), **settings))
+    monkeypatch.setattr(generation, "_num_ahead", lambda device: num_ahead)
+    tokens = list(stream(decoder, z, END, 50, generator=torch.Generator().manual_seed(0), **settings))
+    assert torch.stack(tokens).equal(torch.stack(expected))
 
 
 @pytest.mark.parametrize("penalty", [0.001, 1000.0])
@@ -324,4 +369,4 @@ def test_settings_at_the_ends_of_their_range_give_tokens_of_the_vocabulary(penal
     logits = torch.tensor([[3e38, -3e38, 1e-45, 0.0, 1.0]])
     sampling = Sampling(temperature=temperature, repetition_penalty=penalty)
     for used in (True, False):
-        assert 0 <= sampling.choose(logits, torch.full((1, 5), used)).item() < 5
+        assert 0 <= choose(sampling, logits, used).item() < 5
