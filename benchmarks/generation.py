@@ -64,7 +64,7 @@ def weights_per_token(decoder: Decoder) -> int:
 
     The embeddings are included, since their table is also the output layer.
     """
-    of_z = sum(block.cross_attention.key_value.weight.numel() for block in decoder.blocks if block.has_slots)
+    of_z = sum(block.cross_attention.key_value.weight.numel() for block in decoder.blocks if block.attends)
     return sum(weight.numel() for weight in decoder.parameters()) - of_z
 
 

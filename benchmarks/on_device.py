@@ -16,7 +16,7 @@ compiled …  the same with --compile; operations are counted as written
 kernels …   what the time of a fast step goes into
 training    30 steps of preset tiny against the CPU's losses; killed, resumed, and compared with a run that was not
 processes   one process of torchrun
-generation  tokens written in a second
+generation  tokens written in a second, with a graph of the step and without: the same tokens
 reference   a training step beside the published implementation's (--reference, the path of a clone)
 corpus      preset small trained by objective past and without z, as many steps of each, on a corpus that
             `python -m ltm_pyro.prepare` has written (--corpus), with their figures on its held-out text
@@ -26,10 +26,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import math
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,11 +42,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyro
 import torch
 from speed import Step
-from timing import matrix_rate, median_seconds, peak_memory
+from timing import matrix_rate, median_seconds, peak_memory, seconds_in_turns
 from torch import Tensor
 
 from ltm_pyro.config import preset
@@ -53,7 +57,7 @@ from ltm_pyro.evaluation.operations import count
 from ltm_pyro.inference import SCHEMES, SequenceNoise, infer
 from ltm_pyro.inference.streaming import gradient_of_block
 from ltm_pyro.inference.svi import predict_backward
-from ltm_pyro.models import DecoderConfig, LatentThoughtModel, Sampling, TokenBatch
+from ltm_pyro.models import DecoderConfig, LatentThoughtModel, Sampling, TokenBatch, graphs
 from ltm_pyro.models.attention import windowed_attention
 
 HERE = Path(__file__).resolve()
@@ -268,21 +272,32 @@ def run_processes(options: argparse.Namespace) -> Result:
 
 def run_generation(options: argparse.Namespace) -> Result:
     device = torch.device(options.device)
-    name, batch_size, length = ("tiny", 2, 32) if options.toy else ("small", 16, 512)
+    name, batch_size, lengths = ("tiny", 2, (8, 32)) if options.toy else ("small", 16, (64, 512))
     step = step_of(options, name, batch_size)
     z = torch.zeros(batch_size, *step.model.config.latent_shape, device=device)
-    generator = torch.Generator(device).manual_seed(0)
+    found: Result = {"texts": batch_size}
 
-    def write() -> object:
-        return step.model.generate(z, length, sampling=Sampling(), generator=generator)
+    def write(length: int, worth_a_graph: float) -> Tensor:
+        generator = torch.Generator(device).manual_seed(0)
+        with mock.patch.object(graphs, "WORTH_A_GRAPH", worth_a_graph):
+            return step.model.generate(z, length, sampling=Sampling(), generator=generator)
 
-    seconds = median_seconds(write, 1 if options.toy else 3, device)
-    return {
-        "texts": batch_size,
-        "tokens": length,
-        "seconds": seconds,
-        "tokens_per_second": batch_size * length / seconds,
-    }
+    for length in lengths:
+        # Two lengths: what a graph costs once, and what it saves of every token.
+        ways = {
+            "without a graph": functools.partial(write, length, math.inf),
+            "with": functools.partial(write, length, 0),
+        }
+        plain, graphed = (way() for way in ways.values())
+        seconds = seconds_in_turns(dict(ways), 1 if options.toy else 3, device)
+        found[f"{length} tokens"] = {
+            "same_tokens": (plain == graphed).double().mean().item(),
+            "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+            "tokens_per_second": {
+                name: batch_size * length / statistics.median(values) for name, values in seconds.items()
+            },
+        }
+    return found
 
 
 def run_reference(options: argparse.Namespace) -> Result:

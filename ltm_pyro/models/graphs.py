@@ -28,7 +28,7 @@ class Graphed:
         self.num_done = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         # All that is recorded, and what comes before it, must run beside the stream that everything runs in.
-        self.side = torch.cuda.Stream(device)
+        self.side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # as all of torch's
 
     def __call__(self) -> None:
         """Do the work once more."""

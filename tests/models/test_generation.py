@@ -351,6 +351,11 @@ def test_texts_end_with_an_error_where_logits_are_not_finite_whoever_looks_how_o
         next(written)
 
 
+def test_a_processor_is_asked_after_every_token_and_a_device_less_often():
+    assert generation._num_ahead(torch.device("cpu")) == 1
+    assert generation._num_ahead(torch.device("cuda")) > 1
+
+
 @pytest.mark.parametrize("num_ahead", [2, 7, 1000])
 def test_texts_are_the_same_however_far_they_are_written_ahead(num_ahead, monkeypatch):
     decoder = sharp_decoder()

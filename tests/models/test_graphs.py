@@ -27,9 +27,9 @@ SAMPLINGS = [
 
 
 class Recorded(TorchDispatchMode):
-    """What a CUDA graph does, on any device: the operations of its block are recorded and not done, and can be replayed.
+    """What a CUDA graph does, on any device: the operations of its block are recorded and not done.
 
-    They are replayed on the same tensors, with the numbers of Python that they were recorded with.
+    They can be replayed, on the same tensors and with the numbers of Python that they were recorded with.
     """
 
     def __init__(self):
@@ -157,10 +157,11 @@ def test_no_token_makes_the_host_wait(config, sampling):
 def test_replayed_steps_write_the_same_texts(config, dtype, sampling, request):
     decoder = sharp_decoder(config, dtype)
     u = torch.randn(3, *config.latent_shape)
-    expected = [write(decoder, u, sampling, 40, seed) for seed in range(3)]
+    expected = [write(decoder, u, sampling, 24, seed) for seed in range(2)]
     recorded = request.getfixturevalue("recorded")
-    assert [write(decoder, u, sampling, 40, seed).tolist() for seed in range(3)] == [text.tolist() for text in expected]
-    assert 0 < len(recorded) <= 3  # one for each call
+    for seed, text in enumerate(expected):
+        assert write(decoder, u, sampling, 24, seed).equal(text)
+    assert 0 < len(recorded) <= 2  # one for each call
 
 
 def test_work_is_done_once_each_time_and_recorded_once(recorded):
