@@ -1,6 +1,7 @@
 """Estimate what a fast step takes on a GPU that is not there, from every operation that the code does.
 
     python benchmarks/estimate.py [--presets small medium large] [--batch-size 64] [--rate 600] [--bandwidth 2.8]
+                                  [--varlen]
 
 The step runs on fake tensors, which have shapes and no numbers, in bfloat16, along the way that a device takes. Of each
 operation the arithmetic is counted and the bytes that it reads and writes; it takes as long as the slower of both at
@@ -11,6 +12,9 @@ The groups follow the file that an operation comes from.
 
 "compiled" is what --compile is to save: operations that only read and write (no products, no attention) of the decoder
 are taken to need a third of the bytes, and those on a block of logits 8 bytes a logit.
+
+--varlen counts attention within the window by another kernel, which benchmarks/windows.py compares on a device: of its
+scores only those that the window leaves.
 """
 
 from __future__ import annotations
@@ -28,15 +32,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from windows import by_varlen
 
 from ltm_pyro.config import preset, scheme_of
 from ltm_pyro.data import token_batch
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.inference.base import frozen
-from ltm_pyro.models import LatentThoughtModel, tokens, vocabulary
+from ltm_pyro.models import LatentThoughtModel, attention, tokens, vocabulary
 
 HOME = str(Path(tokens.__file__).parents[1])
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+VARLEN = "_varlen_attn"
 NOTHING = ("detach", "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty")
 """Operations that move nothing."""
 GROUPS = ("products", "attention", "vocabulary", "decoder", "noise", "scheme")
@@ -57,7 +63,7 @@ class Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         out = function(*args, **kwargs)
         name = function.overloadpacket.__name__
-        if function.is_view or function.namespace != "aten" or name in NOTHING:
+        if function.is_view or function.namespace not in ("aten", "torch_attn") or name in NOTHING:
             return out
         inputs = [value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)]
         outputs = [value for value in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(value, Tensor)]
@@ -86,7 +92,7 @@ class Counter(TorchDispatchMode):
     def _group(self, name: str) -> str:
         if name in ("mm", "bmm", "addmm", "baddbmm"):
             return "products"
-        if ATTENTION in name:
+        if ATTENTION in name or VARLEN in name:
             return "attention"
         files = {Path(frame.filename).name for frame in traceback.extract_stack() if frame.filename.startswith(HOME)}
         for file, group in (("vocabulary.py", "vocabulary"), ("philox.py", "noise"), ("decoder.py", "decoder")):
@@ -102,8 +108,17 @@ class Counter(TorchDispatchMode):
         if name == f"{ATTENTION}_backward":
             q, k = args[1], args[2]
             return 10.0 * q.shape[:-1].numel() * k.shape[-2] * q.shape[-1]
+        if name == VARLEN:
+            return 4.0 * _num_scores(*args[3:5], *args[5:7], args[9][0] + 1) * args[0].shape[1:].numel()
+        if name == f"{VARLEN}_backward":
+            return 10.0 * _num_scores(*args[6:8], *args[8:10], args[13][0] + 1) * args[1].shape[1:].numel()
         counted = flop_registry.get(function.overloadpacket)
         return 0.0 if counted is None else float(counted(*args, **kwargs, out_val=out))
+
+
+def _num_scores(starts: Tensor, _: Tensor, num_queries: int, num_keys: int, window: int) -> int:
+    """The scores of one head that a window leaves, of all texts."""
+    return (len(starts) - 1) * sum(min(window, key + 1) for key in range(num_keys - num_queries, num_keys))
 
 
 def step(name: str, options: argparse.Namespace) -> Counter:
@@ -130,7 +145,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=600.0)
     parser.add_argument("--bandwidth", type=float, default=2.8)
     parser.add_argument("--launch", type=float, default=4.0)
+    parser.add_argument("--varlen", action="store_true", help="take attention within the window by `varlen_attn`")
     options = parser.parse_args()
+    if options.varlen:
+        attention.windowed_attention = by_varlen
     # What a device does: all positions, in its blocks, and no condition on the host.
     tokens.log_probs_of_chosen = tokens.log_probs_of_all
     vocabulary.CPU_BLOCK = vocabulary.DEVICE_BLOCK

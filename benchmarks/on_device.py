@@ -17,6 +17,7 @@ kernels …   what the time of a fast step goes into
 training    30 steps of preset tiny against the CPU's losses; killed, resumed, and compared with a run that was not
 processes   one process of torchrun
 generation  tokens written in a second, with a graph of the step and without: the same tokens
+windows     attention within a window by the package and by `varlen_attn`: differences and time
 reference   a training step beside the published implementation's (--reference, the path of a clone)
 corpus      preset small trained by objective past and without z, as many steps of each, on a corpus that
             `python -m ltm_pyro.prepare` has written (--corpus), with their figures on its held-out text
@@ -46,6 +47,7 @@ from unittest import mock
 
 import pyro
 import torch
+import windows
 from speed import Step
 from timing import matrix_rate, median_seconds, peak_memory, seconds_in_turns
 from torch import Tensor
@@ -349,17 +351,18 @@ def of_size(
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], Result], int]] = {
     "machine": (run_machine, 20),
-    "parity": (run_parity, 50),
+    "parity": (run_parity, 45),
     "waits": (run_waits, 20),
     "speed small 64": (of_size(run_speed, "small", 64), 35),
     "compiled small 64": (of_size(run_speed, "small", 64, is_compiled=True), 70),
     "speed large 64": (of_size(run_speed, "large", 64), 45),
-    "kernels small 64": (of_size(run_kernels, "small", 64), 25),
-    "training": (run_training, 80),
+    "kernels small 64": (of_size(run_kernels, "small", 64), 20),
+    "training": (run_training, 70),
     "speed small 8": (of_size(run_speed, "small", 8), 25),
     "speed large 8": (of_size(run_speed, "large", 8), 25),
     "generation": (run_generation, 25),
-    "processes": (run_processes, 30),
+    "windows": (lambda options: windows.compare(torch.device(options.device), options.toy), 25),
+    "processes": (run_processes, 25),
     "reference": (run_reference, 30),
     "corpus": (run_corpus, 240),
 }
