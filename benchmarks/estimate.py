@@ -1,7 +1,7 @@
 """Estimate what a fast step takes on a GPU that is not there, from every operation that the code does.
 
     python benchmarks/estimate.py [--presets small medium large] [--batch-size 64] [--rate 600] [--bandwidth 2.8]
-                                  [--varlen]
+                                  [--varlen] [--tokens]
 
 The step runs on fake tensors, which have shapes and no numbers, in bfloat16, along the way that a device takes. Of each
 operation the arithmetic is counted and the bytes that it reads and writes; it takes as long as the slower of both at
@@ -14,7 +14,7 @@ The groups follow the file that an operation comes from.
 are taken to need a third of the bytes, and those on a block of logits 8 bytes a logit.
 
 --varlen counts attention within the window by another kernel, which benchmarks/windows.py compares on a device: of its
-scores only those that the window leaves.
+scores only those that the window leaves. --tokens counts what is done for one token of each text that is written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ltm_pyro.config import preset, scheme_of
 from ltm_pyro.data import token_batch
 from ltm_pyro.inference import SequenceNoise
 from ltm_pyro.inference.base import frozen
-from ltm_pyro.models import LatentThoughtModel, attention, tokens, vocabulary
+from ltm_pyro.models import LatentThoughtModel, Sampling, attention, generation, tokens, vocabulary
 
 HOME = str(Path(tokens.__file__).parents[1])
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
@@ -67,8 +67,11 @@ class Counter(TorchDispatchMode):
             return out
         inputs = [value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)]
         outputs = [value for value in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(value, Tensor)]
-        read = [] if name == "gather" else inputs  # which reads no more than it writes
-        moved = sum(value.numel() * value.element_size() for value in [*read, *outputs])
+        if name in ("gather", "embedding"):  # which read no more than they write
+            inputs = []
+        elif name == "index_copy_":  # which changes no more than it reads
+            inputs, outputs = inputs[-1:], inputs[-1:]
+        moved = sum(value.numel() * value.element_size() for value in [*inputs, *outputs])
         group = self._group(name)
         operations = self._operations(function, name, args, kwargs, out)
         self.operations += operations
@@ -138,6 +141,29 @@ def step(name: str, options: argparse.Namespace) -> Counter:
     return counter
 
 
+def token(name: str, options: argparse.Namespace) -> Counter:
+    """What is done for one token of each text, counted."""
+    with FakeTensorMode(), torch.no_grad():
+        model = LatentThoughtModel(preset(name).model, 50_258, 50_256)
+        model.decoder.compute_dtype = torch.bfloat16
+        u = torch.zeros(options.batch_size, *model.config.latent_shape)
+        prompts, num_tokens = [()] * len(u), 1024
+        texts = generation._unchecked_tokens(model.decoder, u, 50_256, num_tokens, prompts, Sampling(), None)
+        next(texts)
+        with Counter(options) as counter:
+            next(texts)
+    return counter
+
+
+def print_tokens(options: argparse.Namespace) -> None:
+    print("| preset | launches | G operations | MB | launches take [ms] | bytes take [ms] |")
+    print("|---" * 6 + "|")
+    for name in options.presets:
+        found = token(name, options)
+        times = f"{1e-3 * found.launches * options.launch:.2f} | {1e-9 * found.bytes / options.bandwidth:.2f}"
+        print(f"| {name} | {found.launches} | {found.operations / 1e9:.1f} | {found.bytes / 1e6:.0f} | {times} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["small", "medium", "large"])
@@ -146,6 +172,7 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, default=2.8)
     parser.add_argument("--launch", type=float, default=4.0)
     parser.add_argument("--varlen", action="store_true", help="take attention within the window by `varlen_attn`")
+    parser.add_argument("--tokens", action="store_true", help="count what is done for a token of each text instead")
     options = parser.parse_args()
     if options.varlen:
         attention.windowed_attention = by_varlen
@@ -153,7 +180,11 @@ def main() -> None:
     tokens.log_probs_of_chosen = tokens.log_probs_of_all
     vocabulary.CPU_BLOCK = vocabulary.DEVICE_BLOCK
     print(f"`python benchmarks/estimate.py {' '.join(sys.argv[1:])}`\n")
-    print(f"At {options.rate:g} T operations and {options.bandwidth:g} TB a second; milliseconds of a fast step.\n")
+    print(f"At {options.rate:g} T operations and {options.bandwidth:g} TB a second; milliseconds.\n")
+    (print_tokens if options.tokens else print_steps)(options)
+
+
+def print_steps(options: argparse.Namespace) -> None:
     print(
         f"| preset | T operations | GB | launches | {' | '.join(GROUPS)} | all | share of the rate | compiled | share |"
     )

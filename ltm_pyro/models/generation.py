@@ -134,6 +134,7 @@ def stream(
         prompts: what each text begins with, without begin-of-text; None for nothing.
         sampling: how each token is chosen.
         generator: a generator on the decoder's device; None for torch's global one, which `pyro.set_rng_seed` seeds.
+            A device that writes ahead also draws for the few tokens that it writes after all texts have ended.
 
     Raises:
         ValueError: if there are not as many prompts as texts, or the number of tokens is not a whole number of at least
@@ -176,7 +177,8 @@ def _unchecked_tokens(
     """
     device, num_texts = u_BLSD.device, len(prompts)
     # Begin-of-text has a column too, since it may stand in the place of a token.
-    is_used_BV = torch.zeros(num_texts, decoder.vocab_size, dtype=torch.bool, device=device)
+    is_any_used_BV = torch.zeros(num_texts, decoder.vocab_size, dtype=torch.bool, device=device)
+    is_used_BV = is_any_used_BV[:, :-1]
     has_penalty = sampling.repetition_penalty != 1  # otherwise nothing reads it, and a long prompt would cost time
     if has_penalty:
         for is_used_V, prompt in zip(is_used_BV, prompts, strict=True):
@@ -193,12 +195,12 @@ def _unchecked_tokens(
     tokens_B = torch.full((num_texts,), decoder.begin_of_text, device=device)
 
     def choose(hidden_BD: Tensor) -> None:
-        chosen_B = sampling.choose(logits(hidden_BD), is_used_BV[:, :-1], uniform_B1)
+        chosen_B = sampling.choose(logits(hidden_BD), is_used_BV, uniform_B1)
         # A text has ended if its last token was end-of-text, and then gets no other.
         is_other_B = (tokens_B == end_of_text) & (chosen_B != decoder.begin_of_text)
         tokens_B.copy_(chosen_B.masked_fill(is_other_B, end_of_text))
         if has_penalty:
-            is_used_BV.scatter_(1, tokens_B[:, None], True)
+            is_any_used_BV.scatter_(1, tokens_B[:, None], True)
 
     def go_on() -> None:
         choose(decoder.step(tokens_B, memory))

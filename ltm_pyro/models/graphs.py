@@ -27,7 +27,7 @@ class Graphed:
         self.work = work
         self.num_done = 0
         self.graph: torch.cuda.CUDAGraph | None = None
-        # All that is recorded, and what comes before it, must run beside the stream that everything runs in.
+        # Nothing can be recorded in the stream that everything runs in by default.
         self.side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # as all of torch's
 
     def __call__(self) -> None:

@@ -287,6 +287,12 @@ def test_a_prompt_of_ids_that_are_no_text_is_refused(outside):
         generate(decoder, random_z(decoder, 1), END, 3, [[1, outside]])
 
 
+def test_with_a_penalty_begin_of_text_is_refused_wherever_it_stands():
+    decoder = sharp_decoder()
+    with pytest.raises(IndexError, match="out of bounds"):
+        generate(decoder, random_z(decoder, 1), END, 3, [[BEGIN, *[1] * 40]], Sampling(repetition_penalty=2))
+
+
 @pytest.mark.parametrize(
     ("settings", "mentioned"),
     [
