@@ -73,8 +73,8 @@ class Sampling:
             is_used_BV: whether prompt or text have each token already; only read if there is a penalty.
             uniform_B1: a random number from 0 to 1 for each text, float64; only read above temperature 0.
         """
-        # What is not a finite number shows in the largest or in the smallest logit.
-        is_finite_B = logits_BV.amax(-1).isfinite() & logits_BV.amin(-1).isfinite()
+        # Zero times what is not finite is no number, and so is its sum with others.
+        says_nothing_B = (logits_BV * 0).sum(-1) != 0
         penalised_BV = self._penalised(logits_BV.float(), is_used_BV)
         if self.temperature == 0:
             chosen_B = penalised_BV.argmax(-1)
@@ -84,7 +84,7 @@ class Sampling:
             # total.
             total_BV = self._warped(penalised_BV).softmax(-1).cumsum(-1)
             chosen_B = torch.searchsorted(total_BV, uniform_B1 * total_BV[:, -1:], right=True).squeeze(-1)
-        return chosen_B.masked_fill(~is_finite_B, logits_BV.shape[-1])
+        return chosen_B.masked_fill(says_nothing_B, logits_BV.shape[-1])
 
     def _penalised(self, logits_BV: Tensor, is_used_BV: Tensor) -> Tensor:
         if self.repetition_penalty == 1:
