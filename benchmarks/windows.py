@@ -29,7 +29,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def has_varlen_windows() -> bool:
-    """Whether this version of torch has a `varlen_attn` with windows: 2.13 has, 2.10 has one without."""
+    """Whether this version of torch has a `varlen_attn` with windows, as 2.13 has; its first versions had none."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
