@@ -98,6 +98,9 @@ class TrainConfig:
     Weights, z, KL, sums and the optimiser are in float32 with each of them."""
     compile: bool = False
     """Compile the decoder with torch.compile, which takes minutes at the start and needs a C++ compiler."""
+    sharded: bool = False
+    """Split weights, gradients and the optimiser's moments between the processes that torchrun starts.
+    Between steps each process holds only its part of them. The results are the same but for rounding."""
     seed: int = 0
     """The seed of the weights, the noise and the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -107,8 +110,8 @@ class TrainConfig:
     resume: bool = False
     """Continue the run in --out.
     --steps can be changed then, which moves the end of the learning rate's schedule.
-    So can --device, --compile, --micro-batch-size, and how often and how much to log, validate, save and keep.
-    The rest cannot."""
+    So can --device, --compile, --micro-batch-size, --sharded, and how often and how much to log, validate, save and
+    keep. The rest cannot."""
     log_every: int = 10
     """The number of slow steps between two lines of metrics."""
     tensorboard: bool = False

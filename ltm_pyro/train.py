@@ -69,6 +69,7 @@ from ltm_pyro.training import tensorboard
 from ltm_pyro.training.loop import Diverged, Training, report, train
 from ltm_pyro.training.processes import Processes, is_restarted, joined
 from ltm_pyro.training.progress import time_text
+from ltm_pyro.training.sharded import ShardedWeights
 from ltm_pyro.training.tensorboard import TensorBoard
 
 COMMON = (
@@ -104,6 +105,7 @@ CHANGEABLE = {
     "device",
     "compile",
     "micro_batch_size",
+    "sharded",
     "out",
     "resume",
     "log_every",
@@ -303,6 +305,8 @@ class Loaded:
     train: PackedSequences
     validation: PackedSequences
     device: torch.device
+    sharded: ShardedWeights | None = None
+    """The weights as they are split between processes; None where every process has all of them."""
 
     def resolved(self, processes: Processes) -> dict[str, str]:
         """What the settings were resolved to."""
@@ -319,6 +323,11 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
     """
     if config.batch_size % processes.size:
         raise InputError(f"--batch-size {config.batch_size} cannot be divided evenly among {processes.size} processes")
+    if config.sharded and processes.size == 1:
+        raise InputError(
+            "--sharded splits weights between processes, and there is one: start several with torchrun, or use "
+            "--no-sharded"
+        )
     if config.tensorboard:
         tensorboard.check_is_installed()
     device = cli.pick_device(config.device)
@@ -358,13 +367,23 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
     )
 
 
+def load_in_all(config: TrainConfig, processes: Processes) -> Loaded:
+    """Do :func:`load` in all processes. With --sharded each then keeps its part of the weights."""
+    loaded = processes.patient.by_all(lambda: load(config, processes))
+    if not config.sharded:
+        return loaded
+    sharded = ShardedWeights(loaded.model, processes)
+    optimizer = WeightOptimizer(loaded.model, config.optimizer, config.steps)
+    return dataclasses.replace(loaded, sharded=sharded, optimizer=optimizer)
+
+
 def start_run(config: TrainConfig, processes: Processes, open_until_end: contextlib.ExitStack) -> Training:
     """Begin a new run. Its folder is made last, so that settings which cannot be used leave nothing behind.
 
     Args:
         open_until_end: receives what the first process opens, such as the lock of the folder.
     """
-    loaded = processes.patient.by_all(lambda: load(config, processes))
+    loaded = load_in_all(config, processes)
     resolved = loaded.resolved(processes)
 
     def create() -> Path:
@@ -388,7 +407,7 @@ def resume_run(run: Run, config: TrainConfig, processes: Processes, open_until_e
     # Its name may lead nowhere, or elsewhere, from this folder. What it is, is checked by its hash.
     place = before.get("corpus_path", config.data)
     place = place if config.data == old.data and is_there(place) else config.data
-    loaded = processes.patient.by_all(lambda: load(dataclasses.replace(config, data=place), processes))
+    loaded = load_in_all(dataclasses.replace(config, data=place), processes)
     resolved = loaded.resolved(processes)
 
     def restore() -> Progress:
@@ -405,8 +424,9 @@ def resume_run(run: Run, config: TrainConfig, processes: Processes, open_until_e
         return progress
 
     def follow() -> None:
-        # The weights come from the first process, and the moments from the checkpoint that it has gone back to.
+        # The others read the checkpoint that the first process has gone back to.
         if not processes.is_first:
+            checkpoint.load_weights(run.newest_checkpoint(), loaded.model)
             checkpoint.load_progress(run.newest_checkpoint(), loaded.optimizer.adamw)
 
     progress = processes.by_first(restore)
@@ -421,13 +441,14 @@ def _training(
     training = Training(
         trained,
         loaded.corpus,
-        processes.synchronised(loaded.model),
+        processes.synchronised(loaded.model) if loaded.sharded is None else loaded.model,
         scheme_of(trained.config),
         loaded.optimizer,
         loaded.train,
         loaded.validation,
         loaded.device,
         processes,
+        loaded.sharded,
     )
     if trained.config.tensorboard and processes.is_first:
         board = TensorBoard(trained.path / tensorboard.FOLDER, trained.progress.step)
@@ -457,11 +478,12 @@ def carry_out(training: Training) -> int:
     """
     config, run, num_processes = training.config, training.run, training.processes.size
     thinking = f"{config.inference} with {config.fast_steps} fast step{'s' * (config.fast_steps != 1)}"
+    where = "in each of" if training.sharded is None else "split between"
     go_on = f"continue with: python -m ltm_pyro.train --out {shlex.quote(str(run.path))} --resume"
     print(
         f"{run.path}: {training.trained.num_weights:,} weights on {training.device.type}"
         f"{'' if training.model.decoder.compute_dtype is None else ', with matrix products in bfloat16'}"
-        f"{f', in each of {num_processes} processes' if num_processes > 1 else ''}, "
+        f"{f', {where} {num_processes} processes' if num_processes > 1 else ''}, "
         f"{'no z' if config.inference == NO_INFERENCE else thinking}; "
         f"{len(training.train):,} pieces of up to {config.model.length:,} tokens to train on, "
         f"{len(training.validation):,} held out"
@@ -478,7 +500,8 @@ def carry_out(training: Training) -> int:
         try:
             train(training, stop)
             if not training.is_stopped(stop):
-                report(training, stop)
+                with training.whole_weights():
+                    report(training, stop)
         except (Diverged, FloatingPointError) as error:
             newest = run.newest_checkpoint()
             raise RunError(f"{error} (step {training.progress.step}); the last good checkpoint is {newest}") from None

@@ -20,7 +20,7 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         WriteError: if it cannot be written; an existing file is then unchanged.
     """
-    partial = _partial(path)
+    partial = partial_of(path)
     with _write_errors(path, partial):
         with partial.open("wb") as file:
             file.write(content)
@@ -53,7 +53,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: if it cannot be made.
     """
-    partial = _partial(path)
+    partial = partial_of(path)
     with _write_errors(path, partial):
         _discard(partial)
         partial.mkdir(parents=True)
@@ -69,7 +69,7 @@ def remove_folder(path: Path) -> None:
     Raises:
         WriteError: if it cannot be removed.
     """
-    partial = _partial(path)
+    partial = partial_of(path)
     with _write_errors(path):
         _discard(partial)
         os.rename(path, partial)
@@ -96,7 +96,8 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _partial(path: Path) -> Path:
+def partial_of(path: Path) -> Path:
+    """Where a file or a folder is written before it gets its name."""
     return path.with_name(f".{path.name}.partial")
 
 

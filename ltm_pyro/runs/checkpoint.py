@@ -4,6 +4,10 @@
 `progress.json`, and `SHA256SUMS` of these, which `sha256sum -c` reads too. The best
 checkpoint also holds `best.json`, the held-out figure by which it is the best. All randomness of training is a pure
 function of (seed, step), so no random state is stored. Nothing read from here can run code.
+
+Where weights are split between processes, the moments are files in `optimizer/` instead, one of each process, in the
+format of torch's distributed checkpointing for safetensors (its other format is a pickle). What was written by any
+number of processes, split or not, is read by any other.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +29,16 @@ from torch import Tensor, nn
 
 from ltm_pyro.errors import InputError
 from ltm_pyro.files import durable, strict_json
+from ltm_pyro.runs import parts
 
 WEIGHTS = "model.safetensors"
 MOMENTS = "optimizer.safetensors"
+MOMENTS_IN_PARTS = "optimizer"
 PROGRESS = "progress.json"
 BEST = "best.json"
 SUMS = "SHA256SUMS"
+MOMENT = re.compile(r"(\d{1,9})\.(\w+)", re.ASCII)
+"""The name of a moment: the number of the weight in the optimiser, and that of the moment."""
 
 
 @dataclass
@@ -48,33 +57,65 @@ class Progress:
     """The number of steps that have been skipped since the last one that was not."""
 
 
-def save(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer, progress: Progress, num_kept: int) -> Path:
+def save(
+    folder: Path,
+    weights: nn.Module | Mapping[str, Tensor],
+    adamw: torch.optim.Optimizer,
+    progress: Progress,
+    num_kept: int,
+    write_parts: Callable[[Path], dict[str, str]] | None = None,
+) -> Path:
     """Write a checkpoint into the folder `checkpoints`, unless it has one of this step, and remove older ones.
 
     Args:
+        weights: the model, or its weights by their names.
+        write_parts: writes the moments of all processes into an unfinished checkpoint, as :func:`write_part` does, and
+            returns the checksums of their files; None for an optimiser that holds all moments.
         num_kept: the number of newest checkpoints to keep. The best one (see :func:`mark_best`) is kept in addition.
 
     Raises:
         FloatingPointError: if a weight is not finite; nothing is written then.
         WriteError: if it cannot be written; earlier checkpoints are then unchanged.
     """
-    weights = model.state_dict()
+    weights = weights.state_dict() if isinstance(weights, nn.Module) else weights
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise FloatingPointError("a weight is not finite")
-    target = folder / f"step-{progress.step:08d}"
+    target = path_of(folder, progress)
     if not target.exists():
         with durable.new_folder(target) as partial:
-            sums = {
-                WEIGHTS: _write(partial / WEIGHTS, safetensors.save(weights)),
-                MOMENTS: _write(partial / MOMENTS, safetensors.save(_moments(adamw))),
-                PROGRESS: _write(partial / PROGRESS, json.dumps(dataclasses.asdict(progress)).encode()),
-            }
+            sums = {WEIGHTS: _write(partial / WEIGHTS, safetensors.save(dict(weights)))}
+            if write_parts is None:
+                sums[MOMENTS] = _write(partial / MOMENTS, safetensors.save(_moments(adamw)))
+            else:
+                sums |= write_parts(partial)
+            sums[PROGRESS] = _write(partial / PROGRESS, json.dumps(dataclasses.asdict(progress)).encode())
             _write_sums(partial, sums)
     best = best_checkpoint(folder)
     for old in all_checkpoints(folder)[:-num_kept]:
         if old != best:
             durable.remove_folder(old)
     return target
+
+
+def path_of(folder: Path, progress: Progress) -> Path:
+    """Where :func:`save` writes a checkpoint."""
+    return folder / f"step-{progress.step:08d}"
+
+
+def write_part(partial: Path, adamw: torch.optim.Optimizer, group: Any) -> dict[str, str]:
+    """Write this process's part of AdamW's moments into an unfinished checkpoint. All processes do so together.
+
+    Args:
+        group: the processes, which communicate on CPUs.
+
+    Returns:
+        the checksums of this process's files.
+
+    Raises:
+        WriteError: in all processes, if one of them cannot write.
+    """
+    written = parts.write(partial / MOMENTS_IN_PARTS, _moments(adamw), group)
+    return {f"{MOMENTS_IN_PARTS}/{path.name}": _digest(path) for path in written}
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
@@ -181,13 +222,20 @@ def copy_without_moments(checkpoint: Path, folder: Path) -> None:
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    """Put the weights of a checkpoint into the model.
+    """Put the weights of a checkpoint into the model; where they are split between processes, this one's part.
 
     Raises:
         InputError: if they cannot be read, or are those of another model.
     """
-    weights, own = _read_tensors(checkpoint / WEIGHTS), model.state_dict()
-    shapes, expected = ({name: list(value.shape) for name, value in each.items()} for each in (weights, own))
+    own = model.state_dict()
+    if parts.is_split(own.values()):
+        _verify(checkpoint, WEIGHTS)
+        stored = parts.shapes(checkpoint)
+        shapes = {name: shape for name, shape in stored.items() if not MOMENT.fullmatch(name)}
+    else:
+        weights = _read_tensors(checkpoint / WEIGHTS)
+        shapes = {name: list(value.shape) for name, value in weights.items()}
+    expected = {name: list(value.shape) for name, value in own.items()}
     # One of them says what is wrong; torch would name them all, and settings are wrong for many at once.
     wrong = [name for name in {**expected, **shapes} if shapes.get(name) != expected.get(name)]
     if wrong:
@@ -197,11 +245,15 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
             f"the weights in {checkpoint} do not fit this model, as its settings describe it: {first} is {there} in "
             f"the file and {here} in the model{others}"
         )
-    model.load_state_dict(weights)
+    if parts.is_split(own.values()):
+        parts.read_into(own, checkpoint)
+    else:
+        model.load_state_dict(weights)
 
 
 def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
-    """Put AdamW's moments into the optimiser, and return the progress of the run.
+    """Put AdamW's moments into the optimiser, and return the progress of the run. Where weights are split between
+    processes, the moments are this one's part.
 
     Raises:
         InputError: if the checkpoint cannot be read.
@@ -209,11 +261,11 @@ def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
     progress = read_progress(checkpoint)
     weights = [weight for group in adamw.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _read_tensors(checkpoint / MOMENTS).items():
-        parts = re.fullmatch(r"(\d{1,9})\.(\w+)", name, re.ASCII)
-        if not parts:
+    for name, value in _read_moments(checkpoint, weights).items():
+        found = MOMENT.fullmatch(name)
+        if not found:
             raise InputError(f"the moments in {checkpoint} do not fit this model: {name}")
-        state.setdefault(int(parts[1]), {})[parts[2]] = value
+        state.setdefault(int(found[1]), {})[found[2]] = value
     shapes = {index: {key: value.shape for key, value in values.items()} for index, values in state.items()}
     expected = {n: {"step": (), "exp_avg": w.shape, "exp_avg_sq": w.shape} for n, w in enumerate(weights)}
     # Before the first step there are no moments at all.
@@ -247,6 +299,25 @@ def _moments(adamw: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
+def _read_moments(checkpoint: Path, weights: list[Tensor]) -> dict[str, Tensor]:
+    """AdamW's moments of these weights, of which those of split weights are split in the same way."""
+    files = [name for name in _read_sums(checkpoint) if name.startswith(f"{MOMENTS_IN_PARTS}/")]
+    if not files and not parts.is_split(weights):
+        return _read_tensors(checkpoint / MOMENTS)
+    for name in files or [MOMENTS]:
+        _verify(checkpoint, name)
+    folder = checkpoint / MOMENTS_IN_PARTS if files else checkpoint
+    stored = {name: shape for name, shape in parts.shapes(folder).items() if MOMENT.fullmatch(name)}
+    moments: dict[str, Tensor] = {}
+    for number, weight in enumerate(weights if stored else []):
+        moments |= {f"{number}.{name}": torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+        moments[f"{number}.step"] = torch.zeros(())
+    if stored != {name: list(moment.shape) for name, moment in moments.items()}:
+        raise InputError(f"the moments in {checkpoint} do not fit this model")
+    parts.read_into(moments, folder)
+    return moments
+
+
 def _write(path: Path, content: bytes) -> str:
     durable.write(path, content)
     return hashlib.sha256(content).hexdigest()
@@ -278,9 +349,27 @@ def _read(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    if hashlib.sha256(content).hexdigest() != sums.get(path.name):
-        raise InputError(f"{path} is damaged: its checksum is not the one in {SUMS}")
+    _check(path, hashlib.sha256(content).hexdigest(), sums.get(path.name))
     return content
+
+
+def _verify(checkpoint: Path, name: str) -> None:
+    """Check a file of a checkpoint against its checksum, without all of it in memory."""
+    try:
+        digest = _digest(checkpoint / name)
+    except OSError as error:
+        raise InputError(f"{checkpoint / name} cannot be read: {error}") from None
+    _check(checkpoint / name, digest, _read_sums(checkpoint).get(name))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path: Path, digest: str, expected: str | None) -> None:
+    if digest != expected:
+        raise InputError(f"{path} is damaged: its checksum is not the one in {SUMS}")
 
 
 def _read_json(path: Path) -> Any:

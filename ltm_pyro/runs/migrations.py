@@ -14,7 +14,8 @@ version 6   no `model.thoughts`
 version 7   no `model.encoder_reads`
 version 8   `text_column` is never null, and "text" also where a benchmark set has a column of its own
 version 9   `micro_batch_size` is never null, and 8 also on a GPU; `precision` is never auto
-version 10  the current version
+version 10  no `sharded`
+version 11  the current version
 
 A new scheme, and a new setting of one, need no version: :func:`ltm_pyro.config.from_dict` completes schemes by their
 defaults.
@@ -92,6 +93,10 @@ def _before_defaults_by_device(values: Values) -> None:
         values["micro_batch_size"] = None
 
 
+def _before_sharding(values: Values) -> None:
+    values.setdefault("sharded", False)
+
+
 MIGRATIONS: list[Callable[[Values], None]] = [
     _before_the_encoder,
     _when_vi_was_fitted_by_adam,
@@ -103,6 +108,7 @@ MIGRATIONS: list[Callable[[Values], None]] = [
     _before_encoders_of_blocks,
     _before_columns_by_default,
     _before_defaults_by_device,
+    _before_sharding,
 ]
 """The n-th, counted from 0, changes values of version n into those of version n + 1, in place."""
 

@@ -8,6 +8,7 @@ import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ltm_pyro.errors import InputError
 from ltm_pyro.evaluation import figures
 from ltm_pyro.evaluation.estimators import EstimatorSettings
 from ltm_pyro.evaluation.inferred import Inference, held_at_start, inference_of
+from ltm_pyro.files import durable
 from ltm_pyro.files.stop import StopSignal
 from ltm_pyro.inference import COMMON_SCHEME, PRIOR, PosteriorScheme, SequenceNoise
 from ltm_pyro.inference.svi import SlowLoss, WeightOptimizer, accumulating
@@ -37,6 +39,7 @@ from ltm_pyro.runs.trained import TrainedModel
 from ltm_pyro.training.load import LoadOfOthers
 from ltm_pyro.training.processes import Processes
 from ltm_pyro.training.progress import ProgressDisplay
+from ltm_pyro.training.sharded import ShardedWeights
 from ltm_pyro.training.tensorboard import TensorBoard
 
 MAX_SKIPS_IN_A_ROW = 5
@@ -65,6 +68,8 @@ class Training:
     """The sequences of the held-out text."""
     device: torch.device
     processes: Processes
+    sharded: ShardedWeights | None = None
+    """The weights as they are split between processes; None where every process has all of them."""
     board: TensorBoard | None = None
     """The writer of TensorBoard's curves; None without --tensorboard."""
 
@@ -93,6 +98,10 @@ class Training:
         """Whether one process trains on a CPU."""
         return self.device.type == "cpu" and self.processes.size == 1
 
+    def whole_weights(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which this process holds all weights. All processes enter it together."""
+        return contextlib.nullcontext() if self.sharded is None else self.sharded.whole()
+
     def is_stopped(self, stop: StopSignal) -> bool:
         """Whether a signal has asked any process to stop. If so, all processes stop, with the same signal.
 
@@ -105,7 +114,7 @@ class Training:
 
 
 def slow_step(training: Training, stop: StopSignal) -> SlowLoss | None:
-    """Infer z of every sequence of the batch, then take one step on the weights.
+    """Infer z of every sequence of the batch, then take one step on the weights, which are whole until then.
 
     Returns:
         what the step saw, summed over all processes; None if a signal asked to stop before the step was taken.
@@ -132,6 +141,8 @@ def slow_step(training: Training, stop: StopSignal) -> SlowLoss | None:
             share = num_tokens / processes.size
             loss += objective.backward(training.model, training.synchronised, training.scheme, batch, rng, share)
     loss = sum(processes.gather(loss.on_host()), SlowLoss())
+    if training.sharded is not None:
+        training.sharded.average_gradients()
     if training.optimizer.update(progress.step, is_usable=not loss.num_unusable and bool(np.isfinite(loss.nelbo))):
         progress.skips_in_a_row = 0
     else:
@@ -253,7 +264,9 @@ def train(training: Training, stop: StopSignal) -> None:
             take_steps(training, stop, display)
     except (OSError, InputError, torch.OutOfMemoryError):
         # The output is closed, the disk that it is written to is full, the data is damaged, or a GPU's memory is full.
-        save(training)
+        # The other processes may not know of it yet.
+        if training.sharded is None:
+            save(training)
         raise
     save(training)
 
@@ -270,7 +283,8 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
         # Before the step and not after it, so that a run that was stopped in between still validates.
         if progress.step and progress.step % config.validate_every == 0 and progress.step not in validated:
             chosen = figures.validation_sequences(len(training.validation), config.validation_sequences)
-            figure = held_out(training, chosen, inference_of(config), stop)
+            with training.whole_weights():
+                figure = held_out(training, chosen, inference_of(config), stop)
             if figure is None:
                 return
             # Before its line is written: after a crash in between, the resumed run does both again.
@@ -283,7 +297,8 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
                     "texts by heart; other commands take the lowest with --which best"
                 )
         started = time.perf_counter()
-        loss = slow_step(training, stop)
+        with training.whole_weights():
+            loss = slow_step(training, stop)
         if loss is None:
             return
         seconds = time.perf_counter() - started
@@ -304,15 +319,34 @@ def take_steps(training: Training, stop: StopSignal, display: ProgressDisplay) -
 
 
 def save(training: Training) -> None:
-    """Write a checkpoint of the present step, if there is none."""
-    if training.processes.is_first:
-        checkpoint.save(
-            training.run.checkpoints,
-            training.model,
-            training.optimizer.adamw,
-            training.progress,
-            training.config.num_checkpoints,
-        )
+    """Write a checkpoint of the present step, if there is none. Where weights are split, all processes do so together.
+
+    Raises:
+        FloatingPointError, WriteError: as :func:`ltm_pyro.runs.checkpoint.save`.
+    """
+    processes, folder, progress = training.processes, training.run.checkpoints, training.progress
+    adamw, num_kept = training.optimizer.adamw, training.config.num_checkpoints
+    if training.sharded is None:
+        if processes.is_first:
+            checkpoint.save(folder, training.model.state_dict(), adamw, progress, num_kept)
+        return
+    target = checkpoint.path_of(folder, progress)
+    if processes.by_first(target.exists):
+        return
+
+    def write_parts(partial: Path) -> dict[str, str]:
+        sums = processes.gather(processes.by_all(lambda: checkpoint.write_part(partial, adamw, processes.group)))
+        return {name: digest for of_one in sums for name, digest in of_one.items()}
+
+    # Before the first step there are no moments, and no process has a part of them.
+    parts = write_parts if adamw.state else None
+    weights = training.model.state_dict()
+    with training.sharded.whole():
+        if processes.is_first:
+            weights |= {name: weight.detach() for name, weight in training.model.named_parameters()}
+            checkpoint.save(folder, weights, adamw, progress, num_kept, parts)
+        elif parts is not None:
+            parts(durable.partial_of(target))
 
 
 def keep_if_best(training: Training, figure: figures.Figure) -> dict[str, Any] | None:
@@ -324,10 +358,14 @@ def keep_if_best(training: Training, figure: figures.Figure) -> dict[str, Any] |
     # Earlier versions validated on other sequences, and did not say so.
     run, record = training.run, {"step": training.progress.step, "sequences": "reserved", **figure.record()}
     # Not after a skipped step, which may have failed because of the weights.
-    if not training.processes.is_first or training.progress.skips_in_a_row:
+    if training.progress.skips_in_a_row:
         return None
-    if checkpoint.is_best(run.checkpoints, record):
+    is_best = training.processes.by_first(lambda: checkpoint.is_best(run.checkpoints, record))
+    if is_best:
         save(training)
+    if not training.processes.is_first:
+        return None
+    if is_best:
         checkpoint.mark_best(run.newest_checkpoint(), record)
         return None
     best = checkpoint.best_checkpoint(run.checkpoints)

@@ -1,8 +1,9 @@
 """Several processes that train one model, as `torchrun` starts them: each has a part of every batch.
 
-Gradients are averaged by `DistributedDataParallel`. All else that the processes tell each other (that one was asked to
-stop, sums, errors) goes through :meth:`Processes.gather`, which all of them must call the same number of times in the
-same order. So what only one of them knows must never decide whether it is called.
+Gradients are averaged by `DistributedDataParallel`, or by `sharded.py` where weights are split. All else that the
+processes tell each other (that one was asked to stop, sums, errors) goes through :meth:`Processes.gather`, which all of
+them must call the same number of times in the same order. So what only one of them knows must never decide whether it
+is called.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # not l
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ltm_pyro.errors import InputError, RunError
+from ltm_pyro.errors import InputError, RunError, WriteError
 
 Value = TypeVar("Value")
 
@@ -78,24 +79,25 @@ class Processes:
         Raises:
             InputError: in the first process, if the function raised it in any process.
             SystemExit: in the others, so that the error is printed once.
+            WriteError: in all processes, if the function raised it in any.
         """
         value, error = None, None
         try:
             value = function()
-        except InputError as raised:
-            error = str(raised)
+        except (InputError, WriteError) as raised:
+            error = raised
         found = [other for other in self.gather(error) if other is not None]
-        if found and not self.is_first:
+        if found and isinstance(found[0], InputError) and not self.is_first:
             raise SystemExit(2)
         if found:
-            raise InputError(found[0])
+            raise found[0]
         return value  # type: ignore[return-value]
 
     def by_first(self, function: Callable[[], Value]) -> Value:
         """Call a function in the first process alone, and return its result, which must be picklable, in all of them.
 
         Raises:
-            InputError, SystemExit: as :meth:`by_all`.
+            InputError, SystemExit, WriteError: as :meth:`by_all`.
         """
         value = self.by_all(lambda: function() if self.is_first else None)
         return self.gather(value)[0]  # type: ignore[return-value]
