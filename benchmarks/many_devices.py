@@ -2,11 +2,14 @@
 
     python benchmarks/many_devices.py [--processes 8]
 
-Every process holds the weights, their gradients and AdamW's two moments, all in float32. Beside them it holds what the
-backward pass of a step needs of the sequences that are inferred together (--micro-batch-size). That is counted on
-torch's device "meta", which computes nothing: all that autograd saves of one sequence, without the weights, in float32.
-(In bfloat16 what matrix products save takes half as much.) The gradients are averaged once in each slow step by a ring
-all-reduce, in which each of N processes sends and receives 2 (N - 1) / N times their size.
+Every process holds the weights, their gradients and AdamW's two moments, all in float32. With --sharded it holds its
+part of weights and moments between steps; within a slow step it holds all weights and all gradients as well, until they
+are reduced, a layer at a time. Beside them it holds what the backward pass of a step needs of the sequences that are
+inferred together (--micro-batch-size). That is counted on torch's device "meta", which computes nothing: all that
+autograd saves of one sequence, without the weights, in float32. (In bfloat16 what matrix products save takes half as
+much.) The gradients are averaged once in each slow step by a ring all-reduce, in which each of N processes sends and
+receives 2 (N - 1) / N times their size. With --sharded it sends half of that for the weights, and half for the
+gradients.
 """
 
 from __future__ import annotations
@@ -78,6 +81,7 @@ def main() -> None:
         f"{size} processes",
         "weights",
         "weights, gradients, moments [GB each]",
+        "sharded: between steps, in a slow step [GB each]",
         "a sequence in a fast step, in a slow step [GB]",
         "sent by each in a slow step [GB]",
         "sequences of each",
@@ -90,6 +94,7 @@ def main() -> None:
             name,
             f"{count:,}",
             ", ".join(f"{count * copies * 4 / 1e9:.2f}" for copies in (1, 1, 2)),
+            ", ".join(f"{count * copies * 4 / 1e9:.2f}" for copies in (3 / size, 2 + 3 / size)),
             f"{fast / 1e9:.2f}, {slow / 1e9:.2f}",
             f"{2 * (size - 1) / size * count * 4 / 1e9:.2f}",
             f"{config.batch_size // size}",

@@ -545,7 +545,8 @@ def baseline_of(config: TrainConfig) -> list[str]:
     changed = {
         name: value
         for name, (_, value) in differences(default, config).items()
-        if name not in (*OF_Z, "out", "resume", "preset") and name.partition(".")[0] not in (*SCHEMES, *OBJECTIVES)
+        if name not in (*OF_Z, "out", "resume", "preset", "sharded")
+        and name.partition(".")[0] not in (*SCHEMES, *OBJECTIVES)
     }
     options = [text for name, value in changed.items() for text in (option_of(name), shlex.quote(str(value)))]
     of_preset = ["--preset", config.preset] if config.preset != TrainConfig.preset else []

@@ -335,6 +335,7 @@ def save(training: Training) -> None:
         return
 
     def write_parts(partial: Path) -> dict[str, str]:
+        processes.gather(None)  # until the first process has made the folder
         sums = processes.gather(processes.by_all(lambda: checkpoint.write_part(partial, adamw, processes.group)))
         return {name: digest for of_one in sums for name, digest in of_one.items()}
 
