@@ -155,9 +155,11 @@ def test_two_processes_that_stop_and_go_on_end_bit_for_bit_where_two_that_did_no
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_torchrun_saves_a_checkpoint(small, number, data, tmp_path):
-    command = [*TORCHRUN, "-m", "ltm_pyro.train", *small, "--data", data, "--steps", "100000", "--out", "run"]
+@pytest.mark.parametrize(
+    ("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGTERM, ["--sharded"])]
+)
+def test_a_signal_to_torchrun_saves_a_checkpoint(small, number, options, data, tmp_path):
+    command = [*TORCHRUN, "-m", "ltm_pyro.train", *small, *options, "--data", data, "--steps", "100000", "--out", "run"]
     with subprocess.Popen(
         command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -256,8 +258,10 @@ def test_damage_that_the_second_process_finds_is_said_once(small, fork_two, tmp_
 
 
 @pytest.mark.slow
-def test_processes_that_torchrun_starts_again_resume_their_run(small, data, tmp_path):
-    args = ["-m", "ltm_pyro.train", *small, "--data", data, "--micro-batch-size", "2", "--checkpoint-every", "2"]
+@pytest.mark.parametrize("options", [[], ["--sharded"]], ids=["whole", "sharded"])
+def test_processes_that_torchrun_starts_again_resume_their_run(small, options, data, tmp_path):
+    args = ["-m", "ltm_pyro.train", *small, *options, "--data", data, "--micro-batch-size", "2"]
+    args += ["--checkpoint-every", "2"]
     assert in_two(*args[2:], "--out", "whole", cwd=tmp_path).returncode == 0
     command = [*TORCHRUN, "--max-restarts", "1", *args, "--out", "parts"]
     with subprocess.Popen(
