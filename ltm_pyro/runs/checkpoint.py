@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from ltm_pyro.errors import InputError
+from ltm_pyro.errors import InputError, WriteError
 from ltm_pyro.files import durable, strict_json
 from ltm_pyro.runs import parts
 
@@ -112,10 +112,13 @@ def write_part(partial: Path, adamw: torch.optim.Optimizer, group: Any) -> dict[
         the checksums of this process's files.
 
     Raises:
-        WriteError: in all processes, if one of them cannot write.
+        WriteError: if it cannot be written, or another process cannot write.
     """
     written = parts.write(partial / MOMENTS_IN_PARTS, _moments(adamw), group)
-    return {f"{MOMENTS_IN_PARTS}/{path.name}": _digest(path) for path in written}
+    try:
+        return {f"{MOMENTS_IN_PARTS}/{path.name}": _digest(path) for path in written}
+    except OSError as error:
+        raise WriteError(f"{partial / MOMENTS_IN_PARTS} cannot be written: {error.strerror or error}") from None
 
 
 def all_checkpoints(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ltm_pyro import cli, train
+from ltm_pyro.errors import WriteError
 from ltm_pyro.runs import checkpoint
 from ltm_pyro.training import loop
 
@@ -187,7 +188,14 @@ def test_a_run_becomes_a_split_one(small, fork_two, tmp_path):
     assert_close(tmp_path / "parts", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("full", [pytest.param(0, marks=SLOW), 1])
+@pytest.mark.parametrize(
+    "full",
+    [
+        pytest.param([0], marks=SLOW, id="the first's disk"),
+        pytest.param([1], id="the second's disk"),
+        pytest.param([], marks=SLOW, id="the second's disk, when its part is written"),
+    ],
+)
 def test_a_damaged_part_is_left_out_and_a_full_disk_said_once(small, full, fork_two, full_beyond, tmp_path):
     args = [*small, "--sharded", "--validate-every", "100", "--checkpoint-every", "1"]
     results = fork_two(in_turn([*args, "--steps", "2", "--out", "run"]))
@@ -199,8 +207,11 @@ def test_a_damaged_part_is_left_out_and_a_full_disk_said_once(small, full, fork_
         write_part = checkpoint.write_part
 
         def write_on_a_full_disk(*parts):
-            with full_beyond(20_000 if rank == full else 10**9):  # less than a part
-                return write_part(*parts)
+            with full_beyond(20_000 if rank in full else 10**9):  # less than a part
+                sums = write_part(*parts)
+            if rank:
+                raise WriteError("the part cannot be written")
+            return sums
 
         checkpoint.write_part = write_on_a_full_disk
         cli.run(train.main, ["--out", "run", "--resume", "--steps", "4"])
