@@ -110,8 +110,8 @@ class TrainConfig:
     resume: bool = False
     """Continue the run in --out.
     --steps can be changed then, which moves the end of the learning rate's schedule.
-    So can --device, --compile, --micro-batch-size, --sharded, and how often and how much to log, validate, save and
-    keep. The rest cannot."""
+    So can --device, --compile, --micro-batch-size and --sharded.
+    So can how often and how much to log, validate, save and keep. The rest cannot."""
     log_every: int = 10
     """The number of slow steps between two lines of metrics."""
     tensorboard: bool = False

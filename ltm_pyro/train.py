@@ -325,8 +325,8 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
         raise InputError(f"--batch-size {config.batch_size} cannot be divided evenly among {processes.size} processes")
     if config.sharded and processes.size == 1:
         raise InputError(
-            "--sharded splits weights between processes, and there is one: start several with torchrun, or use "
-            "--no-sharded"
+            "--sharded splits weights between processes, and there is one: start several with torchrun, or leave it "
+            "out (on --resume: --no-sharded)"
         )
     if config.tensorboard:
         tensorboard.check_is_installed()

@@ -215,6 +215,13 @@ def test_the_exit_status_is_what_the_command_returns(status):
     assert exit.value.code == status
 
 
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_a_flag_may_be_given_as_it_is_already(is_compiled):
+    default = dataclasses.replace(preset("tiny"), compile=is_compiled)
+    assert parse_options(default, ["--compile"]).compile
+    assert not parse_options(default, ["--no-compile"]).compile
+
+
 def test_arguments_change_the_settings_that_they_name_and_no_other():
     small = preset("small")
     config = parse_options(small, ["--vi.learning-rate", "0.25", "--steps", "7"])
