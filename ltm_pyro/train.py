@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pyro
 import tiktoken
@@ -69,8 +69,10 @@ from ltm_pyro.training import tensorboard
 from ltm_pyro.training.loop import Diverged, Training, report, train
 from ltm_pyro.training.processes import Processes, is_restarted, joined
 from ltm_pyro.training.progress import time_text
-from ltm_pyro.training.sharded import ShardedWeights
 from ltm_pyro.training.tensorboard import TensorBoard
+
+if TYPE_CHECKING:  # it takes a second to import, and only --sharded needs it
+    from ltm_pyro.training.sharded import ShardedWeights
 
 COMMON = (
     "inference",
@@ -372,6 +374,8 @@ def load_in_all(config: TrainConfig, processes: Processes) -> Loaded:
     loaded = processes.patient.by_all(lambda: load(config, processes))
     if not config.sharded:
         return loaded
+    from ltm_pyro.training.sharded import ShardedWeights
+
     sharded = ShardedWeights(loaded.model, processes)
     optimizer = WeightOptimizer(loaded.model, config.optimizer, config.steps)
     return dataclasses.replace(loaded, sharded=sharded, optimizer=optimizer)

@@ -197,6 +197,7 @@ class WeightOptimizer:
         Returns:
             whether they were applied: usable, and finite. If not, weights and moments are left as they were.
         """
+        # Where weights are split between processes, it is the norm of all their parts, the same in each process.
         self.gradient_norm = nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm).item()
         is_usable = is_usable and math.isfinite(self.gradient_norm)
         if is_usable:

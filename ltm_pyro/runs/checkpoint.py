@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from ltm_pyro.errors import InputError, WriteError
 from ltm_pyro.files import durable, strict_json
-from ltm_pyro.runs import parts
 
 WEIGHTS = "model.safetensors"
 MOMENTS = "optimizer.safetensors"
@@ -114,6 +113,8 @@ def write_part(partial: Path, adamw: torch.optim.Optimizer, group: Any) -> dict[
     Raises:
         WriteError: if it cannot be written, or another process cannot write.
     """
+    from ltm_pyro.runs import parts
+
     written = parts.write(partial / MOMENTS_IN_PARTS, _moments(adamw), group)
     try:
         return {f"{MOMENTS_IN_PARTS}/{path.name}": _digest(path) for path in written}
@@ -231,7 +232,10 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
         InputError: if they cannot be read, or are those of another model.
     """
     own = model.state_dict()
-    if parts.is_split(own.values()):
+    is_split = _is_split(own.values())
+    if is_split:
+        from ltm_pyro.runs import parts
+
         _verify(checkpoint, WEIGHTS)
         stored = parts.shapes(checkpoint)
         shapes = {name: shape for name, shape in stored.items() if not MOMENT.fullmatch(name)}
@@ -248,7 +252,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
             f"the weights in {checkpoint} do not fit this model, as its settings describe it: {first} is {there} in "
             f"the file and {here} in the model{others}"
         )
-    if parts.is_split(own.values()):
+    if is_split:
         parts.read_into(own, checkpoint)
     else:
         model.load_state_dict(weights)
@@ -302,11 +306,18 @@ def _moments(adamw: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
+def _is_split(tensors: Iterable[Tensor]) -> bool:
+    """Whether tensors are split between processes: `DTensor`s, whose import, like that of `parts`, takes a second."""
+    return any(hasattr(tensor, "device_mesh") for tensor in tensors)
+
+
 def _read_moments(checkpoint: Path, weights: list[Tensor]) -> dict[str, Tensor]:
     """AdamW's moments of these weights, of which those of split weights are split in the same way."""
     files = [name for name in _read_sums(checkpoint) if name.startswith(f"{MOMENTS_IN_PARTS}/")]
-    if not files and not parts.is_split(weights):
+    if not files and not _is_split(weights):
         return _read_tensors(checkpoint / MOMENTS)
+    from ltm_pyro.runs import parts
+
     for name in files or [MOMENTS]:
         _verify(checkpoint, name)
     folder = checkpoint / MOMENTS_IN_PARTS if files else checkpoint

@@ -7,7 +7,7 @@ other format has a pickle, and to read that can run code.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 
 from ltm_pyro.errors import InputError, WriteError
 from ltm_pyro.files import durable
-
-
-def is_split(tensors: Iterable[Tensor]) -> bool:
-    """Whether tensors are split between processes."""
-    return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> list[Path]:

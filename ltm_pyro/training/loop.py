@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +39,10 @@ from ltm_pyro.runs.trained import TrainedModel
 from ltm_pyro.training.load import LoadOfOthers
 from ltm_pyro.training.processes import Processes
 from ltm_pyro.training.progress import ProgressDisplay
-from ltm_pyro.training.sharded import ShardedWeights
 from ltm_pyro.training.tensorboard import TensorBoard
+
+if TYPE_CHECKING:  # it takes a second to import, and only --sharded needs it
+    from ltm_pyro.training.sharded import ShardedWeights
 
 MAX_SKIPS_IN_A_ROW = 5
 LONGEST_SAMPLE = 256
@@ -59,7 +61,7 @@ class Training:
     """The model that is trained, its settings, and the progress of the run."""
     corpus: TokenizedCorpus
     synchronised: torch.nn.Module
-    """The same model; its backward pass averages gradients over the processes."""
+    """The same model; its backward pass averages gradients over the processes, but not those of split weights."""
     scheme: PosteriorScheme
     optimizer: WeightOptimizer
     train: PackedSequences
