@@ -552,9 +552,16 @@ def baseline_of(config: TrainConfig) -> list[str]:
         if name not in (*OF_Z, "out", "resume", "preset", "sharded")
         and name.partition(".")[0] not in (*SCHEMES, *OBJECTIVES)
     }
-    options = [text for name, value in changed.items() for text in (option_of(name), shlex.quote(str(value)))]
+    options = [text for name, value in changed.items() for text in _as_given(option_of(name), value)]
     of_preset = ["--preset", config.preset] if config.preset != TrainConfig.preset else []
     return ["python -m ltm_pyro.train --inference none", *of_preset, *options]
+
+
+def _as_given(option: str, value: Any) -> list[str]:
+    """An option with its value, as in a command line; a flag has none."""
+    if isinstance(value, bool):
+        return [option if value else option.replace("--", "--no-", 1)]
+    return [option, shlex.quote(str(value))]
 
 
 if __name__ == "__main__":

@@ -833,3 +833,11 @@ def test_the_baseline_that_is_proposed_is_the_same_training_without_z(command):
         assert getattr(baseline.model, name) == getattr(config.model, name)
     # As from its settings, of which those of z are another scheme's.
     assert train.parse(["--config", "run/config.yaml", "--inference", "none"]).model == baseline.model
+
+
+def test_a_baseline_has_the_flags_of_the_run():
+    config = train.parse(["--compile", "--tensorboard", "--steps", "3", "--micro-batch-size", "2"])
+    args = shlex.split(" ".join(train.baseline_of(config)).partition("ltm_pyro.train")[2])
+    baseline = train.parse(args)
+    for name in ("compile", "tensorboard", "steps", "micro_batch_size"):
+        assert getattr(baseline, name) == getattr(config, name)
