@@ -355,7 +355,7 @@ CHAINS = {"num_steps": 64, "num_chains": 4, "num_kept": 32}
         (SCHEMES["langevin"](**CHAINS, step_size=50.0), 24, None, "chains have diverged on 24 of 24 pieces"),
         (SCHEMES["langevin"](**CHAINS, step_size=1e-6), 0, 24, "chains have not mixed on 24 of 24 pieces"),
         (SCHEMES["mala"](num_steps=16), 0, None, "chains keep too few draws to say whether they have mixed"),
-        (SCHEMES["hmc"](num_steps=400, num_chains=4, num_kept=200), 0, 0, None),
+        pytest.param(SCHEMES["hmc"](num_steps=400, num_chains=4, num_kept=200), 0, 0, None, marks=pytest.mark.slow),
         (SCHEMES["vi"](), 0, 0, None),
     ],
     ids=["diverged", "not mixed", "one draw", "mixed", "no chains"],

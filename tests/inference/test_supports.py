@@ -193,7 +193,7 @@ def test_the_prior_as_the_posterior_of_a_constrained_z_finds_the_evidence_too(wo
     """In u as in z: the volume of the map is in both densities."""
     program, rng = unconstrained(world.program), SequenceNoise(2)
     q = PRIOR.distribution(infer(PRIOR, program, world.x, rng), rng)
-    weights = bounds.iwae(program, world.x, q, 800)
+    weights = bounds.iwae(program, world.x, q, 300)
     assert ((weights.nats + world.log_evidence).abs() < 5 * weights.monte_carlo_standard_error).all()
 
 

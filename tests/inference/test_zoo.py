@@ -122,7 +122,7 @@ def excess(problem: Problem, scheme) -> tuple[float, float]:
 
 @pytest.mark.parametrize("num_steps", STEPS)
 @pytest.mark.parametrize("problem", ZOO)
-@pytest.mark.parametrize("name", ["map", "vi", "lowrank", "adamvi"])
+@pytest.mark.parametrize("name", [pytest.param("map", marks=pytest.mark.slow), "vi", "lowrank", "adamvi"])
 def test_no_bound_is_above_that_of_the_prior(name, problem, num_steps):
     nats, error = excess(ZOO[problem], SCHEMES[name](num_steps=num_steps))
     does_harm = not nats < 3 * error + 1e-3
