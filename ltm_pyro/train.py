@@ -330,6 +330,12 @@ def load(config: TrainConfig, processes: Processes) -> Loaded:
             "--sharded splits weights between processes, and there is one: start several with torchrun, or leave it "
             "out (on --resume: --no-sharded)"
         )
+    if config.sharded:
+        try:
+            import ltm_pyro.runs.parts
+            import ltm_pyro.training.sharded  # noqa: F401 - older versions of torch lack what these two import
+        except ImportError as error:
+            raise InputError(f"--sharded does not work with PyTorch {torch.__version__}: {error}") from None
     if config.tensorboard:
         tensorboard.check_is_installed()
     device = cli.pick_device(config.device)

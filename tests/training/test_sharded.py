@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ltm_pyro import cli, train
-from ltm_pyro.errors import WriteError
+from ltm_pyro.errors import InputError, WriteError
 from ltm_pyro.runs import checkpoint
 from ltm_pyro.training import loop
+from ltm_pyro.training.processes import Processes
 
 SLOW = pytest.mark.slow
 OPTIONS = (
@@ -232,3 +235,10 @@ def test_a_process_alone_has_nothing_to_split(small, run_main, tmp_path):
     assert (status, err.count("\n")) == (2, 1)
     assert "--sharded splits weights between processes, and there is one" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_version_of_torch_that_lacks_what_it_needs_is_named(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ltm_pyro.runs.parts", None)  # so that its import fails
+    config = train.parse([*small, "--sharded"])
+    with pytest.raises(InputError, match=f"does not work with PyTorch {re.escape(torch.__version__)}"):
+        train.load(config, Processes(size=2))
