@@ -45,7 +45,11 @@ def parse(default: Config, args: Sequence[str], command: str, common: Collection
     # Tyro has only the option that changes a flag. The other asks for what is so already, as when processes that resume
     # a run are started with the options that began it.
     flags = {name.replace("_", "-"): value for name, value in vars(default).items() if isinstance(value, bool)}
-    unchanged = {f"--{name}" if is_set else f"--no-{name}" for name, is_set in flags.items()}
+    unchanged = {
+        f"--{name}" if is_set else f"--no-{name}"
+        for name, is_set in flags.items()
+        if not {f"--{name}", f"--no-{name}"} <= set(args)  # these contradict each other, which tyro refuses
+    }
     args = [arg for arg in args if arg not in unchanged]
     errors, help_text = io.StringIO(), _HelpText()
     all_options = default

@@ -100,7 +100,8 @@ class TrainConfig:
     """Compile the decoder with torch.compile, which takes minutes at the start and needs a C++ compiler."""
     sharded: bool = False
     """Split weights, gradients and the optimiser's moments between the processes that torchrun starts.
-    Between steps each process holds only its part of them. The results are the same but for rounding."""
+    Between steps each process holds only its part of them. The results are the same but for rounding.
+    It takes at least two processes. --no-sharded turns it off on --resume."""
     seed: int = 0
     """The seed of the weights, the noise and the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import gc
 import shlex
 import signal
 import sys
@@ -384,7 +385,9 @@ def load_in_all(config: TrainConfig, processes: Processes) -> Loaded:
 
     sharded = ShardedWeights(loaded.model, processes)
     optimizer = WeightOptimizer(loaded.model, config.optimizer, config.steps)
-    return dataclasses.replace(loaded, sharded=sharded, optimizer=optimizer)
+    loaded = dataclasses.replace(loaded, sharded=sharded, optimizer=optimizer)
+    gc.collect()  # the optimiser of the whole weights is part of a cycle, and would hold on to them
+    return loaded
 
 
 def start_run(config: TrainConfig, processes: Processes, open_until_end: contextlib.ExitStack) -> Training:
@@ -439,8 +442,8 @@ def resume_run(run: Run, config: TrainConfig, processes: Processes, open_until_e
             checkpoint.load_weights(run.newest_checkpoint(), loaded.model)
             checkpoint.load_progress(run.newest_checkpoint(), loaded.optimizer.adamw)
 
-    progress = processes.by_first(restore)
-    processes.by_all(follow)
+    progress = processes.patient.by_first(restore)
+    processes.patient.by_all(follow)
     trained = TrainedModel(loaded.model, loaded.tokenizer, config, run.path, resolved, progress)
     return _training(loaded, trained, processes, open_until_end)
 

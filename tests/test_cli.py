@@ -220,6 +220,8 @@ def test_a_flag_may_be_given_as_it_is_already(is_compiled):
     default = dataclasses.replace(preset("tiny"), compile=is_compiled)
     assert parse_options(default, ["--compile"]).compile
     assert not parse_options(default, ["--no-compile"]).compile
+    with pytest.raises(InputError, match="compile"):
+        parse_options(default, ["--compile", "--no-compile"])
 
 
 def test_arguments_change_the_settings_that_they_name_and_no_other():

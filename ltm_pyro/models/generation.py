@@ -176,6 +176,8 @@ def _unchecked_tokens(
     Where the logits are not finite, they are begin-of-text. After the prompts, the host does not wait for the device.
     """
     device, num_texts = u_BLSD.device, len(prompts)
+    # What stands further back than any layer can see from the end of the prompt need not be read.
+    inputs = [_last_inputs(decoder, prompt) for prompt in prompts]
     # Begin-of-text has a column too, since it may stand in the place of a token.
     is_any_used_BV = torch.zeros(num_texts, decoder.vocab_size, dtype=torch.bool, device=device)
     is_used_BV = is_any_used_BV[:, :-1]
@@ -184,8 +186,6 @@ def _unchecked_tokens(
         for is_used_V, prompt in zip(is_used_BV, prompts, strict=True):
             if prompt:
                 is_used_V[list(prompt)] = True
-    # What stands further back than any layer can see from the end of the prompt need not be read.
-    inputs = [_last_inputs(decoder, prompt) for prompt in prompts]
     longest = max(map(len, inputs))
     inputs_BT = torch.tensor([row + [end_of_text] * (longest - len(row)) for row in inputs], device=device)
     num_inputs_B = torch.tensor([len(row) for row in inputs], device=device)
@@ -220,10 +220,10 @@ def _last_inputs(decoder: Decoder, prompt: Sequence[int]) -> list[int]:
     """The inputs up to the end of a prompt, as many of them as the last layer sees.
 
     Raises:
-        IndexError: if one of them is no token of a text.
+        IndexError: if one of the prompt is no token of a text. A device would not recover from such an index.
     """
     last = list(prompt[max(0, len(prompt) - decoder.reach) :])
-    if not all(0 <= token < decoder.begin_of_text for token in last):
+    if prompt and not 0 <= min(prompt) <= max(prompt) < decoder.begin_of_text:
         raise IndexError(f"a token of the prompt is out of range: they go from 0 to {decoder.begin_of_text - 1}")
     return last if len(prompt) >= decoder.reach else [decoder.begin_of_text, *last]
 

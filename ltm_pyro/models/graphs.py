@@ -7,6 +7,7 @@ nothing but tensors, in place, and ask the device for nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,15 @@ NUM_WARM_UPS = 3
 which a graph must not contain."""
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream to record in, as nothing can be recorded in the one that everything runs in by default.
+
+    There is one for all graphs: libraries keep memory for each stream that they have been used in.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # as all of torch's
+
+
 class Graphed:
     """Work on a CUDA device, recorded as a graph after some times."""
 
@@ -27,8 +37,7 @@ class Graphed:
         self.work = work
         self.num_done = 0
         self.graph: torch.cuda.CUDAGraph | None = None
-        # Nothing can be recorded in the stream that everything runs in by default.
-        self.side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # as all of torch's
+        self.side = _side_stream(device)
 
     def __call__(self) -> None:
         """Do the work once more."""

@@ -87,6 +87,8 @@ def save(
                 sums[MOMENTS] = _write(partial / MOMENTS, safetensors.save(_moments(adamw)))
             else:
                 sums |= write_parts(partial)
+                if not _parts_in(partial) <= set(sums):  # over a network, files may be seen late
+                    raise WriteError(f"{partial / MOMENTS_IN_PARTS} cannot be written: a process does not see its file")
             sums[PROGRESS] = _write(partial / PROGRESS, json.dumps(dataclasses.asdict(progress)).encode())
             _write_sums(partial, sums)
     best = best_checkpoint(folder)
@@ -115,8 +117,8 @@ def write_part(partial: Path, adamw: torch.optim.Optimizer, group: Any) -> dict[
     """
     from ltm_pyro.runs import parts
 
-    written = parts.write(partial / MOMENTS_IN_PARTS, _moments(adamw), group)
     try:
+        written = parts.write(partial / MOMENTS_IN_PARTS, _moments(adamw), group)
         return {f"{MOMENTS_IN_PARTS}/{path.name}": _digest(path) for path in written}
     except OSError as error:
         raise WriteError(f"{partial / MOMENTS_IN_PARTS} cannot be written: {error.strerror or error}") from None
@@ -321,6 +323,8 @@ def _read_moments(checkpoint: Path, weights: list[Tensor]) -> dict[str, Tensor]:
     for name in files or [MOMENTS]:
         _verify(checkpoint, name)
     folder = checkpoint / MOMENTS_IN_PARTS if files else checkpoint
+    if files and _parts_in(checkpoint) != set(files):  # all files of the folder are read below
+        raise InputError(f"{folder} has files that {SUMS} does not name")
     stored = {name: shape for name, shape in parts.shapes(folder).items() if MOMENT.fullmatch(name)}
     moments: dict[str, Tensor] = {}
     for number, weight in enumerate(weights if stored else []):
@@ -330,6 +334,11 @@ def _read_moments(checkpoint: Path, weights: list[Tensor]) -> dict[str, Tensor]:
         raise InputError(f"the moments in {checkpoint} do not fit this model")
     parts.read_into(moments, folder)
     return moments
+
+
+def _parts_in(checkpoint: Path) -> set[str]:
+    """The files of split moments, by the names that they have in the checksums."""
+    return {f"{MOMENTS_IN_PARTS}/{path.name}" for path in (checkpoint / MOMENTS_IN_PARTS).iterdir()}
 
 
 def _write(path: Path, content: bytes) -> str:

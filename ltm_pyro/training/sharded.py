@@ -90,11 +90,12 @@ class ShardedWeights:
         with torch.no_grad():
             self._all()  # FSDP2 takes the module that is called first for the root of the others
         self._take_back()
+        assert all(isinstance(weight, DTensor) for weight in model.parameters()), "a weight is in no group"
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
         """Within the block, every process holds all weights, as ordinary tensors. Gradients that have not been averaged
-        by its end are dropped, and so are changes of weights."""
+        by its end are dropped, and so are changes of weights, but for those of single numbers."""
         # So that nobody waits for the weights of a process that has ended with an error.
         self._processes.gather(None)
         for group in self._groups:

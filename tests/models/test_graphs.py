@@ -72,7 +72,7 @@ def recorded(monkeypatch):
 
     monkeypatch.setattr(graphs.torch.cuda, "CUDAGraph", Recorded)
     monkeypatch.setattr(graphs.torch.cuda, "graph", capture)
-    monkeypatch.setattr(graphs.torch.cuda, "Stream", MagicMock())
+    monkeypatch.setattr(graphs, "_side_stream", MagicMock())
     monkeypatch.setattr(graphs.torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(graphs.torch.cuda, "current_stream", MagicMock())
     monkeypatch.setattr(generation, "repeated", lambda work, num_times, device: graphs.Graphed(work, device))

@@ -171,6 +171,10 @@ def test_a_split_run_goes_on_bit_for_bit_and_with_other_numbers_of_processes(sma
     subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=saved, check=True)
     for name in ("one", "four"):
         subprocess.run(["cp", "-r", "parts", name], cwd=tmp_path, check=True)
+    (saved / "optimizer" / "other.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="optimizer has files that SHA256SUMS does not name"):
+        checkpoint.load_progress(saved, torch.optim.AdamW([nn.Parameter(torch.zeros(1))]))
+    (saved / "optimizer" / "other.safetensors").unlink()
     more = ["--resume", "--steps", "4"]
     results = fork_two(in_turn(["--out", "parts", *more]))
     assert [result.status for result in results] == [0, 0], results
@@ -212,7 +216,7 @@ def test_a_damaged_part_is_left_out_and_a_full_disk_said_once(small, full, fork_
         def write_on_a_full_disk(*parts):
             with full_beyond(20_000 if rank in full else 10**9):  # less than a part
                 sums = write_part(*parts)
-            if rank:
+            if rank and not full:
                 raise WriteError("the part cannot be written")
             return sums
 
@@ -226,6 +230,7 @@ def test_a_damaged_part_is_left_out_and_a_full_disk_said_once(small, full, fork_
     assert "going back to run/checkpoints/step-00000001" in warning
     assert error.startswith("error: ")
     assert "cannot be written" in error
+    assert ("File too large" in error) == bool(full)
     assert second.err == ""
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step-00000001"]
 
