@@ -564,9 +564,8 @@ def test_resume_without_a_checkpoint_or_on_another_text_is_bad_input(command, te
     assert "no checkpoint" in err
 
 
-@pytest.mark.parametrize(
-    "kind", ["folder", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("file", "set", "prepared"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "file", "set", "prepared"])
 def test_a_run_goes_on_and_is_scored_wherever_its_corpus_lies(command, kind, text, monkeypatch, tmp_path, run_main):
     """The hash says what the corpus is, and not the path, which is relative or leads nowhere any more."""
     Path("texts").mkdir()
@@ -791,6 +790,7 @@ def test_a_resumed_run_takes_no_other_settings(command):
     assert command("--out", "run", "--resume", "--config", "run/config.yaml")[0] == 2
 
 
+@pytest.mark.slow
 def test_every_command_reads_the_checkpoint_that_is_asked_for(command, run_main):
     assert command("--steps", "4", "--checkpoint-every", "2", "--num-checkpoints", "3", "--out", "run")[0] == 0
     figures_of = {}

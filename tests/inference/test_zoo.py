@@ -143,7 +143,7 @@ def test_a_gaussian_around_the_mean_of_chains_costs_no_more_than_a_draw_in_its_p
     assert does_harm == ((name, problem, vi_rank) in EXCEPTIONS_OF_CHAINS), f"{nats:.3g} ± {error:.2g} nats"
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 4, 16, 64, 256])
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 16, 64, pytest.param(256, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("curvature", [10.0, 100.0, 1000.0])
 def test_vi_gains_what_a_direction_that_all_dimensions_share_can_give(curvature, num_steps):
     """The excess over -log p(x), by the closed form of the KL divergence from the posterior.
