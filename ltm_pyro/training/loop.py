@@ -330,7 +330,7 @@ def save(training: Training) -> None:
     adamw, num_kept = training.optimizer.adamw, training.config.num_checkpoints
     if training.sharded is None:
         if processes.is_first:
-            checkpoint.save(folder, training.model.state_dict(), adamw, progress, num_kept)
+            checkpoint.save(folder, training.model, adamw, progress, num_kept)
         return
     target = checkpoint.path_of(folder, progress)
     if processes.by_first(target.exists):
