@@ -309,6 +309,8 @@ def run_reference(options: argparse.Namespace) -> Result:
         out = Path(folder) / "times.json"
         script = str(HERE.with_name("vs_reference.py"))
         command = [sys.executable, script, "--reference", options.reference, "--device", options.device]
+        command += ["--eval-rounds", "0", "--without-memory"]
+        command += [] if options.toy else ["--batch-size", "32", "--precision", "bfloat16", "--compile"]
         subprocess.run([*command, "--json", str(out)], check=True, stdout=subprocess.PIPE)
         result: Result = json.loads(out.read_text())
         return result
@@ -356,6 +358,7 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], Result], int]] = {
     "speed small 64": (of_size(run_speed, "small", 64), 35),
     "compiled small 64": (of_size(run_speed, "small", 64, is_compiled=True), 70),
     "speed large 64": (of_size(run_speed, "large", 64), 45),
+    "compiled large 64": (of_size(run_speed, "large", 64, is_compiled=True), 120),
     "kernels small 64": (of_size(run_kernels, "small", 64), 20),
     "training": (run_training, 70),
     "speed small 8": (of_size(run_speed, "small", 8), 25),
@@ -363,7 +366,7 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], Result], int]] = {
     "generation": (run_generation, 25),
     "windows": (lambda options: windows.compare(torch.device(options.device), options.toy), 25),
     "processes": (run_processes, 25),
-    "reference": (run_reference, 30),
+    "reference": (run_reference, 60),
     "corpus": (run_corpus, 240),
 }
 """The parts, in their order, and how long each may take [seconds]."""

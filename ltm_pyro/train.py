@@ -430,7 +430,7 @@ def resume_run(run: Run, config: TrainConfig, processes: Processes, open_until_e
                 raise InputError(f"the {what} is not the one that {run.path} was trained with: its hash has changed")
         if config.steps < (reached := checkpoint.read_progress(run.newest_checkpoint()).step):
             raise InputError(f"--steps {config.steps}: {run.path} has taken {reached} steps already; give no fewer")
-        progress, damage = run.restore(loaded.model, loaded.optimizer.adamw)
+        progress, damage = run.restore(loaded.model, loaded.optimizer.algorithm)
         if damage:
             print(f"warning: {damage}", file=sys.stderr)
         run.write_config(dataclasses.replace(config, resume=False), resolved)
@@ -440,7 +440,7 @@ def resume_run(run: Run, config: TrainConfig, processes: Processes, open_until_e
         # The others read the checkpoint that the first process has gone back to.
         if not processes.is_first:
             checkpoint.load_weights(run.newest_checkpoint(), loaded.model)
-            checkpoint.load_progress(run.newest_checkpoint(), loaded.optimizer.adamw)
+            checkpoint.load_progress(run.newest_checkpoint(), loaded.optimizer.algorithm)
 
     progress = processes.patient.by_first(restore)
     processes.patient.by_all(follow)

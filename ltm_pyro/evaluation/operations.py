@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltm_pyro.data import token_batch
@@ -18,13 +17,14 @@ from ltm_pyro.evaluation.inferred import Inference, Inferred
 from ltm_pyro.inference import PosteriorScheme, SequenceNoise
 from ltm_pyro.inference.objectives import Objective
 from ltm_pyro.models import LatentThoughtModel, TokenBatch
+from ltm_pyro.models.attention import written_out
 
 
 def count(work: Callable[[], object]) -> int:
     """The operations of calling `work`."""
     # The attention kernels of the CPU are not known to the counter; it counts the same computation written out.
     in_place = {torch.ops.aten.addmm_: _of_product_added}  # nor is the sum in place
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    with written_out(), FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         work()
     return int(counter.get_total_flops())
 

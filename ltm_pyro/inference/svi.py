@@ -1,9 +1,9 @@
 """The slow step: stochastic variational inference of the weights, whatever scheme inferred z.
 
-    β ← AdamW(β, ∇_β Σ_b [KL(q_b ‖ p) - E_{z ~ q_b} log p_β(x_b | z)] / number of predicted tokens)
+    β ← optimiser(β, ∇_β Σ_b [KL(q_b ‖ p) - E_{z ~ q_b} log p_β(x_b | z)] / number of predicted tokens)
 
 The estimate and its gradient are Pyro's (`pyro.infer.TraceMeanField_ELBO`), with the scheme's guide; without clipping,
-accumulation and normalisation a step is `pyro.infer.SVI.step`, bit for bit.
+accumulation and normalisation a step by AdamW is `pyro.infer.SVI.step`, bit for bit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ltm_pyro.inference.base import LATENT, Batch, Guide, Model, kl, log_likelihood, require_settings
+from ltm_pyro.inference.muon import Muon
 from ltm_pyro.inference.surroundings import entry, normal_tensors
 
 Number = Any
@@ -29,8 +30,12 @@ Number = Any
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW on the weights: warm-up, then a cosine to the final rate."""
+    """The optimiser of the weights, and its learning rate: warm-up, then a cosine to the final rate."""
 
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    """The optimiser.
+    adamw: AdamW.
+    muon: Muon for matrices, which reaches a loss in fewer steps, and AdamW for embeddings and what is no matrix."""
     learning_rate: float = 2e-3
     """The highest learning rate."""
     final_learning_rate: float = 2e-4
@@ -160,7 +165,7 @@ def accumulating(synchronised: Model) -> contextlib.AbstractContextManager[None]
 
 
 class WeightOptimizer:
-    """AdamW with one global gradient clip and a schedule that is a pure function of the step."""
+    """AdamW or Muon, with one global gradient clip and a schedule that is a pure function of the step."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig, num_steps: int) -> None:
         self.config = config
@@ -172,11 +177,20 @@ class WeightOptimizer:
         of_prior = set(prior.parameters()) if isinstance(prior, nn.Module) else set()
         # Matrices decay; norms and the parameters of a learned prior do not.
         decays = {weight: weight.dim() == 2 and weight not in of_prior for weight in self.weights}
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [w for w in self.weights if decays[w]], "weight_decay": config.weight_decay},
             {"params": [w for w in self.weights if not decays[w]], "weight_decay": 0.0},
         ]
-        self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta_1, config.beta_2))
+        settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta_1, config.beta_2)}
+        if config.algorithm == "muon":
+            # A row of an embedding is a vector of its own: it learns when its token occurs.
+            tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+            matrices = {"is_muon": True, "params": [w for w in groups[0]["params"] if w not in tables]}
+            groups[0]["params"] = [w for w in groups[0]["params"] if w in tables]
+            groups.append({**groups[0], **matrices})
+            self.algorithm: torch.optim.Optimizer = Muon([g for g in groups if g["params"]], **settings)
+        else:
+            self.algorithm = torch.optim.AdamW(groups, **settings)
 
     def learning_rate(self, step: int) -> float:
         """The rate of the slow step with this number, counted from 0."""
@@ -201,12 +215,12 @@ class WeightOptimizer:
         self.gradient_norm = nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm).item()
         is_usable = is_usable and math.isfinite(self.gradient_norm)
         if is_usable:
-            for group in self.adamw.param_groups:
+            for group in self.algorithm.param_groups:
                 group["lr"] = self.learning_rate(step)
-            self.adamw.step()
+            self.algorithm.step()
         self.discard()
         return is_usable
 
     def discard(self) -> None:
         """Clear the gradients that have been accumulated."""
-        self.adamw.zero_grad()
+        self.algorithm.zero_grad()

@@ -5,12 +5,24 @@ Shapes: B sequences, H heads, T tokens, S slots, D width, K = D / H numbers per 
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # of versions of torch before it
+    varlen_attn = None  # type: ignore[assignment]
+HAS_WINDOWS = varlen_attn is not None and "window_size" in inspect.signature(varlen_attn).parameters
+"""Whether this version of torch has FlashAttention with windows, which the first versions of `varlen_attn` lacked."""
+_is_written_out = False
 
 ROTARY_BASE = 10_000.0
 
@@ -87,7 +99,8 @@ def windowed_attention(q_BHTK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, window: i
     """Causal attention in which position n sees positions n − W + 1 … n, that is W of them, itself included.
 
     Only the blocks of the band are computed: a block of W queries sees its own block of keys and the one before it, so
-    time and memory grow with T·W and not with T².
+    time and memory grow with T·W and not with T². FlashAttention leaves out most of what is hidden within the blocks,
+    too. It is used for half precision on a CUDA device.
 
     Args:
         q_BHTK: queries of the last T of the N positions.
@@ -97,6 +110,9 @@ def windowed_attention(q_BHTK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, window: i
     batch_size, num_heads, length, head_dim = q_BHTK.shape
     num_before = min(k_BHNK.shape[2] - length, window - 1)  # positions before the queries that any of them sees
     k_BHNK, v_BHNK = (x[:, :, x.shape[2] - length - num_before :] for x in (k_BHNK, v_BHNK))
+    hides_keys = length > window or num_before > 0
+    if HAS_WINDOWS and hides_keys and _takes_flash_attention(q_BHTK):
+        return _flash_attention(q_BHTK, k_BHNK, v_BHNK, window)
     if length <= window:
         return _band_attention(q_BHTK, k_BHNK, v_BHNK, window)
     num_blocks = -(-length // window)
@@ -127,6 +143,34 @@ def _band_attention(q_BHTK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, window: int)
     key = torch.arange(num_before + length, device=q_BHTK.device)[None, :]
     in_band = (key > query - window) & (key <= query)  # in two dimensions, as kernels take it
     return F.scaled_dot_product_attention(q_BHTK, k_BHNK, v_BHNK, attn_mask=in_band)
+
+
+def _takes_flash_attention(x_BHTK: Tensor) -> bool:
+    """Whether the device and the dtype are FlashAttention's."""
+    is_half = x_BHTK.dtype in (torch.bfloat16, torch.float16)
+    return x_BHTK.is_cuda and is_half and x_BHTK.shape[-1] % 8 == 0 and not _is_written_out
+
+
+@contextlib.contextmanager
+def written_out() -> Iterator[None]:
+    """A block in which attention is products and a softmax, whose operations PyTorch counts on every device."""
+    global _is_written_out
+    before, _is_written_out = _is_written_out, True
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _is_written_out = before
+
+
+def _flash_attention(q_BHTK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, window: int) -> Tensor:
+    """What :func:`windowed_attention` computes. The gradient has no gradient itself."""
+    batch_size, length, num_keys = len(q_BHTK), q_BHTK.shape[2], k_BHNK.shape[2]
+    texts = torch.arange(batch_size + 1, dtype=torch.int32, device=q_BHTK.device)
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHTK, k_BHNK, v_BHNK))
+    # The last query stands where the last key stands. A window there does not count the query's own position.
+    out: Any = varlen_attn(q, k, v, texts * length, texts * num_keys, length, num_keys, window_size=(window - 1, 0))
+    return torch.unflatten(out, 0, (batch_size, length)).transpose(1, 2)
 
 
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:

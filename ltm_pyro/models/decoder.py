@@ -277,14 +277,14 @@ class Decoder(nn.Module):
         draw_weights(self)
 
     def compile(self, **options: Any) -> None:
-        """Compile the decoder: `forward` and `below_z` as whole graphs, and on a GPU the vocabulary term.
+        """Compile the decoder: what `forward` and `below_z` compute as whole graphs, and on a GPU the vocabulary term.
 
         Args:
             options: those of `torch.compile` for the former.
         """
         self._is_compiled = True
-        super().compile(fullgraph=True, **options)
-        self.below_z = torch.compile(self.below_z, fullgraph=True, **options)  # type: ignore[method-assign]
+        self._hidden = torch.compile(self._hidden, fullgraph=True, **options)  # type: ignore[method-assign]
+        self._below_z = torch.compile(self._below_z, fullgraph=True, **options)  # type: ignore[method-assign]
 
     @property
     def begin_of_text(self) -> int:
@@ -307,9 +307,12 @@ class Decoder(nn.Module):
         Args:
             num_context: the number of inputs at the beginning that are only there to be seen, as in :meth:`forward`.
         """
+        return self._below_z(inputs_BT, self._rotation(inputs_BT), num_context)
+
+    def _below_z(self, inputs_BT: Tensor, rotation: Rotation, num_context: int) -> BelowZ:
         with self._autocast():
             num_outputs = self._num_outputs(0, inputs_BT.shape[1], num_context)
-            return self.blocks[0].below_z(self.embedding(inputs_BT), self._rotation(inputs_BT), num_outputs)
+            return self.blocks[0].below_z(self.embedding(inputs_BT), rotation, num_outputs)
 
     def forward(self, inputs_BT: Tensor, u_BLSD: Tensor, below: BelowZ | None = None, num_context: int = 0) -> Tensor:
         """Hidden states [B, T - num_context, D] that predict the token after each input.
@@ -320,14 +323,18 @@ class Decoder(nn.Module):
             num_context: the number of inputs at the beginning that are only there to be seen: their hidden states are
                 not returned, and a layer computes no more of them than the layers above it see.
         """
-        below = self.below_z(inputs_BT, num_context) if below is None else below
-        first, *others = u_BLSD.to(below.x_BTD.dtype).unbind(1)
-        # Each layer counts positions from the first that it sees: only their differences matter.
+        # Outside of what is compiled: a compiler would compute the tables anew for each number that it rotates.
         rotation = self._rotation(inputs_BT)
+        below = self._below_z(inputs_BT, rotation, num_context) if below is None else below
+        return self._hidden(inputs_BT.shape[1], rotation, u_BLSD, below, num_context)
+
+    def _hidden(self, num_inputs: int, rotation: Rotation, u_BLSD: Tensor, below: BelowZ, num_context: int) -> Tensor:
+        # Each layer counts positions from the first that it sees: only their differences matter.
+        first, *others = u_BLSD.to(below.x_BTD.dtype).unbind(1)
         with self._autocast():
             x_BTD: Tensor = self.blocks[0](below, first)
             for layer, u_BSD in enumerate(others, start=1):
-                block, num_outputs = self.blocks[layer], self._num_outputs(layer, inputs_BT.shape[1], num_context)
+                block, num_outputs = self.blocks[layer], self._num_outputs(layer, num_inputs, num_context)
                 x_BTD = block(block.below_z(x_BTD, rotation, num_outputs), u_BSD)
             hidden_BTD: Tensor = self.final_norm(x_BTD)
             return hidden_BTD

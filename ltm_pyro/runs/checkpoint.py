@@ -1,9 +1,9 @@
 """Checkpoints: the weights and everything needed to resume training, written whole or not at all.
 
-`checkpoints/step-00000200/` holds `model.safetensors` (the weights), `optimizer.safetensors` (AdamW's moments),
-`progress.json`, and `SHA256SUMS` of these, which `sha256sum -c` reads too. The best
-checkpoint also holds `best.json`, the held-out figure by which it is the best. All randomness of training is a pure
-function of (seed, step), so no random state is stored. Nothing read from here can run code.
+`checkpoints/step-00000200/` holds `model.safetensors` (the weights), `optimizer.safetensors` (the optimiser's moments),
+`progress.json`, and `SHA256SUMS` of these, which `sha256sum -c` reads too. The best checkpoint also holds `best.json`,
+the held-out figure by which it is the best. All randomness of training is a pure function of (seed, step), so no random
+state is stored. Nothing read from here can run code.
 
 Where weights are split between processes, the moments are files in `optimizer/` instead, one of each process, in the
 format of torch's distributed checkpointing for safetensors (its other format is a pickle). What was written by any
@@ -59,7 +59,7 @@ class Progress:
 def save(
     folder: Path,
     weights: nn.Module | Mapping[str, Tensor],
-    adamw: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     progress: Progress,
     num_kept: int,
     write_parts: Callable[[Path], dict[str, str]] | None = None,
@@ -84,7 +84,7 @@ def save(
         with durable.new_folder(target) as partial:
             sums = {WEIGHTS: _write(partial / WEIGHTS, safetensors.save(dict(weights)))}
             if write_parts is None:
-                sums[MOMENTS] = _write(partial / MOMENTS, safetensors.save(_moments(adamw)))
+                sums[MOMENTS] = _write(partial / MOMENTS, safetensors.save(_moments(optimizer)))
             else:
                 sums |= write_parts(partial)
                 if not _parts_in(partial) <= set(sums):  # over a network, files may be seen late
@@ -103,8 +103,8 @@ def path_of(folder: Path, progress: Progress) -> Path:
     return folder / f"step-{progress.step:08d}"
 
 
-def write_part(partial: Path, adamw: torch.optim.Optimizer, group: Any) -> dict[str, str]:
-    """Write this process's part of AdamW's moments into an unfinished checkpoint. All processes do so together.
+def write_part(partial: Path, optimizer: torch.optim.Optimizer, group: Any) -> dict[str, str]:
+    """Write this process's part of the moments into an unfinished checkpoint. All processes do so together.
 
     Args:
         group: the processes, which communicate on CPUs.
@@ -118,7 +118,7 @@ def write_part(partial: Path, adamw: torch.optim.Optimizer, group: Any) -> dict[
     from ltm_pyro.runs import parts
 
     try:
-        written = parts.write(partial / MOMENTS_IN_PARTS, _moments(adamw), group)
+        written = parts.write(partial / MOMENTS_IN_PARTS, _moments(optimizer), group)
         return {f"{MOMENTS_IN_PARTS}/{path.name}": _digest(path) for path in written}
     except OSError as error:
         raise WriteError(f"{partial / MOMENTS_IN_PARTS} cannot be written: {error.strerror or error}") from None
@@ -186,7 +186,9 @@ def read_best(checkpoint: Path) -> dict[str, Any]:
     return figure
 
 
-def restore(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer) -> tuple[Path, Progress, list[InputError]]:
+def restore(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Path, Progress, list[InputError]]:
     """Put the newest checkpoint that can be read into the model and the optimiser.
 
     Returns:
@@ -199,7 +201,7 @@ def restore(folder: Path, model: nn.Module, adamw: torch.optim.Optimizer) -> tup
     for checkpoint in reversed(all_checkpoints(folder)):
         try:
             load_weights(checkpoint, model)
-            return checkpoint, load_progress(checkpoint, adamw), errors
+            return checkpoint, load_progress(checkpoint, optimizer), errors
         except InputError as error:
             errors.append(error)
     raise InputError(f"no checkpoint in {folder} can be read: {'; '.join(map(str, errors)) or 'there is none'}")
@@ -260,27 +262,25 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
         model.load_state_dict(weights)
 
 
-def load_progress(checkpoint: Path, adamw: torch.optim.Optimizer) -> Progress:
-    """Put AdamW's moments into the optimiser, and return the progress of the run. Where weights are split between
+def load_progress(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put the moments into the optimiser, and return the progress of the run. Where weights are split between
     processes, the moments are this one's part.
 
     Raises:
         InputError: if the checkpoint cannot be read.
     """
     progress = read_progress(checkpoint)
-    weights = [weight for group in adamw.param_groups for weight in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _read_moments(checkpoint, weights).items():
-        found = MOMENT.fullmatch(name)
-        if not found:
-            raise InputError(f"the moments in {checkpoint} do not fit this model: {name}")
-        state.setdefault(int(found[1]), {})[found[2]] = value
-    shapes = {index: {key: value.shape for key, value in values.items()} for index, values in state.items()}
-    expected = {n: {"step": (), "exp_avg": w.shape, "exp_avg_sq": w.shape} for n, w in enumerate(weights)}
+    needed = _needed_moments(optimizer)
+    moments = _read_moments(checkpoint, needed)
+    shapes, expected = ({name: list(value.shape) for name, value in each.items()} for each in (moments, needed))
     # Before the first step there are no moments at all.
-    if state and shapes != expected:
+    if moments and shapes != expected:
         raise InputError(f"the moments in {checkpoint} do not fit this model")
-    adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in moments.items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
 
 
@@ -300,12 +300,24 @@ def read_progress(checkpoint: Path) -> Progress:
     return Progress(**values)
 
 
-def _moments(adamw: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
         f"{index}.{key}": value
-        for index, values in adamw.state_dict()["state"].items()
+        for index, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     }
+
+
+def _needed_moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments of an optimiser that has taken a step, by their names: for each a tensor of the same shape, which is
+    split between processes as the moment is."""
+    found: dict[str, Tensor] = {}
+    number = torch.zeros(())
+    weights = [(weight, group) for group in optimizer.param_groups for weight in group["params"]]
+    for index, (weight, group) in enumerate(weights):
+        names = ["momentum_buffer"] if group.get("is_muon") else ["exp_avg", "exp_avg_sq"]
+        found |= {f"{index}.step": number} | {f"{index}.{name}": weight for name in names}
+    return found
 
 
 def _is_split(tensors: Iterable[Tensor]) -> bool:
@@ -313,10 +325,14 @@ def _is_split(tensors: Iterable[Tensor]) -> bool:
     return any(hasattr(tensor, "device_mesh") for tensor in tensors)
 
 
-def _read_moments(checkpoint: Path, weights: list[Tensor]) -> dict[str, Tensor]:
-    """AdamW's moments of these weights, of which those of split weights are split in the same way."""
+def _read_moments(checkpoint: Path, needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The moments in a checkpoint, of which those of split weights are split in the same way.
+
+    Args:
+        needed: what :func:`_needed_moments` returns.
+    """
     files = [name for name in _read_sums(checkpoint) if name.startswith(f"{MOMENTS_IN_PARTS}/")]
-    if not files and not _is_split(weights):
+    if not files and not _is_split(needed.values()):
         return _read_tensors(checkpoint / MOMENTS)
     from ltm_pyro.runs import parts
 
@@ -326,12 +342,9 @@ def _read_moments(checkpoint: Path, weights: list[Tensor]) -> dict[str, Tensor]:
     if files and _parts_in(checkpoint) != set(files):  # all files of the folder are read below
         raise InputError(f"{folder} has files that {SUMS} does not name")
     stored = {name: shape for name, shape in parts.shapes(folder).items() if MOMENT.fullmatch(name)}
-    moments: dict[str, Tensor] = {}
-    for number, weight in enumerate(weights if stored else []):
-        moments |= {f"{number}.{name}": torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
-        moments[f"{number}.step"] = torch.zeros(())
-    if stored != {name: list(moment.shape) for name, moment in moments.items()}:
+    if stored and stored != {name: list(like.shape) for name, like in needed.items()}:
         raise InputError(f"the moments in {checkpoint} do not fit this model")
+    moments = {name: torch.zeros_like(needed[name]) for name in stored}
     parts.read_into(moments, folder)
     return moments
 

@@ -15,7 +15,8 @@ version 7   no `model.encoder_reads`
 version 8   `text_column` is never null, and "text" also where a benchmark set has a column of its own
 version 9   `micro_batch_size` is never null, and 8 also on a GPU; `precision` is never auto
 version 10  no `sharded`
-version 11  the current version
+version 11  no `optimizer.algorithm`
+version 12  the current version
 
 A new scheme, and a new setting of one, need no version: :func:`ltm_pyro.config.from_dict` completes schemes by their
 defaults.
@@ -97,6 +98,11 @@ def _before_sharding(values: Values) -> None:
     values.setdefault("sharded", False)
 
 
+def _before_muon(values: Values) -> None:
+    if isinstance(values.get("optimizer"), dict):
+        values["optimizer"].setdefault("algorithm", "adamw")
+
+
 MIGRATIONS: list[Callable[[Values], None]] = [
     _before_the_encoder,
     _when_vi_was_fitted_by_adam,
@@ -109,6 +115,7 @@ MIGRATIONS: list[Callable[[Values], None]] = [
     _before_columns_by_default,
     _before_defaults_by_device,
     _before_sharding,
+    _before_muon,
 ]
 """The n-th, counted from 0, changes values of version n into those of version n + 1, in place."""
 

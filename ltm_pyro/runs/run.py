@@ -121,7 +121,7 @@ class Run:
             raise InputError(f"{self.path} holds no checkpoint that was validated")
         return best
 
-    def restore(self, model: nn.Module, adamw: torch.optim.Optimizer) -> tuple[Progress, str | None]:
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, str | None]:
         """Go back to the newest checkpoint that can be read, and remove later and half-written files.
 
         Returns:
@@ -131,7 +131,7 @@ class Run:
             InputError: if none can be read, or `metrics.jsonl` cannot; nothing is removed then.
             WriteError: if something cannot be removed.
         """
-        restored, progress, errors = checkpoint.restore(self.checkpoints, model, adamw)
+        restored, progress, errors = checkpoint.restore(self.checkpoints, model, optimizer)
         self.read_metrics()
         durable.remove_leftovers(self.path)
         checkpoint.remove_after(restored)

@@ -327,10 +327,10 @@ def save(training: Training) -> None:
         FloatingPointError, WriteError: as :func:`ltm_pyro.runs.checkpoint.save`.
     """
     processes, folder, progress = training.processes, training.run.checkpoints, training.progress
-    adamw, num_kept = training.optimizer.adamw, training.config.num_checkpoints
+    optimizer, num_kept = training.optimizer.algorithm, training.config.num_checkpoints
     if training.sharded is None:
         if processes.is_first:
-            checkpoint.save(folder, training.model, adamw, progress, num_kept)
+            checkpoint.save(folder, training.model, optimizer, progress, num_kept)
         return
     target = checkpoint.path_of(folder, progress)
     if processes.by_first(target.exists):
@@ -338,16 +338,16 @@ def save(training: Training) -> None:
 
     def write_parts(partial: Path) -> dict[str, str]:
         processes.gather(None)  # until the first process has made the folder
-        sums = processes.gather(processes.by_all(lambda: checkpoint.write_part(partial, adamw, processes.group)))
+        sums = processes.gather(processes.by_all(lambda: checkpoint.write_part(partial, optimizer, processes.group)))
         return {name: digest for of_one in sums for name, digest in of_one.items()}
 
     # Before the first step there are no moments, and no process has a part of them.
-    parts = write_parts if adamw.state else None
+    parts = write_parts if optimizer.state else None
     weights = training.model.state_dict()
     with training.sharded.whole():
         if processes.is_first:
             weights |= {name: weight.detach() for name, weight in training.model.named_parameters()}
-            checkpoint.save(folder, weights, adamw, progress, num_kept, parts)
+            checkpoint.save(folder, weights, optimizer, progress, num_kept, parts)
         elif parts is not None:
             parts(durable.partial_of(target))
 

@@ -301,7 +301,7 @@ def with_gradients(model, matrix, norm):
 
 
 def first_moments(model, optimizer):
-    return [optimizer.adamw.state[weight]["exp_avg"] for weight in model.parameters()]
+    return [optimizer.algorithm.state[weight]["exp_avg"] for weight in model.parameters()]
 
 
 @pytest.mark.parametrize(("size", "norm_after"), [(100.0, 0.5), (0.01, 0.04)])
@@ -329,7 +329,7 @@ def test_matrices_decay_and_norms_do_not():
 
 def test_every_weight_of_the_model_is_trained_and_only_norms_are_spared_the_decay(ltm):
     optimizer = WeightOptimizer(ltm, OptimizerConfig(), num_steps=10)
-    decay = {id(w): group["weight_decay"] for group in optimizer.adamw.param_groups for w in group["params"]}
+    decay = {id(w): group["weight_decay"] for group in optimizer.algorithm.param_groups for w in group["params"]}
     assert len(decay) == len(list(ltm.parameters()))
     for name, weight in ltm.named_parameters():
         assert decay[id(weight)] == (0 if "norm" in name else OptimizerConfig().weight_decay), name
@@ -364,7 +364,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad):
     _, expected, expected_optimizer = steps([(1.0, 2.0), (0.5, -1.0)])
     for weight, other in zip(model.parameters(), expected.parameters(), strict=True):
         assert weight.equal(other)
-        ours, others = optimizer.adamw.state[weight], expected_optimizer.adamw.state[other]
+        ours, others = optimizer.algorithm.state[weight], expected_optimizer.algorithm.state[other]
         assert ours.keys() == others.keys()
         assert all(value.equal(others[name]) for name, value in ours.items())
 
@@ -385,7 +385,7 @@ def test_gradients_that_are_not_usable_are_left_out():
     with_gradients(model, 1.0, 1.0)
     assert not optimizer.update(0, is_usable=False)
     assert model.matrix.equal(torch.full((3, 4), 2.0))
-    assert not optimizer.adamw.state
+    assert not optimizer.algorithm.state
     assert model.matrix.grad is None
 
 

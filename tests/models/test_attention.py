@@ -119,6 +119,53 @@ def test_windowed_attention_takes_what_layout_the_attention_kernel_returns(monke
         torch.testing.assert_close(out, naive_windowed_attention(*inputs, window=4), rtol=1e-12, atol=1e-12)
 
 
+def dense_varlen_attn(q, k, v, first_q, first_k, num_q, num_k, *, window_size):
+    """What the documentation of `varlen_attn` says, of texts of one length each: [N, H, K]."""
+    left, right = window_size
+    assert right == 0
+    texts = zip(first_q[:-1].tolist(), first_q[1:].tolist(), first_k[:-1].tolist(), first_k[1:].tolist(), strict=True)
+    outputs = []
+    for q0, q1, k0, k1 in texts:
+        assert (q1 - q0, k1 - k0) == (num_q, num_k)
+        query = torch.arange(q1 - q0)[:, None] + num_k - num_q
+        key = torch.arange(k1 - k0)
+        is_seen = (key <= query) & (key >= query - left)
+        scores = torch.einsum("qhd,khd->hqk", q[q0:q1], k[k0:k1]) / q.shape[-1] ** 0.5
+        shares = scores.masked_fill(~is_seen, -torch.inf).softmax(-1)
+        outputs.append(torch.einsum("hqk,khd->qhd", shares, v[k0:k1]))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("num_queries", [2, 5, 13])
+@pytest.mark.parametrize("window", [1, 4, 13])
+def test_flash_attention_is_asked_for_what_the_window_leaves(window, num_queries, monkeypatch):
+    q, k, v = random_qkv(13)
+    monkeypatch.setattr(attention, "varlen_attn", dense_varlen_attn)
+    out = attention._flash_attention(q[:, :, 13 - num_queries :], k, v, window)
+    expected = naive_windowed_attention(q, k, v, window)[:, :, 13 - num_queries :]
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.parametrize("num_queries", [100, 300])
+@pytest.mark.parametrize("window", [1, 64, 300])
+def test_on_cuda_half_precision_says_the_same(window, num_queries, monkeypatch):
+    calls = []
+    flash = attention._flash_attention
+    monkeypatch.setattr(attention, "_flash_attention", lambda *args: calls.append(1) or flash(*args))
+    heads = torch.randn(2, 300, 6, 64, dtype=torch.float64)
+    results = []
+    for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float64)):
+        own = heads.to(device, dtype).requires_grad_()
+        q, k, v = own.transpose(1, 2).chunk(3, dim=1)
+        out = windowed_attention(q[:, :, 300 - num_queries :], k, v, window)
+        (gradient,) = torch.autograd.grad(out.square().sum(), own)
+        results.append((out.detach().cpu().double(), gradient.cpu().double()))
+    assert bool(calls) == (attention.HAS_WINDOWS and (window, num_queries) != (300, 300))
+    for value, expected in zip(*results, strict=True):
+        assert (value - expected).norm() < 0.02 * expected.norm()
+
+
 def test_rotary_is_complex_multiplication_by_the_position():
     length, head_dim = 300, 8
     x = torch.randn(2, 3, length, head_dim, dtype=torch.float64)

@@ -21,19 +21,40 @@ def materialised(hidden, weight, targets):
     return (hidden @ weight.T).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
 
 
-@pytest.mark.parametrize("block", [(1, 1), (4, 3), (23, 7), (1000, 1000)])
-def test_values_and_gradients_are_those_of_all_logits_at_once(block, monkeypatch):
-    """However many logits are held at a time: one, some that do not divide their number, or all."""
+@pytest.mark.parametrize("num_unused", [0, 1])
+@pytest.mark.parametrize(
+    ("block", "multiple"),
+    [
+        ((1, 1), 1),
+        ((4, 3), 1),
+        ((23, 7), 1),
+        ((1000, 1000), 1),
+        ((4, 4), 4),
+        ((4, 4), 2),
+        ((5, 8), 8),
+        ((1000, 64), 32),
+    ],
+)
+def test_values_and_gradients_are_those_of_all_logits_at_once(block, multiple, num_unused, monkeypatch):
+    """However many logits are held at a time, one, some that do not divide their number, or all, and however many
+    tokens there are to fill a block up."""
     monkeypatch.setattr(vocabulary, "CPU_BLOCK", block)
-    hidden, weight, targets = inputs()
+    monkeypatch.setattr(vocabulary, "CPU_MULTIPLE", multiple)
+    hidden, weight, targets = inputs(vocab_size=7 + num_unused)
+    targets = targets % 7
     upstream = torch.linspace(-2, 3, 23, dtype=torch.float64)
-    results = []
-    for function in (target_log_probs, materialised):
+
+    def gradients_of(function):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        values = function(h, w, targets)
-        results.append((values.detach(), *torch.autograd.grad((values * upstream).sum(), (h, w))))
-    for ours, expected in zip(*results, strict=True):
-        assert torch.allclose(ours, expected, rtol=1e-10, atol=1e-12)
+        values = function(h, w)
+        return values.detach(), *torch.autograd.grad((values * upstream).sum(), (h, w))
+
+    found = gradients_of(lambda h, w: target_log_probs(h, w, targets, num_unused))
+    expected = gradients_of(lambda h, w: materialised(h, w[:7], targets))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+    without_slope = target_log_probs(hidden, weight, targets, num_unused)
+    assert torch.allclose(without_slope, expected[0], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.slow

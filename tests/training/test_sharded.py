@@ -133,7 +133,7 @@ def test_a_process_holds_its_part_between_steps_and_all_within_one(small, fork_t
 
         def watched_save(training):
             weights = list(training.model.parameters())
-            moments = [m for state in training.optimizer.adamw.state.values() for m in state.values() if m.dim()]
+            moments = [m for state in training.optimizer.algorithm.state.values() for m in state.values() if m.dim()]
             parts = [sum(each.to_local().numel() for each in tensors) for tensors in (weights, moments)]
             assert all(weight.grad is None for weight in weights)
             between.append((held(), *parts))
