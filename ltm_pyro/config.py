@@ -82,7 +82,7 @@ class TrainConfig:
             OBJECTIVES,
         ),
     ] = "past"
-    steps: int = 260
+    steps: int = 200
     """The number of slow steps, each of which updates the weights once."""
     fast_steps: int = 4
     """The number of steps of inference in each slow step (T).
@@ -171,9 +171,7 @@ def _paper(num_layers: int, num_slots: int, fast_steps: int) -> dict[str, Any]:
 
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "optimizer": OptimizerConfig(algorithm="muon", learning_rate=8e-3, final_learning_rate=4e-4, warmup_steps=20)
-    },
+    "tiny": {"optimizer": OptimizerConfig(algorithm="muon", learning_rate=1.6e-2, warmup_steps=20, beta_1=0.8)},
     "small": _paper(num_layers=3, num_slots=8, fast_steps=16),
     "medium": _paper(num_layers=6, num_slots=4, fast_steps=16),
     "large": _paper(num_layers=12, num_slots=8, fast_steps=64),

@@ -22,50 +22,51 @@ STEP_SIZE = 0.2
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but Muon for the matrices of those groups that have `is_muon=True`.
+    """AdamW, but Muon for the matrices of those groups that have `num_maps`.
 
     Args:
-        groups: groups of weights as any optimiser of torch takes them.
-        momentum: the decay of the mean of a matrix's gradients.
-        others: the settings of AdamW; `lr` and `weight_decay` are also those of Muon.
+        groups: groups of weights as any optimiser of torch takes them. Where a group has `num_maps`, each of its
+            weights is so many matrices of one size, one above the other.
+        settings: those of AdamW. `lr`, `weight_decay` and the first of `betas`, the decay of the mean of the gradients,
+            are also those of Muon.
 
     Raises:
-        ValueError: if a weight of a group with `is_muon=True` is no matrix.
+        ValueError: if a weight of a group with `num_maps` is not so many matrices.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.95, **others: Any) -> None:
-        super().__init__(groups, **others)
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+        super().__init__(groups, **settings)
         for group in self.param_groups:
-            group.setdefault("is_muon", False)
-            group["momentum"] = momentum
-            if group["is_muon"] and any(weight.dim() != 2 for weight in group["params"]):
-                raise ValueError("Muon steps on matrices alone")
+            num_maps = group.setdefault("num_maps", 0)
+            if num_maps and any(weight.dim() != 2 or len(weight) % num_maps for weight in group["params"]):
+                raise ValueError(f"Muon steps on matrices alone, here {num_maps} in one weight")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step on all weights that have a gradient."""
         groups = self.param_groups
         try:
-            self.param_groups = [group for group in groups if not group["is_muon"]]
+            self.param_groups = [group for group in groups if not group["num_maps"]]
             loss = super().step(closure)
         finally:
             self.param_groups = groups
         for group in groups:
-            for weight in group["params"] if group["is_muon"] else []:
+            for weight in group["params"] if group["num_maps"] else []:
                 if weight.grad is not None:
                     self._step_on_matrix(weight, weight.grad, group)
         return loss
 
     def _step_on_matrix(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state, momentum = self.state[weight], group["momentum"]
+        state, momentum = self.state[weight], group["betas"][0]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)  # as AdamW counts
             state["momentum_buffer"] = torch.zeros_like(weight)
         state["step"] += 1
         mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        direction = _orthogonal(gradient.lerp(mean, momentum))  # as Nesterov looks ahead
+        direction = _orthogonal(gradient.lerp(mean, momentum), group["num_maps"])  # as Nesterov looks ahead
+        largest = max(len(weight) // group["num_maps"], weight.shape[1])
         weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.add_(direction, alpha=-group["lr"] * STEP_SIZE * math.sqrt(max(weight.shape)))
+        weight.add_(direction, alpha=-group["lr"] * STEP_SIZE * math.sqrt(largest))
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
@@ -83,14 +84,14 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     return x.T if is_tall else x
 
 
-def _orthogonal(matrix: Tensor) -> Tensor:
-    """:func:`orthogonalised` of a matrix that may be split between processes: each computes the whole, and keeps its
-    part."""
-    if not hasattr(matrix, "device_mesh"):
-        return orthogonalised(matrix)
+def _orthogonal(stack: Tensor, num_maps: int) -> Tensor:
+    """:func:`orthogonalised` of matrices one above the other, which may be split between processes: each computes the
+    whole, and keeps its part."""
+    if not hasattr(stack, "device_mesh"):
+        return torch.cat([orthogonalised(matrix) for matrix in stack.chunk(num_maps)])
     from torch.distributed.tensor import DTensor, Replicate
 
-    assert isinstance(matrix, DTensor)
-    mesh = matrix.device_mesh
-    whole = DTensor.from_local(orthogonalised(matrix.full_tensor()), mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return whole.redistribute(placements=matrix.placements)
+    assert isinstance(stack, DTensor)
+    mesh, whole = stack.device_mesh, _orthogonal(stack.full_tensor(), num_maps)
+    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=stack.placements)

@@ -43,7 +43,7 @@ class OptimizerConfig:
     warmup_steps: int = 50
     """The number of slow steps in which the learning rate rises from 0 to its highest value."""
     beta_1: float = 0.9
-    """The decay of AdamW's first moment."""
+    """The decay of the mean of the gradients: AdamW's first moment, and Muon's momentum."""
     beta_2: float = 0.95
     """The decay of AdamW's second moment."""
     weight_decay: float = 0.1
@@ -185,9 +185,13 @@ class WeightOptimizer:
         if config.algorithm == "muon":
             # A row of an embedding is a vector of its own: it learns when its token occurs.
             tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-            matrices = {"is_muon": True, "params": [w for w in groups[0]["params"] if w not in tables]}
-            groups[0]["params"] = [w for w in groups[0]["params"] if w in tables]
-            groups.append({**groups[0], **matrices})
+            matrices = [weight for weight in groups[0]["params"] if weight not in tables]
+            groups[0]["params"] = [weight for weight in groups[0]["params"] if weight in tables]
+            # Layers that are several maps in one product say so.
+            stacks = {getattr(module, "weight", None): getattr(module, "num_maps", 1) for module in model.modules()}
+            for num_maps in sorted({stacks.get(weight, 1) for weight in matrices}):
+                of_size = [weight for weight in matrices if stacks.get(weight, 1) == num_maps]
+                groups.append({"params": of_size, "weight_decay": config.weight_decay, "num_maps": num_maps})
             self.algorithm: torch.optim.Optimizer = Muon([g for g in groups if g["params"]], **settings)
         else:
             self.algorithm = torch.optim.AdamW(groups, **settings)

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ltm_pyro.models.stacked import StackedLinear
+
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # of versions of torch before it
@@ -214,7 +216,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.window = window
-        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.query_key_value = StackedLinear(width, width, 3)
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation, num_outputs: int | None = None) -> Tensor:
@@ -265,7 +267,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.key_value = StackedLinear(width, width, 2)
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, query_BTD: Tensor, u_BSD: Tensor) -> Tensor:

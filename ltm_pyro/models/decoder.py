@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ltm_pyro.models.attention import CrossAttention, Ring, Rotation, SelfAttention
 from ltm_pyro.models.priors import PRIORS
+from ltm_pyro.models.stacked import StackedLinear
 from ltm_pyro.models.vocabulary import target_log_probs
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.gate_up = StackedLinear(width, hidden, 2)
         self.output = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor, fast_BHD: Tensor | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ltm_pyro.models.attention import join_heads, rotary, split_heads
 from ltm_pyro.models.decoder import DecoderConfig, SwiGLU, draw_weights
+from ltm_pyro.models.stacked import StackedLinear
 
 
 class BidirectionalAttention(nn.Module):
@@ -29,7 +30,7 @@ class BidirectionalAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.query_key_value = StackedLinear(width, width, 3)
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BND: Tensor, log_weights_BN: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
         self.queries = nn.Embedding(config.num_layers * config.num_slots, config.width)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_layers))
         self.final_norm = nn.RMSNorm(config.width, eps=1e-5)
-        self.head = nn.Linear(config.width, 2 * config.width, bias=False)
+        self.head = StackedLinear(config.width, config.width, 2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -126,7 +127,7 @@ class RecurrentEncoder(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
         self.sharpness = nn.Parameter(torch.empty(()))
         self.final_norm = nn.RMSNorm(width, eps=1e-5)
-        self.head = nn.Linear(width, 3 * width, bias=False)
+        self.head = StackedLinear(width, width, 3)
         self.remember = nn.Parameter(torch.empty(width))
         self.reset_parameters()
 

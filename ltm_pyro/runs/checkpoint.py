@@ -315,7 +315,7 @@ def _needed_moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     number = torch.zeros(())
     weights = [(weight, group) for group in optimizer.param_groups for weight in group["params"]]
     for index, (weight, group) in enumerate(weights):
-        names = ["momentum_buffer"] if group.get("is_muon") else ["exp_avg", "exp_avg_sq"]
+        names = ["momentum_buffer"] if group.get("num_maps") else ["exp_avg", "exp_avg_sq"]
         found |= {f"{index}.step": number} | {f"{index}.{name}": weight for name in names}
     return found
 

@@ -66,7 +66,7 @@ def test_matrices_take_the_steps_of_torchs_muon(monkeypatch):
     # Which computes in bfloat16 and is exact but for that.
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     ours, others = Network().matrices, Network().matrices
-    muon = Muon([{"params": list(ours), "is_muon": True}], lr=0.02, weight_decay=0.3)
+    muon = Muon([{"params": list(ours), "num_maps": 1}], lr=0.02, weight_decay=0.3, betas=(0.95, 0.9))
     expected = torch.optim.Muon(list(others), lr=0.02, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
     for step in range(4):
         with_gradients(ours, step)
@@ -98,10 +98,28 @@ def test_what_is_no_matrix_and_an_embedding_take_the_steps_of_adamw():
 
 def test_every_weight_of_the_model_is_stepped_on_once(ltm):
     optimizer = optimizer_of(ltm, "muon").algorithm
-    places = [(id(weight), group["is_muon"]) for group in optimizer.param_groups for weight in group["params"]]
+    places = [(id(weight), group["num_maps"]) for group in optimizer.param_groups for weight in group["params"]]
     assert len(places) == len(dict(places)) == len(list(ltm.parameters()))
+    num_maps = {"query_key_value": 3, "key_value": 2, "gate_up": 2}
     for name, weight in ltm.named_parameters():
-        assert dict(places)[id(weight)] == (weight.dim() == 2 and "embedding" not in name), name
+        is_matrix = weight.dim() == 2 and "embedding" not in name
+        assert dict(places)[id(weight)] == (num_maps.get(name.split(".")[-2], 1) if is_matrix else 0), name
+
+
+def test_matrices_one_above_the_other_are_stepped_on_as_if_each_stood_alone():
+    torch.manual_seed(0)
+    parts = [nn.Parameter(torch.randn(4, 5)) for _ in range(3)]
+    stack = nn.Parameter(torch.cat([part.detach() for part in parts]))
+    alone, together = (
+        Muon([{"params": parts, "num_maps": 1}], lr=0.1),
+        Muon([{"params": [stack], "num_maps": 3}], lr=0.1),
+    )
+    for step in range(3):
+        with_gradients(nn.ParameterList(parts), step)
+        stack.grad = torch.cat([part.grad for part in parts])
+        alone.step()
+        together.step()
+    torch.testing.assert_close(stack, torch.cat(parts))
 
 
 def test_a_network_without_matrices_has_a_muon_too():
@@ -122,5 +140,6 @@ def test_a_weight_without_gradient_stays():
 
 
 def test_only_matrices_can_be_muons():
-    with pytest.raises(ValueError, match="matrices alone"):
-        Muon([{"params": [nn.Parameter(torch.zeros(3))], "is_muon": True}])
+    for shape, num_maps in (((3,), 1), ((4, 3), 3)):
+        with pytest.raises(ValueError, match="matrices alone"):
+            Muon([{"params": [nn.Parameter(torch.zeros(shape))], "num_maps": num_maps}])
