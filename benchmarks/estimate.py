@@ -1,7 +1,7 @@
 """Estimate what a fast step takes on a GPU that is not there, from every operation that the code does.
 
     python benchmarks/estimate.py [--presets small medium large] [--batch-size 64] [--rate 600] [--bandwidth 2.8]
-                                  [--varlen] [--tokens]
+                                  [--tokens]
 
 The step runs on fake tensors, which have shapes and no numbers, in bfloat16, along the way that a device takes. Of each
 operation the arithmetic is counted and the bytes that it reads and writes; it takes as long as the slower of both at
@@ -13,8 +13,7 @@ The groups follow the file that an operation comes from.
 "compiled" is what --compile is to save: operations that only read and write (no products, no attention) of the decoder
 are taken to need a third of the bytes, and those on a block of logits 8 bytes a logit.
 
---varlen counts attention within the window by another kernel, which benchmarks/windows.py compares on a device: of its
-scores only those that the window leaves. --tokens counts what is done for one token of each text that is written.
+--tokens counts what is done for one token of each text that is written.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from windows import by_varlen
 
 from ltm_pyro.config import preset, scheme_of
 from ltm_pyro.data import token_batch
@@ -171,14 +169,12 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=600.0)
     parser.add_argument("--bandwidth", type=float, default=2.8)
     parser.add_argument("--launch", type=float, default=4.0)
-    parser.add_argument("--varlen", action="store_true", help="take attention within the window by `varlen_attn`")
     parser.add_argument("--tokens", action="store_true", help="count what is done for a token of each text instead")
     options = parser.parse_args()
-    if options.varlen:
-        attention.windowed_attention = by_varlen
-    # What a device does: all positions, in its blocks, and no condition on the host.
+    # What a device does: FlashAttention, all positions, in its blocks, and no condition on the host.
+    attention._takes_flash_attention = lambda x: x.dtype == torch.bfloat16
     tokens.log_probs_of_chosen = tokens.log_probs_of_all
-    vocabulary.CPU_BLOCK = vocabulary.DEVICE_BLOCK
+    vocabulary.CPU_BLOCK, vocabulary.CPU_MULTIPLE = vocabulary.DEVICE_BLOCK, vocabulary.DEVICE_MULTIPLE
     print(f"`python benchmarks/estimate.py {' '.join(sys.argv[1:])}`\n")
     print(f"At {options.rate:g} T operations and {options.bandwidth:g} TB a second; milliseconds.\n")
     (print_tokens if options.tokens else print_steps)(options)

@@ -4,20 +4,22 @@
         [--corpus FOLDER] [--toy]
 
 Every part runs in a process of its own, in the order of their weight, and its line is written when it ends: failed, out
-of time or done. So a run that is cut off still tells what it has seen, and a part that crashes costs no other. The
-limits of all but the last add up to eight minutes. --toy takes sizes that a processor can do, to try the script itself:
-its times say nothing of a device.
+of time or done. So a run that is cut off still tells what it has seen, and a part that crashes costs no other. What a
+part has found until its end is in its line, too. The start takes up to ten seconds of each part, --compile and the
+reference compile for up to a minute where nothing is cached, and other work on the machine makes all of it slow. The
+limits allow for that; where time is short, choose --parts. --toy takes sizes that a processor can do, to try the script
+itself: its times say nothing of a device.
 
 machine     versions, the device, and the rates of large products and of copies
 parity      log-probabilities, attention, gradients and every scheme against float64 on the CPU
 waits       places where the host waits for the device (CUDA alone)
 speed …     fast and slow step of a preset at a batch size, in bfloat16: time, share of the rate, peak memory
 compiled …  the same with --compile; operations are counted as written
-kernels …   what the time of a fast step goes into
+kernels …   what the time of a compiled fast step goes into
 training    30 steps of preset tiny against the CPU's losses; killed, resumed, and compared with a run that was not
 processes   one process of torchrun
 generation  tokens written in a second, with a graph of the step and without: the same tokens
-windows     attention within a window by the package and by `varlen_attn`: differences and time
+windows     attention within a window by FlashAttention and by blocks of the band: differences and time
 reference   a training step beside the published implementation's (--reference, the path of a clone)
 corpus      preset small trained by objective past and without z, as many steps of each, on a corpus that
             `python -m ltm_pyro.prepare` has written (--corpus), with their figures on its held-out text
@@ -63,10 +65,25 @@ from ltm_pyro.models import DecoderConfig, LatentThoughtModel, Sampling, TokenBa
 from ltm_pyro.models.attention import windowed_attention
 
 HERE = Path(__file__).resolve()
-Result = dict[str, Any]
 
 
-def run_machine(options: argparse.Namespace) -> Result:
+class Result(dict[str, Any]):
+    """What a part finds, written to a file whenever something is added."""
+
+    path: Path | None = None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        if self.path is not None:
+            partial = self.path.with_suffix(".part")
+            partial.write_text(json.dumps(self))
+            partial.replace(self.path)
+
+
+Part = Callable[[argparse.Namespace, Result], None]
+
+
+def run_machine(options: argparse.Namespace, found: Result) -> None:
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     megabytes = 64 if options.toy else 1024
@@ -77,7 +94,7 @@ def run_machine(options: argparse.Namespace) -> Result:
     for precision in ("float32", "bfloat16"):
         if not options.toy or precision == "float32":  # a processor may take minutes in bfloat16
             rates[precision] = matrix_rate(device, getattr(torch, precision))
-    return {
+    values = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
@@ -87,6 +104,8 @@ def run_machine(options: argparse.Namespace) -> Result:
         "operations_per_second": rates,
         "bytes_per_second_copied": 2 * source.nbytes / seconds,
     }
+    for what, value in values.items():
+        found[what] = value
 
 
 PARITY = DecoderConfig(num_layers=3, width=64, num_heads=4, hidden=128, num_slots=8, window=16, length=96)
@@ -125,9 +144,8 @@ def quantities(model: LatentThoughtModel, batch: TokenBatch, z: Tensor) -> dict[
     return found | {"gradient of weights": torch.cat(gradients)}
 
 
-def run_parity(options: argparse.Namespace) -> Result:
+def run_parity(options: argparse.Namespace, found: Result) -> None:
     device, cpu, double = torch.device(options.device), torch.device("cpu"), torch.float64
-    found: Result = {}
     for thoughts in ("attended", "fast-weights"):
         config = dataclasses.replace(PARITY, thoughts=thoughts)
         model, batch, z = model_and_batch(config, cpu, double)
@@ -154,13 +172,12 @@ def run_parity(options: argparse.Namespace) -> Result:
     for precision in ("float32", "bfloat16"):
         inputs = (x.to(device, getattr(torch, precision)) for x in (q, k, v))
         found[f"attention, {precision}"] = relative(windowed_attention(*inputs, 16), expected_attention)
-    return found
 
 
-def run_waits(options: argparse.Namespace) -> Result:
+def run_waits(options: argparse.Namespace, found: Result) -> None:
     if options.device != "cuda":
-        return {"skipped": "nothing waits for a device on a CPU"}
-    found: Result = {}
+        found["skipped"] = "nothing waits for a device on a CPU"
+        return
     for inference in ("vi", "map"):
         step = step_of(options, "tiny", 4, inference)
         step.training()  # what is done once
@@ -175,7 +192,6 @@ def run_waits(options: argparse.Namespace) -> Result:
                 torch.cuda.set_sync_debug_mode("default")
             places = Counter(f"{Path(one.filename).name}:{one.lineno}" for one in caught)
             found[f"{inference}, {what}"] = dict(places.most_common())
-    return found
 
 
 def step_of(
@@ -186,7 +202,9 @@ def step_of(
     return Step(preset(name, inference, "whole"), batch_size, settings)
 
 
-def run_speed(options: argparse.Namespace, name: str, batch_size: int, is_compiled: bool = False) -> Result:
+def run_speed(
+    options: argparse.Namespace, found: Result, name: str, batch_size: int, is_compiled: bool = False
+) -> None:
     device = torch.device(options.device)
     precision = "float32" if options.toy else "bfloat16"
     step = step_of(options, name, batch_size, is_compiled=is_compiled)
@@ -195,24 +213,26 @@ def run_speed(options: argparse.Namespace, name: str, batch_size: int, is_compil
         step.slow()
     as_written = step_of(options, name, batch_size) if is_compiled else step  # operations are counted as written
     rate, rounds = matrix_rate(device, getattr(torch, precision)), 1 if options.toy else 20
-    result: Result = {"precision": precision, "operations_per_second_of_products": rate, "peak_memory_mb": peak[0]}
+    found["precision"], found["operations_per_second_of_products"], found["peak_memory_mb"] = precision, rate, peak[0]
     for what in ("fast", "slow"):
         seconds = median_seconds(getattr(step, what), rounds, device)
         operations = count(getattr(as_written, what))
-        result[f"{what} step"] = {
+        found[f"{what} step"] = {
             "milliseconds": 1e3 * seconds,
             "operations": operations,
             "share": operations / seconds / rate,
         }
     config = preset(name, "vi", "whole")
-    seconds = config.fast_steps * result["fast step"]["milliseconds"] + result["slow step"]["milliseconds"]
-    return result | {"fast_steps": config.fast_steps, "tokens_per_second": 1e3 * step.batch.tokens.numel() / seconds}
+    milliseconds = config.fast_steps * found["fast step"]["milliseconds"] + found["slow step"]["milliseconds"]
+    found["fast_steps"], found["tokens_per_second"] = config.fast_steps, 1e3 * step.batch.tokens.numel() / milliseconds
 
 
-def run_kernels(options: argparse.Namespace, name: str, batch_size: int) -> Result:
+def run_kernels(
+    options: argparse.Namespace, found: Result, name: str, batch_size: int, is_compiled: bool = False
+) -> None:
     from torch.profiler import ProfilerActivity, profile
 
-    step, is_cuda = step_of(options, name, batch_size), options.device == "cuda"
+    step, is_cuda = step_of(options, name, batch_size, is_compiled=is_compiled), options.device == "cuda"
     step.fast()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     with profile(activities=activities) as profiler:
@@ -222,7 +242,8 @@ def run_kernels(options: argparse.Namespace, name: str, batch_size: int) -> Resu
     key = "self_device_time_total" if is_cuda else "self_cpu_time_total"
     times = {event.key[:120]: getattr(event, key) / 1e3 for event in profiler.key_averages()}
     largest = sorted(times.items(), key=lambda pair: -pair[1])[:15]
-    return {"milliseconds": {name: round(value, 3) for name, value in largest}, "all": sum(times.values())}
+    found["milliseconds"] = {name: round(value, 3) for name, value in largest}
+    found["all"] = sum(times.values())
 
 
 def train(options: argparse.Namespace, out: Path, device: str, *more: str) -> list[str]:
@@ -237,12 +258,19 @@ def losses(run: Path) -> list[float]:
     return [line["nats_per_token"] if "nats_per_token" in line else line["nll_nats_per_token"] for line in lines]
 
 
-def run_training(options: argparse.Namespace) -> Result:
+def run_training(options: argparse.Namespace, found: Result) -> None:
     with tempfile.TemporaryDirectory() as folder:
         here, cpu, resumed = (Path(folder) / name for name in ("device", "cpu", "resumed"))
+
+        def largest_difference(run: Path) -> float:
+            return max(abs(x - y) for x, y in zip(losses(run), found["losses"], strict=True))
+
         started = time.perf_counter()
         subprocess.run(train(options, here, options.device), check=True, stdout=subprocess.PIPE)
-        seconds = time.perf_counter() - started
+        found["seconds"] = time.perf_counter() - started
+        found["losses"] = losses(here)
+        subprocess.run(train(options, cpu, "cpu"), check=True, stdout=subprocess.PIPE)
+        found["largest_difference_from_cpu"] = largest_difference(cpu)
         with subprocess.Popen(train(options, resumed, options.device), stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -250,34 +278,23 @@ def run_training(options: argparse.Namespace) -> Result:
                     process.send_signal(signal.SIGKILL)
                     break
         subprocess.run(train(options, resumed, options.device, "--resume"), check=True, stdout=subprocess.PIPE)
-        subprocess.run(train(options, cpu, "cpu"), check=True, stdout=subprocess.PIPE)
-        found = {name: losses(path) for name, path in (("device", here), ("cpu", cpu), ("resumed", resumed))}
-
-    def apart(one: str, other: str) -> float:
-        return max(abs(x - y) for x, y in zip(found[one], found[other], strict=True))
-
-    return {
-        "seconds": seconds,
-        "losses": found["device"],
-        "largest_difference_from_cpu": apart("device", "cpu"),
-        "largest_difference_after_kill_and_resume": apart("device", "resumed"),
-    }
+        found["largest_difference_after_kill_and_resume"] = largest_difference(resumed)
 
 
-def run_processes(options: argparse.Namespace) -> Result:
+def run_processes(options: argparse.Namespace, found: Result) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = train(options, Path(folder) / "run", options.device)
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
         subprocess.run([sys.executable, *launcher, *command[1:]], check=True, stdout=subprocess.PIPE)
-        return {"losses": losses(Path(folder) / "run")}
+        found["losses"] = losses(Path(folder) / "run")
 
 
-def run_generation(options: argparse.Namespace) -> Result:
+def run_generation(options: argparse.Namespace, found: Result) -> None:
     device = torch.device(options.device)
     name, batch_size, lengths = ("tiny", 2, (8, 32)) if options.toy else ("small", 16, (64, 512))
     step = step_of(options, name, batch_size)
     z = torch.zeros(batch_size, *step.model.config.latent_shape, device=device)
-    found: Result = {"texts": batch_size}
+    found["texts"] = batch_size
 
     def write(length: int, worth_a_graph: float) -> Tensor:
         generator = torch.Generator(device).manual_seed(0)
@@ -299,12 +316,12 @@ def run_generation(options: argparse.Namespace) -> Result:
                 name: batch_size * length / statistics.median(values) for name, values in seconds.items()
             },
         }
-    return found
 
 
-def run_reference(options: argparse.Namespace) -> Result:
+def run_reference(options: argparse.Namespace, found: Result) -> None:
     if not options.reference:
-        return {"skipped": "no --reference"}
+        found["skipped"] = "no --reference"
+        return
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "times.json"
         script = str(HERE.with_name("vs_reference.py"))
@@ -312,13 +329,13 @@ def run_reference(options: argparse.Namespace) -> Result:
         command += ["--eval-rounds", "0", "--without-memory"]
         command += [] if options.toy else ["--batch-size", "32", "--precision", "bfloat16", "--compile"]
         subprocess.run([*command, "--json", str(out)], check=True, stdout=subprocess.PIPE)
-        result: Result = json.loads(out.read_text())
-        return result
+        found["times"] = json.loads(out.read_text())
 
 
-def run_corpus(options: argparse.Namespace) -> Result:
+def run_corpus(options: argparse.Namespace, found: Result) -> None:
     if not options.corpus:
-        return {"skipped": "no --corpus"}
+        found["skipped"] = "no --corpus"
+        return
     tokenizer = json.loads((Path(options.corpus) / MANIFEST).read_text())["tokenizer"]
     common = ["--data", options.corpus, "--tokenizer", tokenizer, "--device", options.device, "--log-every", "10"]
     common += ["--validate-every", "100000", "--checkpoint-every", "100000"]
@@ -326,7 +343,6 @@ def run_corpus(options: argparse.Namespace) -> Result:
     sizes += ["--optimizer.learning-rate", "2e-3", "--optimizer.warmup-steps", "30"]
     if options.toy:
         sizes = ["--preset", "tiny", "--steps", "4", "--batch-size", "4", "--model.length", "256"]
-    found: Result = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, choice in {"past": ["--infer-from", "past"], "none": ["--inference", "none"]}.items():
             out = Path(folder) / name
@@ -341,32 +357,36 @@ def run_corpus(options: argparse.Namespace) -> Result:
                 "tokens_per_second": steps[-1]["tokens_per_second"],
                 "held_out": [{key: line.get(key) for key in keys} for line in lines if line["split"] == "report"],
             }
-    return found
 
 
-def of_size(
-    part: Callable[..., Result], name: str, batch_size: int, **settings: bool
-) -> Callable[[argparse.Namespace], Result]:
+def run_windows(options: argparse.Namespace, found: Result) -> None:
+    for name, values in windows.compare(torch.device(options.device), options.toy).items():
+        found[name] = values
+
+
+def of_size(part: Callable[..., None], name: str, batch_size: int, **settings: bool) -> Part:
     """A part that a toy run takes at the smallest size."""
-    return lambda options: part(options, *(("tiny", 2) if options.toy else (name, batch_size)), **settings)
+    return lambda options, found: part(
+        options, found, *(("tiny", 2) if options.toy else (name, batch_size)), **settings
+    )
 
 
-PARTS: dict[str, tuple[Callable[[argparse.Namespace], Result], int]] = {
+PARTS: dict[str, tuple[Part, int]] = {
     "machine": (run_machine, 20),
     "parity": (run_parity, 45),
     "waits": (run_waits, 20),
     "speed small 64": (of_size(run_speed, "small", 64), 35),
-    "compiled small 64": (of_size(run_speed, "small", 64, is_compiled=True), 70),
+    "compiled small 64": (of_size(run_speed, "small", 64, is_compiled=True), 90),
     "speed large 64": (of_size(run_speed, "large", 64), 45),
     "compiled large 64": (of_size(run_speed, "large", 64, is_compiled=True), 120),
-    "kernels small 64": (of_size(run_kernels, "small", 64), 20),
-    "training": (run_training, 70),
+    "kernels small 64": (of_size(run_kernels, "small", 64, is_compiled=True), 40),
+    "training": (run_training, 120),
     "speed small 8": (of_size(run_speed, "small", 8), 25),
     "speed large 8": (of_size(run_speed, "large", 8), 25),
-    "generation": (run_generation, 25),
-    "windows": (lambda options: windows.compare(torch.device(options.device), options.toy), 25),
-    "processes": (run_processes, 25),
-    "reference": (run_reference, 60),
+    "generation": (run_generation, 60),
+    "windows": (run_windows, 25),
+    "processes": (run_processes, 40),
+    "reference": (run_reference, 120),
     "corpus": (run_corpus, 240),
 }
 """The parts, in their order, and how long each may take [seconds]."""
@@ -383,9 +403,10 @@ def main() -> None:
     parser.add_argument("--only", choices=list(PARTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
+        found = Result()
+        found.path = Path(options.out)
         with pyro.validation_enabled(False):
-            result = PARTS[options.only][0](options)
-        Path(options.out).write_text(json.dumps(result))
+            PARTS[options.only][0](options, found)
         return
     for name in options.parts:
         line = json.dumps({"part": name, **result_of(name, options)})
@@ -396,7 +417,7 @@ def main() -> None:
         print(line[:400], flush=True)
 
 
-def result_of(name: str, options: argparse.Namespace) -> Result:
+def result_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """What a part finds in a process of its own, or how it failed."""
     limit, started = 600 if options.toy else PARTS[name][1], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -416,10 +437,9 @@ def result_of(name: str, options: argparse.Namespace) -> Result:
             os.killpg(process.pid, signal.SIGKILL)
             _, errors = process.communicate()
             status = "out of time"
-        result: Result = {"status": status, "seconds": round(time.perf_counter() - started, 1)}
-        if status == "done":
-            return result | {"result": json.loads(out.read_text())}
-        return result | {"error": errors[-2000:]}
+        result = {"status": status, "seconds": round(time.perf_counter() - started, 1)}
+        result["result"] = json.loads(out.read_text()) if out.exists() else {}
+        return result if status == "done" else result | {"error": errors[-2000:]}
 
 
 if __name__ == "__main__":

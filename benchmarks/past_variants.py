@@ -2,7 +2,7 @@
 
     python benchmarks/past_variants.py --data DATA [--out FOLDER] [--seed 0] [--steps 250] [--only NAME ...]
 
-Each variant changes one thing of "past" in thinking.py. It is trained for a short time, and scored on 32 held-out
+Each variant changes one thing of "past" in thinking.py. It is trained by AdamW for a short time, and scored on 32 held-out
 sequences of 2,048 tokens, the same for all: by the code length with the fast steps that it was trained with, and
 without any (what "amortized" then still does is what its encoder does). Differences between variants that are smaller
 than the spread over seeds (results/thinking.md) say nothing. Runs that are finished are not trained again.
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from thinking import NO_Z, OPTIONS, PAST, opened, scored, trained
+from thinking import NO_Z, OPTIMIZERS, OPTIONS, PAST, opened, scored, trained
 from timing import machine
 
 from ltm_pyro.evaluation.report import number_text
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
     chosen = parser.parse_args()
-    common = ["--data", chosen.data, "--steps", str(chosen.steps), "--validate-every", "100000"]
+    common = [*OPTIMIZERS["adamw"], "--data", chosen.data, "--steps", str(chosen.steps), "--validate-every", "100000"]
     common += ["--validation-sequences", "16", "--validation-samples", "1"]
     rows = ["| variant | training, k operations a token | bits/byte | without fast steps |", "|---|---|---|---|"]
     for name in chosen.only:

@@ -1,6 +1,7 @@
 """Measure whether thinking helps: code lengths of held-out text with z of the past, against models without z.
 
-    python benchmarks/thinking.py --data DATA [--out FOLDER] [--seeds 0 1 2] [--steps N] [-- OPTIONS OF TRAIN]
+    python benchmarks/thinking.py --data DATA [--out FOLDER] [--seeds 0 1 2] [--steps N] [--optimizer adamw]
+        [-- OPTIONS OF TRAIN]
 
 For each seed, these models are trained on the same corpus:
 
@@ -47,8 +48,15 @@ from ltm_pyro.models import TokenBatch
 from ltm_pyro.runs.run import Run
 
 NO_Z, PAST = "no z", "past"
-SHAPE = ["--model.window", "16", "--model.length", "2048", "--batch-size", "4", "--optimizer.learning-rate", "4e-3"]
+SHAPE = ["--model.window", "16", "--model.length", "2048", "--batch-size", "4"]
 """The reach of the decoder (46 tokens) is far shorter than a sequence, so that z has something to remember."""
+OPTIMIZERS = {
+    "muon": [],  # as preset tiny has it
+    "adamw": [
+        *("--optimizer.algorithm", "adamw", "--optimizer.learning-rate", "4e-3"),
+        *("--optimizer.warmup-steps", "50", "--optimizer.beta-1", "0.9"),
+    ],
+}
 OPTIONS = {
     NO_Z: ["--inference", "none"],
     PAST: [
@@ -238,13 +246,14 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a corpus, as --data of ltm_pyro.train")
     parser.add_argument("--out", type=Path, default=Path("thinking"), help="folder of the runs and results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=500, help="slow steps of each model")
+    parser.add_argument("--steps", type=int, default=200, help="slow steps of each model")
+    parser.add_argument("--optimizer", default="muon", choices=list(OPTIMIZERS))
     parser.add_argument("--block-size", type=int, default=128, help="tokens of a block")
     parser.add_argument("--window", type=int, help="the window of the model with a longer memory")
     parser.add_argument("--num-sequences", type=int, default=64, help="held-out sequences that are scored")
     chosen = parser.parse_args(own.split())
     chosen.out.mkdir(parents=True, exist_ok=True)
-    given = ["--data", chosen.data, *options.split()]
+    given = [*OPTIMIZERS[chosen.optimizer], "--data", chosen.data, *options.split()]
     records = []
     for seed in chosen.seeds:
         records += figures_of(seed, chosen, given)

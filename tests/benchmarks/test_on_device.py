@@ -49,7 +49,7 @@ def test_every_part_ends_and_a_processor_agrees_with_itself(tmp_path):
     assert len(training["losses"]) > 4
     assert training["largest_difference_from_cpu"] == training["largest_difference_after_kill_and_resume"] == 0
     assert lines["generation"]["result"]["32 tokens"]["same_tokens"] == 1
-    assert max(lines["windows"]["result"]["package"]["differences"].values()) < 1e-5
+    assert max(lines["windows"]["result"]["blocks"]["differences"].values()) < 1e-5
     assert lines["processes"]["result"]["losses"] == pytest.approx(training["losses"])
     for part in ("speed small 64", "compiled small 64"):
         assert 0 < lines[part]["result"]["fast step"]["share"] < 1.5

@@ -115,6 +115,7 @@ def test_a_wait_is_seen(model, batch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # is a prototype, says PyTorch
 @pytest.mark.parametrize("what", ["fast steps", "slow step"])
 def test_cuda_sees_no_wait(what):
     config = preset("tiny", "vi", "past")

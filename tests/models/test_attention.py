@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ltm_pyro.models import attention
 from ltm_pyro.models.attention import CrossAttention, Rotation, rotary, windowed_attention
@@ -144,6 +145,18 @@ def test_flash_attention_is_asked_for_what_the_window_leaves(window, num_queries
     out = attention._flash_attention(q[:, :, 13 - num_queries :], k, v, window)
     expected = naive_windowed_attention(q, k, v, window)[:, :, 13 - num_queries :]
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not attention.HAS_WINDOWS, reason="this version of torch has no FlashAttention with windows")
+def test_flash_attention_takes_what_it_is_given():
+    """Its own shapes and dtypes, without numbers; forward and backward."""
+    with FakeTensorMode():
+        heads = torch.randn(2, 9, 9, 8, dtype=torch.bfloat16, requires_grad=True)
+        q, k, v = heads.transpose(1, 2).chunk(3, dim=1)
+        out = attention._flash_attention(q[:, :, 4:], k, v, 4)
+        (gradient,) = torch.autograd.grad(out.sum(), heads)
+    assert (out.shape, out.dtype) == ((2, 3, 5, 8), torch.bfloat16)
+    assert (gradient.shape, gradient.dtype) == (heads.shape, torch.bfloat16)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")

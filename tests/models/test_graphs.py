@@ -197,6 +197,7 @@ def test_cuda_writes_the_same_texts_with_a_graph_and_without(config, dtype, samp
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # is a prototype, says PyTorch
 def test_cuda_sees_no_wait_between_tokens():
     decoder = sharp_decoder(TOY).cuda()
     u = torch.randn(3, *TOY.latent_shape, device="cuda")
