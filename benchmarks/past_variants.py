@@ -2,10 +2,10 @@
 
     python benchmarks/past_variants.py --data DATA [--out FOLDER] [--seed 0] [--steps 250] [--only NAME ...]
 
-Each variant changes one thing of "past" in thinking.py. It is trained by AdamW for a short time, and scored on 32 held-out
-sequences of 2,048 tokens, the same for all: by the code length with the fast steps that it was trained with, and
-without any (what "amortized" then still does is what its encoder does). Differences between variants that are smaller
-than the spread over seeds (results/thinking.md) say nothing. Runs that are finished are not trained again.
+Each variant changes one thing of "past" in thinking.py. It is trained by AdamW for a short time, and scored on 32
+held-out sequences of 2,048 tokens, the same for all: by the code length with the fast steps that it was trained with,
+and without any (what "amortized" then still does is what its encoder does). Differences between variants that are
+smaller than the spread over seeds (results/thinking.md) say nothing. Runs that are finished are not trained again.
 """
 
 from __future__ import annotations
