@@ -6,9 +6,9 @@
 Every part runs in a process of its own, in the order of their weight, and its line is written when it ends: failed, out
 of time or done. So a run that is cut off still tells what it has seen, and a part that crashes costs no other. What a
 part has found until its end is in its line, too. The start takes up to ten seconds of each part, --compile and the
-reference compile for up to a minute where nothing is cached, and other work on the machine makes all of it slow. The
-limits allow for that; where time is short, choose --parts. --toy takes sizes that a processor can do, to try the script
-itself: its times say nothing of a device.
+reference compile for up to a minute where nothing is cached, and other work on the machine makes all of it slow. So the
+limits add up to more than the --seconds that the script takes: parts for which there is no time left have a line that
+says so. --toy takes sizes that a processor can do, to try the script itself: its times say nothing of a device.
 
 machine     versions, the device, and the rates of large products and of copies
 parity      log-probabilities, attention, gradients and every scheme against float64 on the CPU
@@ -397,9 +397,10 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="file that lines are added to")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--seconds", type=float, default=480, help="time for all parts together")
     parser.add_argument("--reference", help="folder of a clone of the published implementation")
     parser.add_argument("--corpus", help="folder of a corpus that python -m ltm_pyro.prepare has written")
-    parser.add_argument("--toy", action="store_true", help="the smallest sizes, and a limit of ten minutes a part")
+    parser.add_argument("--toy", action="store_true", help="the smallest sizes, and ten minutes for each part")
     parser.add_argument("--only", choices=list(PARTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
@@ -408,8 +409,11 @@ def main() -> None:
         with pyro.validation_enabled(False):
             PARTS[options.only][0](options, found)
         return
+    end = math.inf if options.toy else time.perf_counter() + options.seconds
     for name in options.parts:
-        line = json.dumps({"part": name, **result_of(name, options)})
+        left = end - time.perf_counter()
+        result = {"status": "no time left"} if left < 0 else result_of(name, options, left)
+        line = json.dumps({"part": name, **result})
         with open(options.out, "a", encoding="utf-8") as file:
             file.write(f"{line}\n")
             file.flush()
@@ -417,9 +421,9 @@ def main() -> None:
         print(line[:400], flush=True)
 
 
-def result_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What a part finds in a process of its own, or how it failed."""
-    limit, started = 600 if options.toy else PARTS[name][1], time.perf_counter()
+def result_of(name: str, options: argparse.Namespace, at_most: float) -> dict[str, Any]:
+    """What a part finds in a process of its own within so many seconds and its limit, or how it failed."""
+    limit, started = min(600 if options.toy else PARTS[name][1], at_most), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [sys.executable, str(HERE), "--only", name, "--out", str(out), "--device", options.device]

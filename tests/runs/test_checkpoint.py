@@ -27,6 +27,7 @@ from torch import nn
 from ltm_pyro import cli
 from ltm_pyro.errors import InputError, WriteError
 from ltm_pyro.files import durable
+from ltm_pyro.inference.muon import Muon
 from ltm_pyro.runs import checkpoint
 from ltm_pyro.runs.checkpoint import Progress
 
@@ -531,3 +532,23 @@ def test_the_weights_of_another_model_are_refused(saved):
     deeper = network().append(nn.Linear(3, 3))
     with pytest.raises(InputError, match="do not fit this model"):
         checkpoint.load_weights(saved, deeper)
+
+
+def test_muon_goes_on_bit_for_bit_from_its_own_moments_alone(tmp_path, saved):
+    def muon_of(model):
+        matrices = [weight for weight in model.parameters() if weight.dim() == 2]
+        others = [weight for weight in model.parameters() if weight.dim() != 2]
+        return Muon([{"params": others}, {"params": matrices, "num_maps": 1}], lr=0.01)
+
+    model, other = network(), network()
+    muon, other_muon = muon_of(model), muon_of(other)
+    take_steps(model, muon, 3, seed=1)
+    path = checkpoint.save(tmp_path / "muon", model, muon, PROGRESS, num_kept=2)
+    checkpoint.load_weights(path, other)
+    checkpoint.load_progress(path, other_muon)
+    for each, own in ((model, muon), (other, other_muon)):
+        take_steps(each, own, 2, seed=2)
+    assert all(a.equal(b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    for wrong, algorithm in ((path, optimizer(other)), (saved, other_muon)):
+        with pytest.raises(InputError, match="do not fit this model"):
+            checkpoint.load_progress(wrong, algorithm)

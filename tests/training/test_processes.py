@@ -75,7 +75,7 @@ def assert_same(run: Path, other: Path) -> None:
         load_file(path / "checkpoints/step-00000006/model.safetensors") for path in (run, other)
     )
     for name, weight in weights.items():
-        # The rate is below 2.4e-4 in these steps. AdamW moves a weight whose gradient is nearly 0 by its sign.
+        # Less than a step: the rate is up to 5e-3. What rounding changes most are weights whose gradient is nearly 0.
         assert (weight - expected_weights[name]).abs().max() < 1e-4, name
 
 

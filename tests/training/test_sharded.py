@@ -75,7 +75,7 @@ def assert_close(run: Path, other: Path) -> None:
     """Weights and figures are the same but for rounding."""
     weights, expected = weights_of(run), weights_of(other)
     for name, weight in weights.items():
-        # The rate is below 1.6e-4 in these steps. AdamW moves a weight whose gradient is nearly 0 by its sign.
+        # Less than a step: the rate is up to 3e-3. What rounding changes most are weights whose gradient is nearly 0.
         assert (weight - expected[name]).abs().max() < 1e-4, name
     for record, of_other in zip(lines(run), lines(other), strict=True):
         assert record == {
@@ -90,7 +90,7 @@ def assert_close(run: Path, other: Path) -> None:
         ("amortized", "past", []),
         pytest.param("vi", "whole", ["--model.prior", "affine"], marks=SLOW),
         pytest.param("amortized", "prefix", [], marks=SLOW),
-        pytest.param("map", "past", [], marks=SLOW),
+        pytest.param("map", "past", ["--optimizer.algorithm", "adamw"], marks=SLOW),
         pytest.param("none", "prefix", ["--fast-steps", "0", "--model.num-slots", "0"], marks=SLOW),
         pytest.param("langevin", "prefix", ["--precision", "bfloat16"], marks=SLOW),
     ],
@@ -140,7 +140,8 @@ def test_a_process_holds_its_part_between_steps_and_all_within_one(small, fork_t
             save(training)
 
         loop.slow_step, loop.save = watched_step, watched_save
-        in_turn([*small, "--sharded", "--out", "run", "--checkpoint-every", "1"])(rank)
+        adamw = ["--optimizer.algorithm", "adamw"]  # which has two moments of each weight
+        in_turn([*small, *adamw, "--sharded", "--out", "run", "--checkpoint-every", "1"])(rank)
         Path(f"held-{rank}").write_text(json.dumps([inside, between]))
 
     results = fork_two(watched_training)
