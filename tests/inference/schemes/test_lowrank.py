@@ -262,11 +262,11 @@ def test_settings_out_of_range_are_refused_by_name(name, value):
         dataclasses.replace(LowRank(), **{name: value})
 
 
-def test_draws_do_not_depend_on_the_signs_of_eigenvectors_which_a_library_chooses(linear_gaussian, monkeypatch):
+def test_directions_do_not_have_the_signs_of_eigenvectors_which_a_library_chooses(linear_gaussian, monkeypatch):
     world, _ = linear_gaussian.with_posterior_variances([0.9, 0.5, 0.05, 0.3])
     scheme, rng, batch = LowRank(rank=3, num_steps=12), SequenceNoise(0), world.sample(4)
     state = infer(scheme, world, batch, rng)
-    draws = scheme.posterior(state, 5, rng).samples
+    directions = scheme.distribution(state, rng).directions
     eigh = torch.linalg.eigh
 
     def of_another_library(matrix):
@@ -274,4 +274,4 @@ def test_draws_do_not_depend_on_the_signs_of_eigenvectors_which_a_library_choose
         return eigenvalues, vectors * torch.tensor([-1.0, 1.0, -1.0])
 
     monkeypatch.setattr(torch.linalg, "eigh", of_another_library)
-    torch.testing.assert_close(scheme.posterior(state, 5, rng).samples, draws)
+    torch.testing.assert_close(scheme.distribution(state, rng).directions, directions)
