@@ -299,7 +299,7 @@ class LowRank:
         curvature = _shrunk(state.directions.mT @ state.products, is_known)
         eigenvalues, rotation = torch.linalg.eigh(curvature)
         directions = (state.directions * is_known.unsqueeze(-2)) @ rotation
-        # An eigenvector has one of two signs, which a library chooses. Chains keep it in states, the same on all devices.
+        # A library chooses one of the two signs of an eigenvector. States keep it, and are to be the same everywhere.
         largest = directions.abs().argmax(-2, keepdim=True)
         directions = directions * directions.gather(-2, largest).sign()
         of_prior = (directions.square() * flat((scale / state.prior_scale).square()).unsqueeze(-1)).sum(-2)
