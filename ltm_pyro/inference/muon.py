@@ -2,8 +2,8 @@
 
 Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/); step sizes as in Liu et al. 2025 (arXiv 2502.16982,
 eq. 4), so that learning rate and weight decay mean what they mean for AdamW. `torch.optim.Muon` is the same method in
-bfloat16, which a processor without instructions for it computes ten times more slowly than float32. Nor can it step on
-weights that are split between processes.
+bfloat16, which processors without instructions for it compute slowly. Nor can it step on weights that are split between
+processes.
 """
 
 from __future__ import annotations

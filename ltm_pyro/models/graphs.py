@@ -15,7 +15,7 @@ import torch
 Work = Callable[[], None]
 
 WORTH_A_GRAPH = 64
-"""The number of times from which on work is recorded. An estimate: on a GPU it has not been measured."""
+"""The number of times from which on work is recorded. An estimate: what it saves on a GPU has not been measured."""
 NUM_WARM_UPS = 3
 """The number of times that work is done before it is recorded: libraries prepare themselves when they are first used,
 which a graph must not contain."""
