@@ -32,10 +32,6 @@ Number = Any
 class OptimizerConfig:
     """The optimiser of the weights, and its learning rate: warm-up, then a cosine to the final rate."""
 
-    algorithm: Literal["adamw", "muon"] = "adamw"
-    """The optimiser.
-    adamw: AdamW.
-    muon: Muon for matrices, which reaches a loss in fewer steps, and AdamW for embeddings and what is no matrix."""
     learning_rate: float = 2e-3
     """The highest learning rate."""
     final_learning_rate: float = 2e-4
@@ -50,6 +46,10 @@ class OptimizerConfig:
     """The weight decay of matrices. Norms and the parameters of a learned prior do not decay."""
     max_gradient_norm: float = 1.0
     """The largest norm of the gradient of all weights together. A larger gradient is scaled down to it."""
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    """The optimiser.
+    adamw: AdamW.
+    muon: Muon for matrices, which reaches a loss in fewer steps, and AdamW for embeddings and what is no matrix."""
 
     def __post_init__(self) -> None:
         require_settings(self, "learning_rate")

@@ -79,7 +79,7 @@ def test_matrices_take_the_steps_of_torchs_muon(monkeypatch):
 
 
 def optimizer_of(network, algorithm):
-    config = OptimizerConfig(algorithm, learning_rate=0.02, final_learning_rate=0.02, warmup_steps=0)
+    config = OptimizerConfig(0.02, 0.02, warmup_steps=0, algorithm=algorithm)
     return WeightOptimizer(network, config, num_steps=10)
 
 
