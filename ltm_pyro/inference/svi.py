@@ -49,7 +49,7 @@ class OptimizerConfig:
     algorithm: Literal["adamw", "muon"] = "adamw"
     """The optimiser.
     adamw: AdamW.
-    muon: Muon for matrices, which reaches a loss in fewer steps, and AdamW for embeddings and what is no matrix."""
+    muon: Muon for the matrices of layers, and AdamW for the rest. It reaches a loss in fewer steps."""
 
     def __post_init__(self) -> None:
         require_settings(self, "learning_rate")
@@ -192,7 +192,7 @@ class WeightOptimizer:
             for num_maps in sorted({stacks.get(weight, 1) for weight in matrices}):
                 of_size = [weight for weight in matrices if stacks.get(weight, 1) == num_maps]
                 groups.append({"params": of_size, "weight_decay": config.weight_decay, "num_maps": num_maps})
-            self.algorithm: torch.optim.Optimizer = Muon([g for g in groups if g["params"]], **settings)
+            self.algorithm: torch.optim.Optimizer = Muon(groups, **settings)
         else:
             self.algorithm = torch.optim.AdamW(groups, **settings)
 

@@ -4,6 +4,7 @@ Shapes: B sequences, H heads, T tokens, S slots, D width, K numbers per head, W 
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,6 +146,18 @@ def test_flash_attention_is_asked_for_what_the_window_leaves(window, num_queries
     out = attention._flash_attention(q[:, :, 13 - num_queries :], k, v, window)
     expected = naive_windowed_attention(q, k, v, window)[:, :, 13 - num_queries :]
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changed", "takes"),
+    [({}, True), ({"is_cuda": False}, False), ({"dtype": torch.float32}, False), ({"shape": (2, 3, 9, 12)}, False)],
+)
+def test_flash_attention_is_for_half_precision_on_cuda_and_not_where_attention_is_written_out(changed, takes):
+    x = SimpleNamespace(**{"is_cuda": True, "dtype": torch.bfloat16, "shape": (2, 3, 9, 16)} | changed)
+    assert attention._takes_flash_attention(x) == takes
+    with attention.written_out():
+        assert not attention._takes_flash_attention(x)
+    assert attention._takes_flash_attention(x) == takes
 
 
 @pytest.mark.skipif(not attention.HAS_WINDOWS, reason="this version of torch has no FlashAttention with windows")
