@@ -52,49 +52,48 @@ class Rotation:
         angles = positions[..., None, None].to(dtype) * ROTARY_BASE**-exponents
         return cls(angles.cos(), angles.sin())
 
-    def __call__(self, x_BTHK: Tensor, num_heads: int) -> Tensor:
-        """x, of which the first `num_heads` heads are rotated. The rotation may be that of more positions than T."""
+    def __call__(self, x_BTHK: Tensor) -> Tensor:
+        """x, rotated. The rotation may be that of more positions than T."""
         length = x_BTHK.shape[-3]
         cos, sin = (table[..., :length, :, :].to(x_BTHK.dtype) for table in (self.cos, self.sin))
-        if torch.compiler.is_compiling():  # a compiler fuses the passes by itself, and is slowed by changes in place
-            return _rotated(x_BTHK, cos, sin, num_heads)
-        rotated: Tensor = _Rotated.apply(x_BTHK, cos, sin, num_heads)  # type: ignore[no-untyped-call]  # as all of torch's
+        rotated: Tensor = _Rotated.apply(x_BTHK, cos, sin)  # type: ignore[no-untyped-call]  # as all of torch's
         return rotated
 
 
-def _rotated(x_BTHK: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
-    turned, others = x_BTHK.tensor_split([num_heads], dim=-2)
-    real, imaginary = turned.chunk(2, dim=-1)
-    return torch.cat([torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1), others], dim=-2)
-
-
 class _Rotated(torch.autograd.Function):
-    """x with the pairs of its first heads rotated. The gradient is rotated back.
+    """x with its pairs rotated. The gradient is rotated back.
 
-    Autograd would take twice as many passes over the numbers, which take as long as attention itself on a CPU.
+    Autograd would take about twice as many passes over the numbers: on a CPU, where these take as long as attention
+    itself, and in compiled code, which makes no single pass of the gradient of a concatenation of parts.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_BTHK: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+    def forward(ctx: Any, x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.num_heads = num_heads
-        out = x_BTHK.clone()
-        (real, imaginary), (new_real, new_imaginary) = (x[..., :num_heads, :].chunk(2, dim=-1) for x in (x_BTHK, out))
-        new_real.mul_(cos).addcmul_(imaginary, sin, value=-1)
-        new_imaginary.mul_(cos).addcmul_(real, sin)
-        return out
+        return _rotated(x_BTHK, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _Rotated.apply(gradient, cos, -sin, ctx.num_heads), None, None, None  # type: ignore[no-untyped-call]
+        return _Rotated.apply(gradient, cos, -sin), None, None  # type: ignore[no-untyped-call]
+
+
+def _rotated(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    real, imaginary = x_BTHK.chunk(2, dim=-1)
+    if torch.compiler.is_compiling():  # a compiler makes one pass of this by itself, and is slowed by changes in place
+        return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    out = x_BTHK.clone()
+    new_real, new_imaginary = out.chunk(2, dim=-1)
+    new_real.mul_(cos).addcmul_(imaginary, sin, value=-1)
+    new_imaginary.mul_(cos).addcmul_(real, sin)
+    return out
 
 
 def rotary(x_BHTK: Tensor) -> Tensor:
     """x rotated to positions 0 … T − 1."""
-    num_heads, num_positions, head_dim = x_BHTK.shape[-3:]
+    num_positions, head_dim = x_BHTK.shape[-2:]
     rotation = Rotation.at(torch.arange(num_positions, device=x_BHTK.device), head_dim, x_BHTK.dtype)
-    return rotation(x_BHTK.transpose(-2, -3), num_heads).transpose(-2, -3)
+    return rotation(x_BHTK.transpose(-2, -3)).transpose(-2, -3)
 
 
 def windowed_attention(q_BHTK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, window: int) -> Tensor:
@@ -249,8 +248,9 @@ class SelfAttention(nn.Module):
     def _heads(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, rotated to their positions, and values."""
         heads_BTHK = torch.unflatten(self.query_key_value(x_BTD), -1, (3 * self.num_heads, -1))
-        q, k, v = rotation(heads_BTHK, 2 * self.num_heads).transpose(1, 2).chunk(3, dim=1)
-        return q, k, v
+        turned_BTHK, v_BTHK = heads_BTHK.tensor_split([2 * self.num_heads], dim=-2)
+        q, k = rotation(turned_BTHK).transpose(1, 2).chunk(2, dim=1)
+        return q, k, v_BTHK.transpose(1, 2)
 
 
 class CrossAttention(nn.Module):

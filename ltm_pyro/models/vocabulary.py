@@ -53,8 +53,8 @@ def target_log_probs(
         num_unused: number of rows at the end of the weights that are never a target. They are passed and left out
             here, since a caller's slice of the weights would copy their gradient.
         dtype: dtype of the products; None for that of the arguments. Sums are kept at least in float32.
-        is_compiled: whether `torch.compile` makes kernels of what is done to a block of logits. Each of its passes
-            over the block reads and writes all of it, which is what takes the time on a GPU. There is a kernel for each
+        is_compiled: whether `torch.compile` makes kernels of what is done with a block of logits. Each of its passes
+            over the block reads and writes all of it, which is what takes the time on a GPU. There are kernels for each
             size of a block, so the number of positions should not change often.
 
     Raises:
@@ -136,9 +136,10 @@ def _differentiable(
     return of_hidden, torch.nn.functional.pad((slopes.T @ rows).to(weight.dtype), (0, 0, 0, num_unused))
 
 
-Seen = tuple[Tensor, Tensor, Tensor]
-"""What is known of the logits of n positions after some blocks of tokens, [n, 1] each: the highest logit, the sum of
-the exponentials of logits less that, and the target's logit."""
+Seen = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""What is known of n positions after some blocks of tokens: the highest logit, the sum of the exponentials of logits
+less that, and the target's logit, [n, 1] each; and the sum of the exponentials times the tokens' weights, [n, D], where
+it is needed."""
 
 
 def _filled_size(vocab_size: int, device: torch.device) -> int:
@@ -156,34 +157,36 @@ def _filled_up(weight: Tensor, num_rows: int, dtype: torch.dtype | None) -> Tens
 
 def _logits(hidden: Tensor, weight: Tensor, tokens: slice, vocab_size: int) -> Tensor:
     """The logits of a block of tokens, [n, v]; -inf for what is there to fill it up."""
-    logits = torch.mm(hidden, weight[tokens].T)
-    if tokens.stop > vocab_size:
-        logits[:, vocab_size - tokens.start :] = -torch.inf
+    return _block_of_logits(hidden, weight[tokens], max(0, tokens.stop - vocab_size))
+
+
+def _block_of_logits(hidden: Tensor, weight: Tensor, num_filled: int) -> Tensor:
+    logits = torch.mm(hidden, weight.T)
+    if num_filled:
+        logits[:, len(weight) - num_filled :] = -torch.inf
     return logits
 
 
-def _add_block(
-    logits: Tensor, index: Tensor, seen: Seen, needs_exponentials: bool
-) -> tuple[Tensor | None, Tensor, Seen]:
-    """One more block of logits, [n, v].
+def _add_block(hidden: Tensor, weight: Tensor, num_filled: int, index: Tensor, seen: Seen) -> Seen:
+    """What is known after one more block of tokens.
 
     Args:
+        weight: the weights of the block, [v, D], of which the last `num_filled` rows are there to fill it up.
         index: the position of the target in the block, [n, 1]; outside of it for a target in another block.
-
-    Returns:
-        the exponentials, [n, v], where they are needed; by what those of earlier blocks shrink, [n, 1]; and what is
-        known now.
     """
-    highest, total, chosen = seen
-    dtype, logits = logits.dtype, logits.to(total.dtype)
+    highest, total, chosen, weighted = seen
+    rounded = _block_of_logits(hidden, weight, num_filled)
     # The very logits that the total is over, rounded as they are: the probabilities sum to one.
-    is_here = (index >= 0) & (index < logits.shape[1])
-    chosen = torch.where(is_here, logits.gather(1, index.clamp(0, logits.shape[1] - 1)), chosen)
+    logits = rounded.to(total.dtype)
+    is_here = (index >= 0) & (index < len(weight))
+    chosen = torch.where(is_here, logits.gather(1, index.clamp(0, len(weight) - 1)), chosen)
     lower, highest = highest, torch.maximum(highest, logits.amax(1, keepdim=True))
     shrinkage = (lower - highest).exp()
     exponentials = logits.sub_(highest).exp_()
     total = total * shrinkage + exponentials.sum(1, keepdim=True)
-    return exponentials.to(dtype) if needs_exponentials else None, shrinkage, (highest, total, chosen)
+    if weighted is not None:
+        weighted = weighted.mul_(shrinkage).add_(torch.mm(exponentials.to(rounded.dtype), weight))
+    return highest, total, chosen, weighted
 
 
 def _slopes_of(logits: Tensor, log_total: Tensor, gradient: Tensor) -> Tensor:
@@ -206,19 +209,17 @@ def _softmax(
     vocab_size: int,
     targets: Tensor,
     needs_mean: bool,
-    add_block: Callable[[Tensor, Tensor, Seen, bool], tuple[Tensor | None, Tensor, Seen]],
+    add_block: Callable[[Tensor, Tensor, int, Tensor, Seen], Seen],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The targets' logits, [n]; log Σ_v exp(logit_v), [n]; and Σ_v p_v w_v, [n, D], where it is needed."""
     dtype = _sum_dtype(hidden)
     highest = torch.full((len(hidden), 1), -torch.inf, dtype=dtype, device=hidden.device)
-    seen = highest, torch.zeros_like(highest), torch.zeros_like(highest)
     weighted = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if needs_mean else None
+    seen: Seen = highest, torch.zeros_like(highest), torch.zeros_like(highest), weighted
     for tokens in _blocks(len(weight), hidden.device, 1):
-        index = (targets - tokens.start)[:, None]
-        exponentials, shrinkage, seen = add_block(_logits(hidden, weight, tokens, vocab_size), index, seen, needs_mean)
-        if weighted is not None and exponentials is not None:
-            weighted = weighted.mul_(shrinkage).add_(torch.mm(exponentials, weight[tokens]))
-    highest, total, chosen = seen
+        index, num_filled = (targets - tokens.start)[:, None], max(0, tokens.stop - vocab_size)
+        seen = add_block(hidden, weight[tokens], num_filled, index, seen)
+    highest, total, chosen, weighted = seen
     mean = None if weighted is None else weighted / total
     return chosen.squeeze(1), (highest + total.log()).squeeze(1), mean
 
