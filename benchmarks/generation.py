@@ -60,12 +60,14 @@ def stretches(decoder: Decoder, z_BLSD: Tensor, num_tokens: int, generator: torc
 
 
 def weights_per_token(decoder: Decoder) -> int:
-    """The number of weights that a token needs: all except those for the keys and values of z.
+    """The number of weights that a token needs: all except those of cross-attention, and the thoughts' keys and values.
 
     The embeddings are included, since their table is also the output layer.
     """
-    of_z = sum(block.cross_attention.key_value.weight.numel() for block in decoder.blocks if block.attends)
-    return sum(weight.numel() for weight in decoder.parameters()) - of_z
+    attending = [block.cross_attention for block in decoder.blocks if block.attends]
+    of_z = sum(weight.numel() for module in attending for weight in module.parameters())
+    keys_and_values = 2 * decoder.config.num_heads * decoder.config.num_slots * decoder.config.width * len(attending)
+    return sum(weight.numel() for weight in decoder.parameters()) - of_z + keys_and_values
 
 
 def bandwidths(num_weights: int, width: int, rounds: int) -> dict[str, float]:

@@ -33,6 +33,7 @@ from ltm_pyro.models.attention import CrossAttention, join_heads, rotary, split_
 EXACT = {
     "frozen": "weights frozen",
     "below": "what lies below the first thoughts computed once for T steps (here: not counted)",
+    "taken in": "the weights of queries and output taken into the thoughts' keys and values",
     "band": "window attention on the blocks of the band",
     "vocabulary": "vocabulary term without all logits",
 }
@@ -42,6 +43,13 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Attention of all queries to all keys, with a mask for the window."""
     query, key = torch.arange(q.shape[2])[:, None], torch.arange(q.shape[2])[None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=(key <= query) & (key > query - window))
+
+
+def cross_attention(self: CrossAttention, x: Tensor, z: Tensor) -> Tensor:
+    """Cross-attention with a query and an output of each token."""
+    k, v = (split_heads(part, self.num_heads) for part in self.key_value(z).chunk(2, dim=-1))
+    attended = F.scaled_dot_product_attention(split_heads(self.query(x), self.num_heads), rotary(k), v)
+    return self.output(join_heads(attended))
 
 
 def gradient_of_all(output: Tensor, z: Tensor) -> tuple[Tensor | None]:
@@ -57,11 +65,14 @@ def gradient_of_all(output: Tensor, z: Tensor) -> tuple[Tensor | None]:
 def levers(model: LatentThoughtModel, pulled: frozenset[str]) -> Iterator[None]:
     """Within the block, the optimisations that are not among `pulled` are switched off."""
     decoder, banded, gradient = model.decoder, attention.windowed_attention, torch.autograd.grad
+    taken_in = CrossAttention.forward
     with contextlib.ExitStack() as stack:
         if "frozen" in pulled:
             stack.enter_context(frozen(model))
         else:
             torch.autograd.grad = gradient_of_all
+        if "taken in" not in pulled:
+            CrossAttention.forward = cross_attention
         if "band" not in pulled:
             attention.windowed_attention = dense_attention
         if "vocabulary" not in pulled:
@@ -72,6 +83,7 @@ def levers(model: LatentThoughtModel, pulled: frozenset[str]) -> Iterator[None]:
             yield
         finally:
             attention.windowed_attention, torch.autograd.grad = banded, gradient
+            CrossAttention.forward = taken_in
             decoder.__dict__.pop("log_probs", None)
 
 
@@ -86,10 +98,9 @@ def thoughts_at_once(model: LatentThoughtModel) -> Iterator[None]:
         made[:] = torch.einsum("blsd,led->lbse", z, weights).unbind(0)
         return decoder_forward(inputs, z, below, num_context)
 
-    def attend(self: CrossAttention, query: Tensor, z: Tensor) -> Tensor:
-        k, v = (split_heads(x, self.num_heads) for x in made.pop(0).chunk(2, dim=-1))
-        q = split_heads(query, self.num_heads)
-        return self.output(join_heads(F.scaled_dot_product_attention(q, rotary(k), v)))
+    def attend(self: CrossAttention, x: Tensor, z: Tensor) -> Tensor:
+        k, v = (split_heads(part, self.num_heads) for part in made.pop(0).chunk(2, dim=-1))
+        return self.attend(x, *self.taken_in(rotary(k), v))
 
     CrossAttention.forward, model.decoder.forward = attend, decoder
     try:

@@ -225,11 +225,11 @@ def as_the_reference(model: LatentThoughtModel) -> Iterator[None]:
     interval = config.length // (config.num_layers * config.num_slots)
     positions = torch.arange(config.num_slots) * interval
 
-    def cross_attention(self: CrossAttention, query_BTD: Tensor, z_BSD: Tensor) -> Tensor:
+    def cross_attention(self: CrossAttention, x_BTD: Tensor, z_BSD: Tensor) -> Tensor:
         k, v = (split_heads(x, self.num_heads) for x in self.key_value(z_BSD).chunk(2, dim=-1))
         spread = k.new_zeros(*k.shape[:2], int(positions.max()) + 1, k.shape[-1])
         spread[:, :, positions] = k
-        q = rotary(split_heads(query_BTD, self.num_heads))
+        q = rotary(split_heads(self.query(x_BTD), self.num_heads))
         return self.output(join_heads(F.scaled_dot_product_attention(q, rotary(spread)[:, :, positions], v)))
 
     decoder, original = model.decoder, CrossAttention.forward

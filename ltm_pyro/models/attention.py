@@ -248,7 +248,7 @@ class SelfAttention(nn.Module):
     def _heads(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, rotated to their positions, and values."""
         heads_BTHK = torch.unflatten(self.query_key_value(x_BTD), -1, (3 * self.num_heads, -1))
-        turned_BTHK, v_BTHK = heads_BTHK.tensor_split([2 * self.num_heads], dim=-2)
+        turned_BTHK, v_BTHK = heads_BTHK.split_with_sizes([2 * self.num_heads, self.num_heads], dim=-2)
         q, k = rotation(turned_BTHK).transpose(1, 2).chunk(2, dim=1)
         return q, k, v_BTHK.transpose(1, 2)
 
@@ -261,6 +261,11 @@ class CrossAttention(nn.Module):
     would be exchangeable, and the posterior would have S! equal modes in each layer, which no mean-field q can
     describe. With positions along the text, as in the reference implementation, a late token would see the thought
     vectors at a distance of a thousand, and what a slot means would depend on where in the text it is read.
+
+    A text has few thought vectors and many tokens, so the weights of queries and output are taken into keys and values:
+    of a head h with keys k_s and values v_s, the score of a token's state x is (W_h x) · k_s = x · (W_hᵀ k_s), and what
+    it adds to the output is V_h Σ_s p_s v_s = Σ_s p_s (V_h v_s). A token then costs two products with S vectors of D
+    numbers for each head, instead of two with D x D weights, which is less where S is below K.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -270,17 +275,29 @@ class CrossAttention(nn.Module):
         self.key_value = StackedLinear(width, width, 2)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, query_BTD: Tensor, u_BSD: Tensor) -> Tensor:
-        """Attention of the queries, which are `self.query` of the tokens' states and do not depend on u."""
-        return self.attend(query_BTD, *self.keys_values(u_BSD))
+    def forward(self, x_BTD: Tensor, u_BSD: Tensor) -> Tensor:
+        """What tokens in these states read of the thought vectors."""
+        return self.attend(x_BTD, *self.keys_values(u_BSD))
 
     def keys_values(self, u_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the thought vectors, [B, H, S, K] each: all that tokens see of them."""
+        """W_hᵀ k_s and V_h v_s of all heads and slots, [B, H·S, D] each: all that tokens see of the thought vectors."""
         k, v = (split_heads(x, self.num_heads) for x in self.key_value(u_BSD).chunk(2, dim=-1))
-        return rotary(k), v
+        return self.taken_in(rotary(k), v)
 
-    def attend(self, query_BTD: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
-        """Attention of the queries to keys and values that have been computed already."""
-        q = split_heads(query_BTD, self.num_heads)
-        attended: Tensor = self.output(join_heads(F.scaled_dot_product_attention(q, k_BHSK, v_BHSK)))
-        return attended
+    def taken_in(self, k_BHSK: Tensor, v_BHSK: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values with the weights of queries and output taken in, [B, H·S, D] each."""
+        query_HKD = torch.unflatten(self.query.weight, 0, (self.num_heads, -1))
+        output_HKD = torch.unflatten(self.output.weight.T, 0, (self.num_heads, -1))
+        keys, values = (
+            torch.einsum("bhsk,hkd->bhsd", x, weight)  # one product for each head
+            for x, weight in ((k_BHSK, query_HKD), (v_BHSK, output_HKD))
+        )
+        return keys.flatten(1, 2), values.flatten(1, 2)
+
+    def attend(self, x_BTD: Tensor, keys_BND: Tensor, values_BND: Tensor) -> Tensor:
+        """Attention to what :meth:`keys_values` has returned."""
+        scores = torch.unflatten(torch.matmul(x_BTD, keys_BND.mT), -1, (self.num_heads, -1))
+        scale = (x_BTD.shape[-1] // self.num_heads) ** -0.5
+        # At least in float32, as attention's kernels do it.
+        weights = (scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale).softmax(-1)
+        return torch.matmul(weights.flatten(-2).to(values_BND.dtype), values_BND)

@@ -153,15 +153,15 @@ class BelowZ:
 
     x_BTD: Tensor
     """The residual stream after self-attention."""
-    query_BTD: Tensor | None
-    """The queries of cross-attention; None where there is none."""
+    normed_BTD: Tensor | None
+    """The residual stream after the norm of cross-attention; None where there is no cross-attention."""
 
     def expand(self, shape: torch.Size) -> BelowZ:
         """Broadcast from [..., T, D] to one entry for each text of a batch of this shape, flattened: [B, T, D]."""
-        x_BTD, query_BTD = self.x_BTD, self.query_BTD
-        if query_BTD is not None:
-            query_BTD = query_BTD.expand(*shape, -1, -1).flatten(0, -3)
-        return BelowZ(x_BTD.expand(*shape, -1, -1).flatten(0, -3), query_BTD)
+        x_BTD, normed_BTD = self.x_BTD, self.normed_BTD
+        if normed_BTD is not None:
+            normed_BTD = normed_BTD.expand(*shape, -1, -1).flatten(0, -3)
+        return BelowZ(x_BTD.expand(*shape, -1, -1).flatten(0, -3), normed_BTD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +213,7 @@ class Block(nn.Module):
 
     def forward(self, below: BelowZ, u_BSD: Tensor) -> Tensor:
         """The rest of the layer: cross-attention and SwiGLU."""
-        attended_BTD = self.cross_attention(below.query_BTD, u_BSD) if self.attends else None
+        attended_BTD = self.cross_attention(below.normed_BTD, u_BSD) if self.attends else None
         return self._above_z(below, attended_BTD, self._fast_weights(u_BSD))
 
     def read(self, x_BTD: Tensor, rotation: Rotation, u_BSD: Tensor, index_BR: Tensor) -> tuple[Tensor, BlockMemory]:
@@ -234,17 +234,16 @@ class Block(nn.Module):
     def _remembering(self, x_BTD: Tensor, attended_BTD: Tensor, memory: BlockMemory) -> Tensor:
         """The layer after self-attention, with what it reads of the thought vectors from the memory."""
         below = self._below_z(x_BTD, attended_BTD)
-        if below.query_BTD is None or memory.thought is None:
+        if below.normed_BTD is None or memory.thought is None:
             return self._above_z(below, None, memory.fast_BHD)
-        return self._above_z(below, self.cross_attention.attend(below.query_BTD, *memory.thought), None)
+        return self._above_z(below, self.cross_attention.attend(below.normed_BTD, *memory.thought), None)
 
     def _fast_weights(self, u_BSD: Tensor) -> Tensor | None:
         return self.feed_forward.with_fast_weights(u_BSD) if self.has_fast_weights else None
 
     def _below_z(self, x_BTD: Tensor, attended_BTD: Tensor) -> BelowZ:
         x_BTD = x_BTD + attended_BTD
-        query_BTD = self.cross_attention.query(self.cross_attention_norm(x_BTD)) if self.attends else None
-        return BelowZ(x_BTD, query_BTD)
+        return BelowZ(x_BTD, self.cross_attention_norm(x_BTD) if self.attends else None)
 
     def _above_z(self, below: BelowZ, thought_BTD: Tensor | None, fast_BHD: Tensor | None) -> Tensor:
         x_BTD = below.x_BTD if thought_BTD is None else below.x_BTD + thought_BTD

@@ -271,29 +271,29 @@ def test_cross_attention_is_softmax_over_slots_whose_keys_alone_are_rotated(cros
             expected[b, n] = output @ np.concatenate(heads)
     # A rounded angle moves a score by a few times its rounding, and the output by as much of its size.
     tolerance = 7 * ROTARY_ROUNDING * 10 * np.abs(expected).max()
-    found = cross_attention(cross_attention.query(x_BTD), z_BSD).numpy()
+    found = cross_attention(x_BTD, z_BSD).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
 def test_slots_are_not_exchangeable(cross_attention):
     x_BTD = torch.randn(2, 5, 12, dtype=torch.float64)
     z_BSD = torch.randn(2, 3, 12, dtype=torch.float64)
-    out = cross_attention(cross_attention.query(x_BTD), z_BSD)
+    out = cross_attention(x_BTD, z_BSD)
     for order in ([1, 0, 2], [0, 2, 1], [2, 1, 0], [1, 2, 0], [2, 0, 1]):
-        change = (cross_attention(cross_attention.query(x_BTD), z_BSD[:, order]) - out).norm(dim=-1) / out.norm(dim=-1)
+        change = (cross_attention(x_BTD, z_BSD[:, order]) - out).norm(dim=-1) / out.norm(dim=-1)
         assert change.min() > 1e-3
 
 
 def test_every_token_sees_a_slot_at_the_same_angle_wherever_it_stands(cross_attention):
     x_BTD = torch.randn(2, 1, 12, dtype=torch.float64).expand(2, 400, 12)
-    out = cross_attention(cross_attention.query(x_BTD), torch.randn(2, 3, 12, dtype=torch.float64))
+    out = cross_attention(x_BTD, torch.randn(2, 3, 12, dtype=torch.float64))
     torch.testing.assert_close(out, out[:, :1].expand_as(out), rtol=1e-12, atol=1e-12)
 
 
 def test_a_sequence_attends_to_its_own_thought_vectors_only(cross_attention):
     x_BTD = torch.randn(3, 5, 12, dtype=torch.float64)
     z_BSD = torch.randn(3, 2, 12, dtype=torch.float64)
-    before = cross_attention(cross_attention.query(x_BTD), z_BSD)
+    before = cross_attention(x_BTD, z_BSD)
     z_BSD[1] += 1.0
-    differs = (cross_attention(cross_attention.query(x_BTD), z_BSD) != before).all(-1)
+    differs = (cross_attention(x_BTD, z_BSD) != before).all(-1)
     assert differs.tolist() == [[False] * 5, [True] * 5, [False] * 5]
