@@ -8,9 +8,10 @@ weights are copied into the reference's model, with the rows of the projections 
 pairs. Two differences are structural: the reference rotates the queries and keys of cross-attention to positions along
 the text, and it gives begin-of-text a logit. Our model imitates both, but only for the comparison of log-likelihoods,
 in which both models must give the same log p(x | z). Then the two are timed in turns (A B A B …), each with its own
-code and with T = 16. Our fast step here includes the part that `infer` computes only once for all steps. The
-log-likelihoods are compared in float32; --precision is that of the timing, and --compile that of our decoder. (The
-reference compiles its attention by itself, and its settings compile nothing else.)
+code and with T = 16: ours with `adamvi`, which takes the steps that the reference takes, and with `vi`. Our fast step
+here includes the part that `infer` computes only once for all steps. The log-likelihoods are compared in float32;
+--precision is that of the timing, and --compile that of our decoder. (The reference compiles its attention by itself,
+and its settings compile nothing else.)
 
 On a CPU the reference cannot use its Triton kernels. The module that contains them is replaced here by PyTorch's own
 operations. On a CUDA device that module is used if it can be imported.
@@ -47,6 +48,13 @@ from ltm_pyro.models.vocabulary import target_log_probs
 VOCAB_SIZE = 50_258
 """The tokens of GPT-2's encoding, and begin-of-text."""
 FAST_RATE, FAST_STEPS = 0.34, 16
+OURS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ours, adamvi": ("adamvi", {}),
+    "ours, vi": ("vi", {}),
+    "ours, vi, stride 4": ("vi", {"stride": 4}),
+}
+"""Our schemes that are compared, and their settings. The first takes the steps of the reference: Adam's, each of one
+gradient. `vi` evaluates the density once more in each step, and needs fewer of them."""
 
 
 def import_reference(path: str, use_kernels: bool) -> types.SimpleNamespace:
@@ -69,13 +77,13 @@ def import_reference(path: str, use_kernels: bool) -> types.SimpleNamespace:
 class Ours:
     """Our model, and the parts of a step."""
 
-    def __init__(self, config: Any, tokens: Tensor, stride: int) -> None:
+    def __init__(self, config: Any, tokens: Tensor, scheme: Any) -> None:
         self.model = LatentThoughtModel(config.model, VOCAB_SIZE, end_of_text=VOCAB_SIZE - 2).to(tokens.device)
         num_texts, length = tokens.shape
         ids = torch.arange(num_texts)
         weights = torch.ones(tokens.shape, device=tokens.device)
         self.batch = TokenBatch(tokens, weights, ids, torch.full((num_texts,), length))
-        self.scheme = SCHEMES["vi"](num_steps=FAST_STEPS, stride=stride)
+        self.scheme = scheme
         self.rng = BatchNoise(torch.Generator(tokens.device).manual_seed(0))
         self.optimizer = WeightOptimizer(self.model, config.optimizer, 1000)
         with frozen(self.model):
@@ -255,6 +263,12 @@ def log_likelihoods(ours: Ours, theirs: Theirs) -> tuple[float, float]:
     return mine, -their_elbo[4].item() * len(ours.batch)
 
 
+def scheme_of(side: str, num_steps: int) -> Any:
+    """One of our schemes that are compared."""
+    name, settings = OURS[side]
+    return SCHEMES[name](num_steps=num_steps, **settings)
+
+
 def build(options: argparse.Namespace, name: str) -> dict[str, Any]:
     """The models to compare, by name."""
     config = preset(name)
@@ -262,11 +276,12 @@ def build(options: argparse.Namespace, name: str) -> dict[str, Any]:
     use_kernels = device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
     torch.manual_seed(0)
     tokens = torch.randint(VOCAB_SIZE - 2, (options.batch_size, config.model.length), device=device)
-    sides: dict[str, Any] = {"ours": Ours(config, tokens, 1), "ours, stride 4": Ours(config, tokens, 4)}
-    sides["ours, stride 4"].model = sides["ours"].model
-    sides["ours, stride 4"].optimizer = sides["ours"].optimizer
+    sides: dict[str, Any] = {side: Ours(config, tokens, scheme_of(side, FAST_STEPS)) for side in OURS}
+    first, *others = sides.values()
+    for other in others:
+        other.model, other.optimizer = first.model, first.optimizer
     sides["reference"] = Theirs(import_reference(options.reference, use_kernels), config, tokens, use_kernels)
-    copy_weights(sides["ours"].model, sides["reference"].model)
+    copy_weights(first.model, sides["reference"].model)
     return sides
 
 
@@ -297,8 +312,7 @@ def only(options: argparse.Namespace) -> None:
         side: Any = Theirs(import_reference(options.reference, use_kernels), config, tokens, use_kernels)
         side.posterior.kwargs["num_steps"] = 2
     else:
-        side = Ours(config, tokens, 4 if "stride" in options.only else 1)
-        side.scheme = SCHEMES["vi"](num_steps=2, stride=side.scheme.stride)
+        side = Ours(config, tokens, scheme_of(options.only, 2))
     side.prepare(options)
     with contextlib.redirect_stdout(sys.stderr):
         side.training_step()
@@ -335,18 +349,20 @@ def main() -> None:
     records = []
     for name in options.presets:
         sides = build(options, name)
-        mine, theirs = log_likelihoods(sides["ours"], sides["reference"])
+        ours = next(iter(sides.values()))
+        mine, theirs = log_likelihoods(ours, sides["reference"])
         print(f"\n{name}: log p(x | z) of the same text at the same z: ours {mine:.2f}, reference {theirs:.2f} nats")
         # Kernels of a GPU may multiply with the precision of TF32.
         if abs(mine - theirs) > (1e-5 if device.type == "cpu" else 1e-3) * abs(theirs):
             raise SystemExit("the log-likelihoods differ: the two models are not the same")
-        operations = operations_of(sides["ours"].fast_step)
-        for side in (sides["ours"], sides["reference"]):  # the two of ours are one model
+        operations = operations_of(ours.fast_step)
+        for side in (ours, sides["reference"]):  # all of ours are one model
             side.prepare(options)
         rate = matrix_rate(device, getattr(torch, options.precision))
         print(f"a product of 4096 x 4096 matrices in {options.precision}: {rate / 1e9:.0f} G operations a second\n")
-        print("| | " + " | ".join(f"{side} [s]" for side in sides) + " | reference / ours | reference / stride 4 |")
-        print("|---|" + "---|" * (len(sides) + 2))
+        ratios_to = " | ".join(f"reference / {side.removeprefix('ours, ')}" for side in OURS)
+        print("| | " + " | ".join(f"{side} [s]" for side in sides) + f" | {ratios_to} |")
+        print("|---|" + "---|" * (len(sides) + len(OURS)))
         for what in ("fast_step", "training_step", "evaluation"):
             rounds = {"fast_step": options.rounds, "training_step": options.step_rounds}.get(what, options.eval_rounds)
             if not rounds:
@@ -355,15 +371,17 @@ def main() -> None:
             seconds = seconds_in_turns(functions, rounds, device, warm_up=what == "fast_step")
             medians = {side: statistics.median(values) for side, values in seconds.items()}
             cells = [f"{medians[side]:.2f} ({min(v):.2f}-{max(v):.2f})" for side, v in seconds.items()]
-            ratios = [f"{medians['reference'] / medians[side]:.2f}" for side in ("ours", "ours, stride 4")]
+            ratios = [f"{medians['reference'] / medians[side]:.2f}" for side in OURS]
             print(f"| {what.replace('_', ' ')} | {' | '.join(cells + ratios)} |", flush=True)
             records.append({"preset": name, "what": what, "seconds": seconds, "matrix_rate": rate})
             if what == "fast_step":
-                share = operations / medians["ours"] / rate
+                share = operations / medians[next(iter(OURS))] / rate
         memory = {} if options.without_memory else {side: peak_memory(options, name, side) for side in sides}
         if memory:
-            print(f"| peak memory [MB] | {' | '.join(f'{value:.0f}' for value in memory.values())} | | |")
-        print(f"\nour fast step: {share:.0%} of the rate of the matrix product")
+            print(f"| peak memory [MB] | {' | '.join(f'{value:.0f}' for value in memory.values())} |{' |' * len(OURS)}")
+        print(
+            f"\na fast step of {next(iter(OURS)).removeprefix('ours, ')}: {share:.0%} of the rate of the matrix product"
+        )
         records.append({"preset": name, "what": "peak_memory_mb", **memory, "share_of_matrix_rate": share})
     if options.json:
         with open(options.json, "w") as file:

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -29,6 +30,8 @@ from ltm_pyro.runs.trained import TrainedModel
 torch.set_num_threads(1)
 # pytest-xdist says how wide its own terminal is, which is no matter of the commands'.
 os.environ.pop("COLUMNS", None)
+# A job in the background of a shell script ignores Ctrl-C, and so would the commands that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_SHAPE = (
     "--model.width 16 --model.num-heads 2 --model.hidden 24 --model.num-layers 2 --model.window 8 --model.length 32"
