@@ -409,6 +409,7 @@ def main() -> None:
         with pyro.validation_enabled(False):
             PARTS[options.only][0](options, found)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     end = math.inf if options.toy else time.perf_counter() + options.seconds
     for name in options.parts:
         left = end - time.perf_counter()
@@ -441,6 +442,9 @@ def result_of(name: str, options: argparse.Namespace, at_most: float) -> dict[st
             os.killpg(process.pid, signal.SIGKILL)
             _, errors = process.communicate()
             status = "out of time"
+        except BaseException:  # Ctrl-C or a signal reaches this process alone
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         result = {"status": status, "seconds": round(time.perf_counter() - started, 1)}
         result["result"] = json.loads(out.read_text()) if out.exists() else {}
         return result if status == "done" else result | {"error": errors[-2000:]}
