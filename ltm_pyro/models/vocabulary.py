@@ -113,7 +113,7 @@ class _TargetLogProbs(torch.autograd.Function):
         slopes_of = _kernel(_slopes_of, ctx.is_compiled)
         for tokens in _blocks(_filled_size(ctx.vocab_size, hidden.device), hidden.device, 1):
             for rows in _blocks(len(hidden), hidden.device, 0):
-                logits = _logits(hidden[rows], weight, tokens, ctx.vocab_size)
+                logits = _logits(hidden[rows], weight[tokens], _num_filled(tokens, ctx.vocab_size))
                 slopes = slopes_of(logits, log_total[rows, None], gradient[rows, None])
                 weight_gradient[tokens] -= torch.mm(slopes.T, hidden[rows])
         return hidden_gradient, weight_gradient[:num_rows], None, None, None, None
@@ -155,12 +155,14 @@ def _filled_up(weight: Tensor, num_rows: int, dtype: torch.dtype | None) -> Tens
     return torch.nn.functional.pad(weight, (0, 0, 0, num_missing)) if num_missing else weight
 
 
-def _logits(hidden: Tensor, weight: Tensor, tokens: slice, vocab_size: int) -> Tensor:
+def _num_filled(tokens: slice, vocab_size: int) -> int:
+    """How many rows at the end of a block of tokens are there to fill it up."""
+    stop: int = tokens.stop
+    return max(0, stop - vocab_size)
+
+
+def _logits(hidden: Tensor, weight: Tensor, num_filled: int) -> Tensor:
     """The logits of a block of tokens, [n, v]; -inf for what is there to fill it up."""
-    return _block_of_logits(hidden, weight[tokens], max(0, tokens.stop - vocab_size))
-
-
-def _block_of_logits(hidden: Tensor, weight: Tensor, num_filled: int) -> Tensor:
     logits = torch.mm(hidden, weight.T)
     if num_filled:
         logits[:, len(weight) - num_filled :] = -torch.inf
@@ -175,7 +177,7 @@ def _add_block(hidden: Tensor, weight: Tensor, num_filled: int, index: Tensor, s
         index: the position of the target in the block, [n, 1]; outside of it for a target in another block.
     """
     highest, total, chosen, weighted = seen
-    rounded = _block_of_logits(hidden, weight, num_filled)
+    rounded = _logits(hidden, weight, num_filled)
     # The very logits that the total is over, rounded as they are: the probabilities sum to one.
     logits = rounded.to(total.dtype)
     is_here = (index >= 0) & (index < len(weight))
@@ -217,8 +219,8 @@ def _softmax(
     weighted = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if needs_mean else None
     seen: Seen = highest, torch.zeros_like(highest), torch.zeros_like(highest), weighted
     for tokens in _blocks(len(weight), hidden.device, 1):
-        index, num_filled = (targets - tokens.start)[:, None], max(0, tokens.stop - vocab_size)
-        seen = add_block(hidden, weight[tokens], num_filled, index, seen)
+        index = (targets - tokens.start)[:, None]
+        seen = add_block(hidden, weight[tokens], _num_filled(tokens, vocab_size), index, seen)
     highest, total, chosen, weighted = seen
     mean = None if weighted is None else weighted / total
     return chosen.squeeze(1), (highest + total.log()).squeeze(1), mean
